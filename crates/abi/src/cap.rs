@@ -1,0 +1,207 @@
+//! Capabilities: the numbers that `KVM_CHECK_EXTENSION` and `KVM_ENABLE_CAP` take.
+//!
+//! Capabilities that only other architectures have are left out. What each one promises is told where it is
+//! implemented; Linux's `Documentation/virt/kvm/api.rst` is the reference.
+#![allow(missing_docs)] // the names are the interface's own
+
+named! {
+    /// All capabilities with their names.
+    KVM_CAP_NAMES;
+    KVM_CAP_IRQCHIP = 0;
+    KVM_CAP_HLT = 1;
+    KVM_CAP_MMU_SHADOW_CACHE_CONTROL = 2;
+    KVM_CAP_USER_MEMORY = 3;
+    KVM_CAP_SET_TSS_ADDR = 4;
+    KVM_CAP_VAPIC = 6;
+    KVM_CAP_EXT_CPUID = 7;
+    KVM_CAP_CLOCKSOURCE = 8;
+    KVM_CAP_NR_VCPUS = 9;
+    KVM_CAP_NR_MEMSLOTS = 10;
+    KVM_CAP_PIT = 11;
+    KVM_CAP_NOP_IO_DELAY = 12;
+    KVM_CAP_PV_MMU = 13;
+    KVM_CAP_MP_STATE = 14;
+    KVM_CAP_COALESCED_MMIO = 15;
+    KVM_CAP_SYNC_MMU = 16;
+    KVM_CAP_IOMMU = 18;
+    KVM_CAP_DESTROY_MEMORY_REGION_WORKS = 21;
+    KVM_CAP_USER_NMI = 22;
+    KVM_CAP_SET_GUEST_DEBUG = 23;
+    KVM_CAP_REINJECT_CONTROL = 24;
+    KVM_CAP_IRQ_ROUTING = 25;
+    KVM_CAP_IRQ_INJECT_STATUS = 26;
+    KVM_CAP_ASSIGN_DEV_IRQ = 29;
+    KVM_CAP_JOIN_MEMORY_REGIONS_WORKS = 30;
+    KVM_CAP_MCE = 31;
+    KVM_CAP_IRQFD = 32;
+    KVM_CAP_PIT2 = 33;
+    KVM_CAP_SET_BOOT_CPU_ID = 34;
+    KVM_CAP_PIT_STATE2 = 35;
+    KVM_CAP_IOEVENTFD = 36;
+    KVM_CAP_SET_IDENTITY_MAP_ADDR = 37;
+    KVM_CAP_XEN_HVM = 38;
+    KVM_CAP_ADJUST_CLOCK = 39;
+    KVM_CAP_INTERNAL_ERROR_DATA = 40;
+    KVM_CAP_VCPU_EVENTS = 41;
+    KVM_CAP_HYPERV = 44;
+    KVM_CAP_HYPERV_VAPIC = 45;
+    KVM_CAP_HYPERV_SPIN = 46;
+    KVM_CAP_PCI_SEGMENT = 47;
+    KVM_CAP_INTR_SHADOW = 49;
+    KVM_CAP_DEBUGREGS = 50;
+    KVM_CAP_X86_ROBUST_SINGLESTEP = 51;
+    KVM_CAP_ENABLE_CAP = 54;
+    KVM_CAP_XSAVE = 55;
+    KVM_CAP_XCRS = 56;
+    KVM_CAP_ASYNC_PF = 59;
+    KVM_CAP_TSC_CONTROL = 60;
+    KVM_CAP_GET_TSC_KHZ = 61;
+    KVM_CAP_MAX_VCPUS = 66;
+    KVM_CAP_ONE_REG = 70;
+    KVM_CAP_TSC_DEADLINE_TIMER = 72;
+    KVM_CAP_SYNC_REGS = 74;
+    KVM_CAP_PCI_2_3 = 75;
+    KVM_CAP_KVMCLOCK_CTRL = 76;
+    KVM_CAP_SIGNAL_MSI = 77;
+    KVM_CAP_READONLY_MEM = 81;
+    KVM_CAP_IRQFD_RESAMPLE = 82;
+    KVM_CAP_DEVICE_CTRL = 89;
+    KVM_CAP_EXT_EMUL_CPUID = 95;
+    KVM_CAP_HYPERV_TIME = 96;
+    KVM_CAP_IOAPIC_POLARITY_IGNORED = 97;
+    KVM_CAP_ENABLE_CAP_VM = 98;
+    KVM_CAP_IOEVENTFD_NO_LENGTH = 100;
+    KVM_CAP_VM_ATTRIBUTES = 101;
+    KVM_CAP_CHECK_EXTENSION_VM = 105;
+    KVM_CAP_DISABLE_QUIRKS = 116;
+    KVM_CAP_X86_SMM = 117;
+    KVM_CAP_MULTI_ADDRESS_SPACE = 118;
+    KVM_CAP_GUEST_DEBUG_HW_BPS = 119;
+    KVM_CAP_GUEST_DEBUG_HW_WPS = 120;
+    KVM_CAP_SPLIT_IRQCHIP = 121;
+    KVM_CAP_IOEVENTFD_ANY_LENGTH = 122;
+    KVM_CAP_HYPERV_SYNIC = 123;
+    KVM_CAP_VCPU_ATTRIBUTES = 127;
+    KVM_CAP_MAX_VCPU_ID = 128;
+    KVM_CAP_X2APIC_API = 129;
+    KVM_CAP_MSI_DEVID = 131;
+    KVM_CAP_IMMEDIATE_EXIT = 136;
+    KVM_CAP_X86_DISABLE_EXITS = 143;
+    KVM_CAP_HYPERV_SYNIC2 = 148;
+    KVM_CAP_HYPERV_VP_INDEX = 149;
+    KVM_CAP_GET_MSR_FEATURES = 153;
+    KVM_CAP_HYPERV_EVENTFD = 154;
+    KVM_CAP_HYPERV_TLBFLUSH = 155;
+    KVM_CAP_NESTED_STATE = 157;
+    KVM_CAP_MSR_PLATFORM_INFO = 159;
+    KVM_CAP_HYPERV_SEND_IPI = 161;
+    KVM_CAP_COALESCED_PIO = 162;
+    KVM_CAP_HYPERV_ENLIGHTENED_VMCS = 163;
+    KVM_CAP_EXCEPTION_PAYLOAD = 164;
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT = 166;
+    KVM_CAP_HYPERV_CPUID = 167;
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 = 168;
+    KVM_CAP_PMU_EVENT_FILTER = 173;
+    KVM_CAP_HYPERV_DIRECT_TLBFLUSH = 175;
+    KVM_CAP_HALT_POLL = 182;
+    KVM_CAP_ASYNC_PF_INT = 183;
+    KVM_CAP_LAST_CPU = 184;
+    KVM_CAP_SMALLER_MAXPHYADDR = 185;
+    KVM_CAP_STEAL_TIME = 187;
+    KVM_CAP_X86_USER_SPACE_MSR = 188;
+    KVM_CAP_X86_MSR_FILTER = 189;
+    KVM_CAP_ENFORCE_PV_FEATURE_CPUID = 190;
+    KVM_CAP_SYS_HYPERV_CPUID = 191;
+    KVM_CAP_DIRTY_LOG_RING = 192;
+    KVM_CAP_X86_BUS_LOCK_EXIT = 193;
+    KVM_CAP_SET_GUEST_DEBUG2 = 195;
+    KVM_CAP_SGX_ATTRIBUTE = 196;
+    KVM_CAP_VM_COPY_ENC_CONTEXT_FROM = 197;
+    KVM_CAP_PTP_KVM = 198;
+    KVM_CAP_HYPERV_ENFORCE_CPUID = 199;
+    KVM_CAP_SREGS2 = 200;
+    KVM_CAP_EXIT_HYPERCALL = 201;
+    KVM_CAP_BINARY_STATS_FD = 203;
+    KVM_CAP_EXIT_ON_EMULATION_FAILURE = 204;
+    KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM = 206;
+    KVM_CAP_VM_GPA_BITS = 207;
+    KVM_CAP_XSAVE2 = 208;
+    KVM_CAP_SYS_ATTRIBUTES = 209;
+    KVM_CAP_PMU_CAPABILITY = 212;
+    KVM_CAP_DISABLE_QUIRKS2 = 213;
+    KVM_CAP_VM_TSC_CONTROL = 214;
+    KVM_CAP_SYSTEM_EVENT_DATA = 215;
+    KVM_CAP_X86_TRIPLE_FAULT_EVENT = 218;
+    KVM_CAP_X86_NOTIFY_VMEXIT = 219;
+    KVM_CAP_VM_DISABLE_NX_HUGE_PAGES = 220;
+    KVM_CAP_DIRTY_LOG_RING_ACQ_REL = 223;
+    KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP = 225;
+    KVM_CAP_PMU_EVENT_MASKED_EVENTS = 226;
+    KVM_CAP_COUNTER_OFFSET = 227;
+    KVM_CAP_USER_MEMORY2 = 231;
+    KVM_CAP_MEMORY_FAULT_INFO = 232;
+    KVM_CAP_MEMORY_ATTRIBUTES = 233;
+    KVM_CAP_GUEST_MEMFD = 234;
+    KVM_CAP_VM_TYPES = 235;
+    KVM_CAP_PRE_FAULT_MEMORY = 236;
+    KVM_CAP_X86_APIC_BUS_CYCLES_NS = 237;
+    KVM_CAP_X86_GUEST_MODE = 238;
+}
+
+/// The name of a capability, for messages.
+pub fn cap_name(cap: u32) -> Option<&'static str> {
+    crate::wire::lookup(KVM_CAP_NAMES, cap)
+}
+
+/// For `KVM_CAP_X86_DISABLE_EXITS`: MWAIT does not exit.
+pub const KVM_X86_DISABLE_EXITS_MWAIT: u64 = 1 << 0;
+/// For `KVM_CAP_X86_DISABLE_EXITS`: HLT does not exit.
+pub const KVM_X86_DISABLE_EXITS_HLT: u64 = 1 << 1;
+/// For `KVM_CAP_X86_DISABLE_EXITS`: PAUSE does not exit.
+pub const KVM_X86_DISABLE_EXITS_PAUSE: u64 = 1 << 2;
+/// For `KVM_CAP_X86_DISABLE_EXITS`: core C-state residency MSRs do not exit.
+pub const KVM_X86_DISABLE_EXITS_CSTATE: u64 = 1 << 3;
+
+/// For `KVM_CAP_X2APIC_API`: destination ids in MSI routes and APIC state are 32 bits wide.
+pub const KVM_X2APIC_API_USE_32BIT_IDS: u64 = 1 << 0;
+/// For `KVM_CAP_X2APIC_API`: in x2APIC mode 0xff is an id like any other, not a broadcast.
+pub const KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK: u64 = 1 << 1;
+
+/// Quirk: LINT0 is enabled after reset.
+pub const KVM_X86_QUIRK_LINT0_REENABLED: u64 = 1 << 0;
+/// Quirk: CR0.CD and CR0.NW are cleared at reset.
+pub const KVM_X86_QUIRK_CD_NW_CLEARED: u64 = 1 << 1;
+/// Quirk: the xAPIC page answers even when the APIC is in x2APIC mode.
+pub const KVM_X86_QUIRK_LAPIC_MMIO_HOLE: u64 = 1 << 2;
+/// Quirk: RIP is advanced before the exit of an OUT to port 0x7e.
+pub const KVM_X86_QUIRK_OUT_7E_INC_RIP: u64 = 1 << 3;
+/// Quirk: CPUID's MONITOR bit follows IA32_MISC_ENABLE.
+pub const KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT: u64 = 1 << 4;
+/// Quirk: a hypercall instruction of the other vendor is rewritten.
+pub const KVM_X86_QUIRK_FIX_HYPERCALL_INSN: u64 = 1 << 5;
+/// Quirk: MONITOR and MWAIT are no-operations instead of #UD.
+pub const KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS: u64 = 1 << 6;
+/// Quirk: deleting a memory slot drops every translation of the VM.
+pub const KVM_X86_QUIRK_SLOT_ZAP_ALL: u64 = 1 << 7;
+/// Quirk: feature MSRs start with the host's values.
+pub const KVM_X86_QUIRK_STUFF_FEATURE_MSRS: u64 = 1 << 8;
+
+/// `KVM_CAP_EXIT_HYPERCALL`: bit that offers KVM_HC_MAP_GPA_RANGE to the client.
+pub const KVM_EXIT_HYPERCALL_MAP_GPA_RANGE: u64 = 1 << 12;
+
+/// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`: clearing is the client's business.
+pub const KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE: u64 = 1 << 0;
+/// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`: every page starts dirty.
+pub const KVM_DIRTY_LOG_INITIALLY_SET: u64 = 1 << 1;
+
+/// `KVM_CAP_X86_BUS_LOCK_EXIT`: off.
+pub const KVM_BUS_LOCK_DETECTION_OFF: u64 = 1 << 0;
+/// `KVM_CAP_X86_BUS_LOCK_EXIT`: exit on each bus lock.
+pub const KVM_BUS_LOCK_DETECTION_EXIT: u64 = 1 << 1;
+/// `KVM_CAP_PMU_CAPABILITY`: no PMU for this VM.
+pub const KVM_PMU_CAP_DISABLE: u64 = 1 << 0;
+
+/// `KVM_CREATE_VM`'s ordinary machine type.
+pub const KVM_X86_DEFAULT_VM: u64 = 0;
+/// `KVM_CREATE_VM`: software-protected VM.
+pub const KVM_X86_SW_PROTECTED_VM: u64 = 1;

@@ -1,0 +1,2 @@
+//! The rekvm command.
+fn main() {}

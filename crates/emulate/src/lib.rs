@@ -1,0 +1,28 @@
+//! The instruction emulator: executes one decoded x86 instruction at a time against a processor that it
+//! sees only through the trait [`Cpu`].
+//!
+//! It serves twice. The hypervisor core uses it when the hardware cannot finish an instruction by itself (device
+//! memory, page-table writes, real mode on old processors), and the software CPU is an interpreter loop around
+//! it. Because it is the second, it knows the whole integer and system instruction set, in 16, 32 and 64 bits,
+//! with the exact order of exceptions that the manuals give.
+//!
+//! An instruction is a transaction: registers change only when everything that can stop it has succeeded. A
+//! stopped instruction ([`Stop`]) is executed again from its start, and the [`Cpu`] answers the accesses that
+//! it has already made in the same way, so that a device sees each of them once. One iteration of a REP
+//! counts as an instruction.
+//!
+//! How to read it: [`op`] is the form in which an instruction is kept, [`decode`] makes it from bytes and picks
+//! the function that executes it, and each other module is a family of instructions. Exceptions and interrupts
+//! enter the guest through [`event`].
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod cpu;
+pub mod decode;
+pub mod op;
+pub mod stop;
+
+pub use cpu::{Access, Cpu, Flush, Intercept};
+pub use decode::{DecodeError, decode};
+pub use op::{Handler, Op};
+pub use stop::{Res, Stop};

@@ -1,0 +1,97 @@
+//! One decoded instruction, in the form that is kept in caches and executed many times.
+use iced_x86::Code;
+use x86::CpuState;
+
+use crate::Res;
+
+/// Executes one instruction. RIP is already the next instruction's.
+pub type Handler<C> = fn(&mut C, &Op<C>) -> Res;
+
+/// Register number that stands for "none" in `base` and `index`.
+pub const NO_REG: u8 = 0xff;
+/// Register number of RIP as `base`.
+pub const RIP: u8 = 0x20;
+/// Register numbers of AH, CH, DH, BH are 16 to 19.
+pub const HIGH_BYTE: u8 = 16;
+
+/// Bits of [`Op::prefix`].
+pub mod prefix {
+    /// LOCK.
+    pub const LOCK: u8 = 1;
+    /// REP or REPE.
+    pub const REP: u8 = 2;
+    /// REPNE.
+    pub const REPNE: u8 = 4;
+}
+
+/// A decoded instruction and the function that executes it on a `C`.
+#[derive(Debug)]
+pub struct Op<C> {
+    /// What executes it.
+    pub run: Handler<C>,
+    /// The immediate, sign-extended to 64 bits as the instruction defines; the displacement from the next
+    /// instruction of a near branch; offset and (from bit 32) selector of a far one; a second immediate from bit 32.
+    pub imm: u64,
+    /// Displacement of the memory operand, from the next instruction if `base` is [`RIP`]. A 64-bit absolute
+    /// address (MOV moffs) is in `imm` instead.
+    pub disp: i32,
+    /// The instruction form.
+    pub code: Code,
+    /// Length in bytes, 1 to 15.
+    pub len: u8,
+    /// Numbers of the register operands by operand position: general registers 0 to 15 and the high bytes from
+    /// [`HIGH_BYTE`]; segment, control, debug, ST, MM, XMM and YMM registers by their own number. [`NO_REG`] otherwise.
+    pub regs: [u8; 4],
+    /// Position of the memory operand, or [`NO_REG`].
+    pub mem: u8,
+    /// Base register of the memory operand, [`RIP`] or [`NO_REG`].
+    pub base: u8,
+    /// Index register or [`NO_REG`].
+    pub index: u8,
+    /// log2 of the index's scale.
+    pub scale: u8,
+    /// Segment register of the memory operand, override applied.
+    pub seg: u8,
+    /// Size in bytes of the memory operand, 0 if it depends (XSAVE) or there is none.
+    pub mem_size: u8,
+    /// Address size in bytes: 2, 4, 8.
+    pub address_size: u8,
+    /// Operand size in bytes as prefixes give it: 2, 4, 8.
+    pub operand_size: u8,
+    /// [`prefix`] bits.
+    pub prefix: u8,
+}
+
+impl<C> Clone for Op<C> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<C> Copy for Op<C> {}
+
+impl<C> Op<C> {
+    /// Whether it has a memory operand.
+    #[inline(always)]
+    pub fn is_memory(&self) -> bool {
+        self.mem != NO_REG
+    }
+
+    /// Offset of the memory operand in its segment, wrapped to the address size.
+    #[inline(always)]
+    pub fn offset(&self, state: &CpuState) -> u64 {
+        let mut offset = self.disp as i64 as u64;
+        if self.base < 16 {
+            offset = offset.wrapping_add(state.gpr[self.base as usize & 15]);
+        } else if self.base == RIP {
+            offset = offset.wrapping_add(state.rip);
+        }
+        if self.index < 16 {
+            offset = offset.wrapping_add(state.gpr[self.index as usize & 15] << self.scale);
+        }
+        match self.address_size {
+            8 => offset,
+            4 => offset as u32 as u64,
+            _ => offset as u16 as u64,
+        }
+    }
+}

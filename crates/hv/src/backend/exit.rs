@@ -1,0 +1,177 @@
+//! Why a guest stopped running: one vocabulary for all back ends.
+use x86::Exception;
+
+/// An access to guest-physical memory that did not go through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Data read.
+    Read,
+    /// Data write, or the write half of a read-modify-write.
+    Write,
+    /// Instruction fetch.
+    Fetch,
+}
+
+/// IN, OUT, INS or OUTS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PioExit {
+    /// Port number.
+    pub port: u16,
+    /// Bytes: 1, 2 or 4.
+    pub size: u8,
+    /// OUT or OUTS.
+    pub write: bool,
+    /// INS or OUTS: to be emulated, the other fields are a hint.
+    pub string: bool,
+    /// Length of the instruction in bytes, 0 if unknown.
+    pub len: u8,
+}
+
+/// An access to a control register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrOp {
+    /// MOV to CRn of a value.
+    Write {
+        /// 0, 3, 4 or 8.
+        number: u8,
+        /// What the guest wants there.
+        value: u64,
+    },
+    /// MOV from CR8 to a general register.
+    ReadCr8 {
+        /// General register number.
+        gpr: u8,
+    },
+    /// Anything else (CLTS, LMSW, SMSW): to be emulated.
+    Other,
+}
+
+/// What happened. `len` is the length of the instruction that caused it, 0 if the processor does not tell;
+/// RIP is still at that instruction, and who handles the exit moves it on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// A request bit, a host interrupt or a kick: look around and enter again.
+    Interrupted,
+    /// The guest could take an interrupt now.
+    InterruptWindow,
+    /// The guest could take an NMI now.
+    NmiWindow,
+    /// HLT.
+    Hlt {
+        /// Instruction length.
+        len: u8,
+    },
+    /// PAUSE in a loop.
+    Pause {
+        /// Instruction length.
+        len: u8,
+    },
+    /// CPUID.
+    Cpuid {
+        /// Instruction length.
+        len: u8,
+    },
+    /// RDMSR of ECX.
+    MsrRead {
+        /// Instruction length.
+        len: u8,
+    },
+    /// WRMSR of EDX:EAX to ECX.
+    MsrWrite {
+        /// Instruction length.
+        len: u8,
+    },
+    /// RDPMC, already checked against CR4.PCE.
+    Rdpmc {
+        /// Instruction length.
+        len: u8,
+    },
+    /// VMCALL or VMMCALL.
+    Hypercall {
+        /// Instruction length.
+        len: u8,
+    },
+    /// WBINVD, INVD.
+    CacheFlush {
+        /// Instruction length.
+        len: u8,
+    },
+    /// MONITOR or MWAIT.
+    MonitorMwait {
+        /// Instruction length.
+        len: u8,
+        /// MWAIT.
+        wait: bool,
+    },
+    /// XSETBV, to be emulated.
+    Xsetbv {
+        /// Instruction length.
+        len: u8,
+    },
+    /// RSM.
+    Rsm,
+    /// Port I/O whose permission has been checked.
+    Pio(PioExit),
+    /// Control-register access.
+    Cr {
+        /// Which.
+        op: CrOp,
+        /// Instruction length.
+        len: u8,
+    },
+    /// A guest-physical address has no translation with the wanted right. If no memory slot serves it, it is device
+    /// memory, and the instruction is emulated.
+    NestedPageFault {
+        /// The guest-physical address.
+        gpa: u64,
+        /// What was tried.
+        access: Access,
+        /// The fault was met on the processor's own walk of the guest's page tables.
+        table_walk: bool,
+    },
+    /// Shadow paging only: a page fault to be told apart into shadow, protection and guest faults.
+    PageFault {
+        /// Linear address.
+        gva: u64,
+        /// Error code of the processor.
+        code: u32,
+    },
+    /// INVLPG under shadow paging.
+    Invlpg {
+        /// Linear address.
+        gva: u64,
+        /// Instruction length.
+        len: u8,
+    },
+    /// An intercepted exception of the guest (debugging by the client, #MC, ...), not delivered.
+    Exception {
+        /// Which; RIP as the guest's handler would see it.
+        exception: Exception,
+    },
+    /// A debugger's single step or hardware breakpoint: DR6 and DR7 as the client reads them.
+    Debug {
+        /// DR6.
+        dr6: u64,
+    },
+    /// A hardware task switch that the processor leaves to software.
+    TaskSwitch,
+    /// A triple fault, or shutdown by other means.
+    Shutdown,
+    /// The instruction at RIP has to be emulated (the back end cannot run it itself).
+    Emulate,
+    /// Memory of the client vanished while the guest used it: EFAULT.
+    BadAddress {
+        /// The guest-physical address.
+        gpa: u64,
+    },
+    /// The processor refused to enter the guest, with its reason code.
+    FailEntry {
+        /// KVM_EXIT_FAIL_ENTRY's hardware_entry_failure_reason.
+        reason: u64,
+    },
+    /// A reason that the back end does not know.
+    Unknown {
+        /// The processor's code for it.
+        reason: u64,
+    },
+}

@@ -1,0 +1,134 @@
+//! The seam towards processors.
+mod event;
+mod exit;
+
+use core::sync::atomic::AtomicU32;
+
+pub use event::{Event, EventKind};
+pub use exit::{Access, CrOp, Exit, PioExit};
+use mmu::AddressSpace;
+use platform::{Atomic, MaySleep, OutOfMemory, Platform};
+use x86::{CpuState, Features};
+
+/// Groups of registers, as a hardware back end fetches and writes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups(pub u16);
+
+#[allow(missing_docs)]
+impl Groups {
+    /// General registers, RIP and RFLAGS, interrupt shadow.
+    pub const GENERAL: Self = Self(1);
+    /// Segment and descriptor-table registers.
+    pub const SEGMENTS: Self = Self(1 << 1);
+    /// Control registers, EFER, PDPTEs.
+    pub const CONTROL: Self = Self(1 << 2);
+    pub const DEBUG: Self = Self(1 << 3);
+    /// SYSCALL and SYSENTER MSRs, KERNEL_GS_BASE, TSC_AUX.
+    pub const MSRS: Self = Self(1 << 4);
+    /// x87, SSE, AVX, XCR0.
+    pub const FPU: Self = Self(1 << 5);
+    pub const ALL: Self = Self(0x3f);
+
+    /// Both.
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// What the client's debugger asks of the processor (KVM_SET_GUEST_DEBUG, KVM_DEBUG_GUEST).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GuestDebug {
+    /// Exit after each instruction.
+    pub single_step: bool,
+    /// #BP exits instead of being delivered.
+    pub software_breakpoints: bool,
+    /// DR0 to DR3 and DR7 that replace the guest's while it runs; matches exit as [`Exit::Debug`].
+    pub hardware: Option<([u64; 4], u64)>,
+    /// Suppress interrupts while single stepping (KVM_GUESTDBG_BLOCKIRQ).
+    pub block_interrupts: bool,
+}
+
+/// What a vCPU may use while it is inside the guest.
+#[derive(Debug)]
+pub struct Env<'a, P: Platform> {
+    /// The VM's guest-physical address space.
+    pub memory: &'a AddressSpace<P>,
+    /// This vCPU's reader number for snapshots.
+    pub reader: usize,
+    /// The vCPU's request word: non-zero means leave the guest at the next instruction boundary.
+    pub requests: &'a AtomicU32,
+}
+
+/// A kind of processor that can run guests.
+pub trait Backend: Sized + Send + Sync + 'static {
+    /// The host it is built for.
+    type Platform: Platform;
+    /// What one guest processor is to it.
+    type Vcpu: BackendVcpu<Self::Platform>;
+    /// What it keeps for a VM.
+    type Vm: Send + Sync;
+    /// Its name as users read it: "software CPU", "AMD-V", "VT-x".
+    const NAME: &'static str;
+    /// Whether guest-physical memory is mapped by tables that the core fills (NPT, EPT). If not, the back end looks
+    /// addresses up in [`Env::memory`] by itself.
+    const NESTED_TABLES: bool;
+
+    /// What guests may be offered in CPUID.
+    fn features(&self) -> Features;
+    /// XCR0 bits that guests may set.
+    fn xcr0(&self) -> u64;
+    /// A new VM.
+    fn create_vm(&self, cx: &MaySleep) -> Result<Self::Vm, OutOfMemory>;
+    /// A new vCPU, in reset state.
+    fn create_vcpu(&self, vm: &Self::Vm, index: usize, cx: &MaySleep) -> Result<Self::Vcpu, OutOfMemory>;
+}
+
+/// One guest processor of a back end. Its owner (the thread inside a vCPU ioctl) is the only one who reaches it.
+pub trait BackendVcpu<P: Platform>: Send + 'static {
+    /// The registers; the groups in `need` are up to date, others may be stale.
+    fn registers(&mut self, need: Groups) -> &CpuState;
+    /// The registers to be changed; the groups in `change` are up to date, and what is written to them takes effect
+    /// at the next entry. The caller calls `CpuState::refresh` when mode or privilege may have changed.
+    fn registers_mut(&mut self, change: Groups) -> &mut CpuState;
+    /// The guest's CPUID changed.
+    fn set_features(&mut self, features: Features, xcr0: u64, physical_bits: u32);
+    /// Guest TSC = host TSC * ratio >> 48 + offset. A ratio of 1 << 48 means no scaling.
+    fn set_tsc(&mut self, offset: u64, ratio: u64);
+    /// Debugging by the client changed.
+    fn set_debug(&mut self, debug: GuestDebug);
+    /// Delivers `event` at the next entry, before the next instruction. One event at a time.
+    fn inject(&mut self, event: Event);
+    /// The event that was to be injected, or whose delivery an exit cut short: it is to be injected again (unless
+    /// the exit's handling replaces it). Cleared by reading.
+    fn take_unfinished_event(&mut self) -> Option<Event>;
+    /// Ask for [`Exit::InterruptWindow`] / [`Exit::NmiWindow`] as soon as an interrupt / NMI could be delivered.
+    fn request_window(&mut self, interrupt: bool, nmi: bool);
+    /// Whether an NMI is being handled (blocked until IRET).
+    fn nmi_blocked(&self) -> bool;
+    /// Sets the above, as KVM_SET_VCPU_EVENTS does.
+    fn set_nmi_blocked(&mut self, blocked: bool);
+    /// Forgets translations: of guest-physical memory (`memory`: slots, dirty logging, permissions), or of the
+    /// guest's own tables too.
+    fn flush(&mut self, what: FlushTlb);
+    /// The vCPU is about to run on this processor.
+    fn load(&mut self, cx: &Atomic);
+    /// It no longer does.
+    fn put(&mut self, cx: &Atomic);
+    /// Runs the guest until something happens. On return the registers are at an instruction boundary, RIP at the
+    /// instruction that caused the exit unless the exit's documentation says otherwise.
+    fn enter(&mut self, env: &Env<'_, P>) -> Exit;
+}
+
+/// What to forget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlushTlb {
+    /// Every translation.
+    All,
+    /// Translations of guest-physical addresses changed (slots, dirty logging); guest-virtual ones that were
+    /// combined with them go too.
+    Physical,
+    /// Everything of the guest's current address space, as a load of CR3 does.
+    Current,
+    /// One linear page.
+    Page(u64),
+}

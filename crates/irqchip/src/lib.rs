@@ -1,0 +1,1 @@
+//! PIC, IOAPIC, local APIC, PIT and interrupt routing.

@@ -1,0 +1,70 @@
+//! What the hypervisor core asks of the machine that hosts it.
+//!
+//! The core never names an operating system. Everything that it needs from one (memory of the client,
+//! locks, time, timers, sleeping and waking, the pending signal) comes through the trait [`Platform`],
+//! which is implemented once for user space (crate `user`), once for the Linux kernel (the module) and
+//! once, deterministically, for tests. It is a static generic everywhere: no call of it is indirect.
+//!
+//! Besides the trait, the crate holds the few types that the core needs because the kernel has no `std`:
+//! fallible boxes and shared pointers ([`fallible`]), locks that know their rank ([`lock`]), and a value
+//! that is replaced as a whole and read without a lock ([`published`]).
+#![no_std]
+extern crate alloc;
+
+pub mod context;
+pub mod fallible;
+pub mod lock;
+pub mod memory;
+pub mod published;
+pub mod time;
+pub mod wait;
+
+pub use context::{Atomic, MaySleep};
+pub use fallible::{OutOfMemory, Shared};
+pub use lock::{Mutex, RawLock, SpinLock};
+pub use memory::{BadAddress, Hva, Memory, Word};
+pub use published::Published;
+pub use time::{Timer, TimerCallback};
+pub use wait::{WaitEnd, Waiter};
+
+/// The machine that hosts us. All methods are associated functions: there is one host per process (or kernel).
+pub trait Platform: Sized + Send + Sync + 'static {
+    /// Access to the client's address space, where guest memory lives.
+    type Memory: Memory;
+    /// A lock under which its holder may sleep.
+    type RawMutex: RawLock;
+    /// A lock that is held for moments only, also in interrupt context.
+    type RawSpin: RawLock;
+    /// Where a vCPU sleeps and is woken.
+    type Waiter: Waiter;
+    /// A one-shot timer that calls `C`.
+    type Timer<C: TimerCallback>: Timer<C>;
+
+    /// Monotonic nanoseconds.
+    fn now_ns() -> u64;
+    /// Nanoseconds since the epoch (1970), for the guest's wall clock.
+    fn wall_clock_ns() -> u64;
+    /// The host's time-stamp counter.
+    fn tsc() -> u64;
+    /// Its frequency in kHz; 0 if the host has no usable one.
+    fn tsc_khz() -> u32;
+    /// Fills `buf` with random bytes.
+    fn random(buf: &mut [u8]);
+    /// Whether a signal that is to end KVM_RUN is pending for the calling thread.
+    fn signal_pending() -> bool;
+    /// Gives the processor to others if they wait for it; between two entries of a guest.
+    fn relax(cx: &MaySleep);
+    /// A line for the operator's log; rate limited by the platform.
+    fn log(level: Level, message: core::fmt::Arguments<'_>);
+}
+
+/// How much an operator should care about a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Something failed that should not.
+    Error,
+    /// A guest or client did something odd.
+    Warning,
+    /// For people who look.
+    Info,
+}

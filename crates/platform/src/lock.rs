@@ -1,0 +1,115 @@
+//! Locks on top of the platform's raw ones. Every lock has a rank, and a thread takes locks in rising rank
+//! only: the order stands in [`rank`], and platforms check it in debug builds.
+use core::{
+    cell::UnsafeCell,
+    ops::{Deref, DerefMut},
+};
+
+use crate::OutOfMemory;
+
+/// A mutual exclusion lock without data.
+pub trait RawLock: Sized + Send + Sync {
+    /// Makes an unlocked lock of the given rank.
+    fn new(rank: u8) -> Result<Self, OutOfMemory>;
+    /// Waits for the lock and takes it.
+    fn lock(&self);
+    /// Takes the lock if it is free.
+    fn try_lock(&self) -> bool;
+    /// Gives the lock back.
+    ///
+    /// # Safety
+    /// The caller holds the lock.
+    unsafe fn unlock(&self);
+}
+
+/// The one lock order of the project, outermost first.
+pub mod rank {
+    /// The list of VMs.
+    pub const VM_LIST: u8 = 10;
+    /// One vCPU: held for the length of a vCPU ioctl, KVM_RUN included.
+    pub const VCPU: u8 = 20;
+    /// A VM's configuration: vCPU creation, irqchip creation, capabilities.
+    pub const VM: u8 = 30;
+    /// A VM's memory slots and aliases.
+    pub const SLOTS: u8 = 40;
+    /// The MMU: shadow pages and reverse maps.
+    pub const MMU: u8 = 50;
+    /// A bus of in-hypervisor devices.
+    pub const BUS: u8 = 60;
+    /// PIT.
+    pub const PIT: u8 = 70;
+    /// Interrupt routing and its line states.
+    pub const ROUTING: u8 = 75;
+    /// IOAPIC.
+    pub const IOAPIC: u8 = 80;
+    /// PIC.
+    pub const PIC: u8 = 85;
+    /// The platform's own: timers, wake-ups.
+    pub const PLATFORM: u8 = 100;
+}
+
+/// Data under a raw lock `L`.
+#[derive(Debug)]
+pub struct Locked<L, T> {
+    raw: L,
+    data: UnsafeCell<T>,
+}
+
+/// Data under a sleeping lock of platform `P`.
+pub type Mutex<P, T> = Locked<<P as crate::Platform>::RawMutex, T>;
+/// Data under a spinning lock of platform `P`.
+pub type SpinLock<P, T> = Locked<<P as crate::Platform>::RawSpin, T>;
+
+// SAFETY: the lock lets one thread at a time reach the data.
+unsafe impl<L: RawLock, T: Send> Sync for Locked<L, T> {}
+
+impl<L: RawLock, T> Locked<L, T> {
+    /// A lock of the given [`rank`] around `data`.
+    pub fn new(rank: u8, data: T) -> Result<Self, OutOfMemory> {
+        Ok(Self { raw: L::new(rank)?, data: UnsafeCell::new(data) })
+    }
+
+    /// Waits for the lock.
+    pub fn lock(&self) -> Guard<'_, L, T> {
+        self.raw.lock();
+        Guard { lock: self }
+    }
+
+    /// Takes the lock if it is free.
+    pub fn try_lock(&self) -> Option<Guard<'_, L, T>> {
+        self.raw.try_lock().then_some(Guard { lock: self })
+    }
+
+    /// The data, through a unique reference: nobody else can hold the lock.
+    pub fn get_mut(&mut self) -> &mut T {
+        self.data.get_mut()
+    }
+}
+
+/// The right to use the data; gives the lock back when dropped.
+#[derive(Debug)]
+pub struct Guard<'a, L: RawLock, T> {
+    lock: &'a Locked<L, T>,
+}
+
+impl<L: RawLock, T> Deref for Guard<'_, L, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        // SAFETY: the guard's existence means that this thread holds the lock.
+        unsafe { &*self.lock.data.get() }
+    }
+}
+
+impl<L: RawLock, T> DerefMut for Guard<'_, L, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as in deref, and the guard is borrowed uniquely.
+        unsafe { &mut *self.lock.data.get() }
+    }
+}
+
+impl<L: RawLock, T> Drop for Guard<'_, L, T> {
+    fn drop(&mut self) {
+        // SAFETY: made by lock or a successful try_lock, dropped once.
+        unsafe { self.lock.raw.unlock() }
+    }
+}

@@ -1,0 +1,1 @@
+//! The software CPU: a Backend that needs no hardware virtualization.

@@ -1,0 +1,1 @@
+//! The user-space Platform and /dev/kvm inside the client's own process.

@@ -1,0 +1,2 @@
+//! Builds, tests and boots rekvm.
+fn main() {}
