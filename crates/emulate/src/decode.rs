@@ -34,8 +34,8 @@ pub fn decode<C: Cpu>(bytes: &[u8], mode: Mode, _features: Features) -> Result<O
     Ok(compact(&insn, mode, handler))
 }
 
-fn lookup<C: Cpu>(_insn: &Instruction) -> Option<Handler<C>> {
-    None
+fn lookup<C: Cpu>(insn: &Instruction) -> Option<Handler<C>> {
+    crate::system::lookup(insn).or_else(|| crate::fpu::lookup(insn))
 }
 
 fn compact<C>(insn: &Instruction, mode: Mode, run: Handler<C>) -> Op<C> {

@@ -19,8 +19,10 @@
 
 pub mod cpu;
 pub mod decode;
+pub mod fpu;
 pub mod op;
 pub mod stop;
+pub mod system;
 
 pub use cpu::{Access, Cpu, Flush, Intercept};
 pub use decode::{DecodeError, decode};
