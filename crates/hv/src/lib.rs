@@ -3,9 +3,26 @@
 //!
 //! A [`backend::Backend`] is a processor that can run a guest until something happens: AMD-V, VT-x, or the
 //! software CPU. A `platform::Platform` is the host: a kernel or a process. The core stands between them and the
-//! client (QEMU, `rekvm run`, ...): it owns the life of `Kvm`, `Vm` and `Vcpu` behind their file descriptors, answers
-//! their ioctls, and handles every exit of every back end once.
+//! client (QEMU, `rekvm run`, ...): it owns the life of [`Kvm`], [`Vm`] and [`Vcpu`] behind their file descriptors,
+//! answers their ioctls, and handles every exit of every back end once.
+//!
+//! Packaging (the kernel module, the in-process device) makes one [`Kvm`], resolves a file descriptor to its object,
+//! and calls that object's `ioctl`. An [`Outcome`] that is a new object becomes a new file descriptor. The objects
+//! are handles: cheap to clone, each keeping what it needs alive, so that descriptors can be closed in any order.
 #![no_std]
 extern crate alloc;
 
 pub mod backend;
+mod errno;
+mod kvm;
+mod outcome;
+mod stats;
+mod vcpu;
+mod vm;
+
+pub use errno::Errno;
+pub use kvm::Kvm;
+pub use outcome::Outcome;
+pub use stats::StatsFile;
+pub use vcpu::{Vcpu, request};
+pub use vm::Vm;
