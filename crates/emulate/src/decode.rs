@@ -5,6 +5,7 @@ use x86::{Features, Mode, Seg};
 
 use crate::{
     Cpu, Handler, Op,
+    address::form,
     op::{HIGH_BYTE, NO_REG, RIP, prefix},
 };
 
@@ -56,6 +57,8 @@ fn compact<C>(insn: &Instruction, mode: Mode, run: Handler<C>) -> Op<C> {
         address_size: (mode.bitness() / 8) as u8,
         operand_size: (mode.bitness() / 8).min(4) as u8,
         prefix: 0,
+        form: form::SEGMENTED,
+        mode,
     };
     if insn.has_lock_prefix() {
         op.prefix |= prefix::LOCK;
@@ -126,6 +129,29 @@ fn memory<C>(insn: &Instruction, position: u32, op: &mut Op<C>) {
             op.imm = disp;
         }
     }
+    if op.mode == Mode::Long64 {
+        op.seg = long_segment(insn);
+        let plain = op.seg < Seg::Fs as u8 && op.address_size == 8 && !is_moffs(insn.code());
+        op.form = match (op.base, op.index) {
+            _ if !plain => form::LONG,
+            (RIP, _) => form::RELATIVE,
+            (NO_REG, _) => form::LONG,
+            (_, NO_REG) => form::BASE,
+            _ => form::INDEXED,
+        };
+    }
+}
+
+/// The segment of a memory operand in 64-bit mode, where only FS and GS prefixes count.
+fn long_segment(insn: &Instruction) -> u8 {
+    let prefix = insn.segment_prefix();
+    let seg = match (prefix, insn.memory_base()) {
+        (Register::FS, _) => Seg::Fs,
+        (Register::GS, _) => Seg::Gs,
+        (_, Register::RSP | Register::ESP | Register::RBP | Register::EBP) => Seg::Ss,
+        _ => Seg::Ds,
+    };
+    seg as u8
 }
 
 fn is_moffs(code: Code) -> bool {

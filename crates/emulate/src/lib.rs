@@ -17,14 +17,23 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, feature = "testing"))]
+extern crate std;
+
+pub mod address;
 pub mod cpu;
 pub mod decode;
+pub mod fetch;
 pub mod fpu;
 pub mod op;
+pub mod stack;
 pub mod stop;
 pub mod system;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use cpu::{Access, Cpu, Flush, Intercept};
 pub use decode::{DecodeError, decode};
+pub use fetch::{fetch_decode, step};
 pub use op::{Handler, Op};
 pub use stop::{Res, Stop};

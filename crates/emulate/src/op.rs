@@ -1,6 +1,6 @@
 //! One decoded instruction, in the form that is kept in caches and executed many times.
 use iced_x86::Code;
-use x86::CpuState;
+use x86::{CpuState, Mode};
 
 use crate::Res;
 
@@ -13,6 +13,20 @@ pub const NO_REG: u8 = 0xff;
 pub const RIP: u8 = 0x20;
 /// Register numbers of AH, CH, DH, BH are 16 to 19.
 pub const HIGH_BYTE: u8 = 16;
+
+/// Numbers of the general registers.
+#[allow(missing_docs)]
+pub mod gpr {
+    pub const RAX: usize = 0;
+    pub const RCX: usize = 1;
+    pub const RDX: usize = 2;
+    pub const RBX: usize = 3;
+    pub const RSP: usize = 4;
+    pub const RBP: usize = 5;
+    pub const RSI: usize = 6;
+    pub const RDI: usize = 7;
+    pub const R11: usize = 11;
+}
 
 /// Bits of [`Op::prefix`].
 pub mod prefix {
@@ -60,6 +74,10 @@ pub struct Op<C> {
     pub operand_size: u8,
     /// [`prefix`] bits.
     pub prefix: u8,
+    /// How the memory operand is addressed, one of [`crate::address::form`].
+    pub form: u8,
+    /// The mode that it was decoded for, and the only one in which it may be executed.
+    pub mode: Mode,
 }
 
 impl<C> Clone for Op<C> {
