@@ -1,2 +1,40 @@
-//! Builds, tests and boots rekvm.
-fn main() {}
+//! Builds, tests and boots rekvm. `cargo xtask run` and `cargo xtask test` are the two commands of the README;
+//! both install what they miss, as far as they can, and say what they could not.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod bench;
+mod ci;
+mod guest;
+mod process;
+mod run;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds, tests and boots rekvm")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot a Debian guest on rekvm, to a shell.
+    Run(run::Options),
+    /// Everything that CI runs.
+    Test(ci::Options),
+    /// Boot time beside QEMU's TCG (and Bochs), in one run.
+    BenchBoot(bench::boot::Options),
+    /// Memory of the process, time to the first guest instruction, CPU time of an idle guest.
+    BenchFootprint(bench::footprint::Options),
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Run(options) => run::run(&options),
+        Command::Test(options) => ci::test(&options),
+        Command::BenchBoot(options) => bench::boot::run(&options),
+        Command::BenchFootprint(options) => bench::footprint::run(&options),
+    }
+}

@@ -1,0 +1,81 @@
+//! Other programs: run with their output shown, or refuse with a sentence that helps.
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+/// The root of the checkout.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_path_buf()
+}
+
+/// Where things are kept that are fetched or built outside cargo.
+pub fn cache() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from).join("guest")
+}
+
+/// Where cargo puts `name` when it builds with `--release`.
+pub fn release_binary(name: &str) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from).join("release").join(name)
+}
+
+/// Runs `command` to its end; an error if it cannot be started or fails.
+pub fn check(command: &mut Command) -> Result<()> {
+    let shown = show(command);
+    let status = command.status().with_context(|| format!("cannot start `{shown}`"))?;
+    if !status.success() {
+        bail!("`{shown}` ended with {status}");
+    }
+    Ok(())
+}
+
+/// The standard output of `command`; an error if it cannot be started or fails.
+pub fn output(command: &mut Command) -> Result<String> {
+    let shown = show(command);
+    let out = command.output().with_context(|| format!("cannot start `{shown}`"))?;
+    if !out.status.success() {
+        bail!("`{shown}` ended with {}: {}", out.status, String::from_utf8_lossy(&out.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// A command as one would type it.
+pub fn show(command: &Command) -> String {
+    let mut words = vec![command.get_program().to_string_lossy().into_owned()];
+    words.extend(command.get_args().map(|a| a.to_string_lossy().into_owned()));
+    words.join(" ")
+}
+
+/// A cargo command in the checkout, with the toolchain that runs us.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Makes sure that a program exists, by installing Debian's `package` if it does not.
+pub fn need(program: &str, package: &str) -> Result<()> {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
+    if found {
+        return Ok(());
+    }
+    eprintln!("xtask: installing Debian's {package} for `{program}`");
+    let install = |what: &[&str]| {
+        check(
+            Command::new("apt-get")
+                .args(what)
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .stdout(std::process::Stdio::null()),
+        )
+    };
+    let quiet = ["install", "-y", "-qq", "--no-install-recommends", package];
+    if install(&quiet).is_err() {
+        install(&["update", "-qq"]).and_then(|()| install(&quiet)).with_context(|| {
+            format!("`{program}` is missing: install Debian's package {package} (as root: apt-get install {package})")
+        })?;
+    }
+    Ok(())
+}

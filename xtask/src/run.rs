@@ -1,0 +1,141 @@
+//! `cargo xtask run`: a Debian guest on rekvm.
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{
+    guest::{self, Guest},
+    process::{cache, cargo, check, release_binary},
+};
+
+/// Options of `run`.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Without a terminal: the guest tests itself and powers off; status 0 only if all of it held.
+    #[arg(long)]
+    check: bool,
+    /// Number of virtual CPUs.
+    #[arg(long, default_value_t = 1)]
+    cpus: u32,
+    /// Guest memory, as `rekvm run` takes it.
+    #[arg(long, default_value = "512M")]
+    memory: String,
+    /// Back end: auto, soft or kvm.
+    #[arg(long, default_value = "soft")]
+    accel: String,
+    /// Seconds after which `--check` gives up.
+    #[arg(long, default_value_t = 300)]
+    timeout: u64,
+    /// More arguments for `rekvm run`.
+    #[arg(last = true)]
+    more: Vec<String>,
+}
+
+/// Builds rekvm as users build it.
+pub fn build() -> Result<()> {
+    eprintln!("xtask: building rekvm");
+    check(cargo().args(["build", "--release", "--package", "rekvm"]))
+}
+
+/// `rekvm run` with what every boot of `guest` has in common.
+pub fn command(guest: &Guest, cpus: u32, memory: &str, append: &str) -> Command {
+    let mut command = Command::new(release_binary("rekvm"));
+    command.arg("run").arg("--kernel").arg(&guest.kernel).arg("--initrd").arg(&guest.initrd);
+    command.args(["--memory", memory, "--cpus", &cpus.to_string(), "--append", append]);
+    command
+}
+
+/// See the module.
+pub fn run(options: &Options) -> Result<()> {
+    build()?;
+    let guest = guest::prepare()?;
+    if options.check {
+        return self_test(options, &guest);
+    }
+    let mut command = command(&guest, options.cpus, &options.memory, "console=ttyS0 quiet");
+    let status =
+        command.args(["--accel", &options.accel]).args(&options.more).status().context("cannot start rekvm")?;
+    if !status.success() {
+        bail!("rekvm ended with {status}");
+    }
+    Ok(())
+}
+
+/// Boots, and holds what the guest says and does against what it must.
+fn self_test(options: &Options, guest: &Guest) -> Result<()> {
+    let disk = cache().join(format!("check-{}.img", std::process::id()));
+    let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&disk)?;
+    file.set_len(16 << 20)?;
+    let mut command = command(guest, options.cpus, &options.memory, "console=ttyS0 panic=-1 rekvm.check");
+    command.args(["--accel", &options.accel]).arg("--disk").arg(&disk).args(&options.more);
+    let start = Instant::now();
+    let outcome = watch(&mut command, Duration::from_secs(options.timeout));
+    let mut written = vec![0; rekvm_selftest::DISK_BYTES];
+    let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_exact(&mut written));
+    fs::remove_file(&disk)?;
+    let lines = outcome?;
+    read.context("cannot read the disk back")?;
+
+    let up = lines.iter().find(|l| l.contains(rekvm_selftest::UP)).context("the guest's init never spoke")?;
+    ensure!(up.contains("Linux"), "the guest did not say what it is: {up}");
+    ensure!(up.trim_end().ends_with(&format!("cpus={}", options.cpus)), "the guest sees other processors: {up}");
+    ensure!(lines.iter().any(|l| l.contains(rekvm_selftest::OK)), "the guest's self-test failed");
+    let expected = rekvm_selftest::pattern(rekvm_selftest::DISK_BYTES, rekvm_selftest::DISK_SEED);
+    ensure!(written == expected, "the disk does not hold what the guest wrote");
+    println!(
+        "xtask: the guest with {} CPU(s) came up, passed its self-test and powered off in {:.1?}",
+        options.cpus,
+        start.elapsed()
+    );
+    Ok(())
+}
+
+/// Runs `command`, shows its output and returns it by line; an error if it fails or takes too long.
+pub fn watch(command: &mut Command, limit: Duration) -> Result<Vec<String>> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start rekvm")?;
+    let stdout = child.stdout.take().context("no output")?;
+    let (send, receive) = mpsc::channel();
+    let reader = thread::spawn(move || {
+        let mut reader = BufReader::new(stdout);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+            let text = String::from_utf8_lossy(&line).into_owned();
+            if send.send(text).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    });
+    let deadline = Instant::now() + limit;
+    let mut lines = Vec::new();
+    loop {
+        match receive.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                print!("{line}");
+                let _ = std::io::stdout().flush();
+                lines.push(line);
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                end(&mut child);
+                bail!("the guest was not done after {limit:?}");
+            }
+        }
+    }
+    let _ = reader.join();
+    let status = child.wait()?;
+    ensure!(status.success(), "rekvm ended with {status}");
+    Ok(lines)
+}
+
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
