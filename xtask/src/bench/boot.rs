@@ -59,7 +59,7 @@ fn tcg(guest: &Guest, cpus: u32) -> Command {
         "-cpu",
         "max",
         "-M",
-        "microvm,pic=on,pit=on,rtc=on",
+        "pc",
         "-m",
         "512",
         "-smp",
