@@ -6,7 +6,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 
-use super::median;
+use super::{bochs, median};
 use crate::{
     guest::{self, Guest},
     process::need,
@@ -22,6 +22,9 @@ pub struct Options {
     /// Virtual CPUs.
     #[arg(long, default_value_t = 1)]
     cpus: u32,
+    /// Boot it once in Bochs as well.
+    #[arg(long)]
+    bochs: bool,
 }
 
 const APPEND: &str = "console=ttyS0 panic=-1 quiet rekvm.off";
@@ -48,23 +51,15 @@ pub fn run(options: &Options) -> Result<()> {
         median(theirs),
         median(ratios)
     );
+    if options.bochs {
+        println!("Bochs, to init only: {:.1} s", bochs::boot(&guest, APPEND)?);
+    }
     Ok(())
 }
 
 fn tcg(guest: &Guest, cpus: u32) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
-    command.args([
-        "-accel",
-        "tcg",
-        "-cpu",
-        "max",
-        "-M",
-        "pc",
-        "-m",
-        "512",
-        "-smp",
-        &cpus.to_string(),
-    ]);
+    command.args(["-accel", "tcg", "-cpu", "max", "-M", "pc", "-m", "512", "-smp", &cpus.to_string()]);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"]);
     command.arg("-kernel").arg(&guest.kernel).arg("-initrd").arg(&guest.initrd).args(["-append", APPEND]);
     command
