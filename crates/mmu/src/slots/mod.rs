@@ -1,0 +1,156 @@
+//! Memory slots: which guest frames are which memory of the client.
+mod alias;
+mod region;
+mod space;
+
+use alloc::vec::Vec;
+use core::marker::PhantomData;
+
+use platform::{Hva, OutOfMemory, Platform, Shared, fallible::try_push};
+use x86::paging::PAGE_SHIFT;
+
+pub use alias::{Alias, NR_ALIASES};
+pub use region::{MAX_PAGES, NR_MEMSLOTS, OwnedMemory, Region};
+pub use space::{AddressSpace, Change, ChangeKind, LockedView, View};
+
+use crate::dirty::Bitmap;
+
+/// Guest frame numbers end here: 52 bits of guest-physical address.
+pub const GFN_END: u64 = 1 << (52 - PAGE_SHIFT);
+
+/// One guest frame that memory serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Where it is in the client.
+    pub hva: Hva,
+    /// Guest writes are to be treated as device accesses (KVM_MEM_READONLY).
+    pub read_only: bool,
+    /// Writes have to be marked before they are made: a write translation may be kept only after `mark_dirty`,
+    /// and only until the next flush that a dirty-log read requests.
+    pub log_dirty: bool,
+}
+
+/// One memory slot.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    /// The client's number for it.
+    pub id: u32,
+    /// `KVM_MEM_*`.
+    pub flags: u32,
+    /// First guest frame.
+    pub base: u64,
+    /// Frames.
+    pub pages: u64,
+    /// Where the first frame is in the client.
+    pub hva: Hva,
+    /// The memory belongs to the VM (KVM_SET_MEMORY_REGION).
+    pub owned: bool,
+    dirty: Option<Shared<Bitmap>>,
+}
+
+impl Slot {
+    /// The dirty log, if the slot keeps one.
+    pub fn dirty(&self) -> Option<&Bitmap> {
+        self.dirty.as_deref()
+    }
+
+    #[inline]
+    fn holds(&self, gfn: u64) -> bool {
+        gfn.wrapping_sub(self.base) < self.pages
+    }
+
+    #[inline]
+    fn frame(&self, gfn: u64) -> Frame {
+        Frame {
+            hva: self.hva.add((gfn - self.base) << PAGE_SHIFT),
+            read_only: self.flags & abi::KVM_MEM_READONLY != 0,
+            log_dirty: self.dirty.is_some(),
+        }
+    }
+}
+
+/// All slots and aliases of a VM at one moment.
+pub struct Snapshot<P> {
+    /// Sorted by `base`, without overlap.
+    slots: Vec<Slot>,
+    aliases: [Alias; NR_ALIASES],
+    platform: PhantomData<fn() -> P>,
+}
+
+impl<P: Platform> Snapshot<P> {
+    fn empty() -> Self {
+        Self { slots: Vec::new(), aliases: [Alias::NONE; NR_ALIASES], platform: PhantomData }
+    }
+
+    /// A copy with the slot `id` left out and `new` put in its place in the order.
+    fn with(&self, id: u32, new: Option<Slot>) -> Result<Self, OutOfMemory> {
+        let mut slots = Vec::new();
+        slots.try_reserve_exact(self.slots.len() + 1).map_err(|_| OutOfMemory)?;
+        let mut new = new;
+        for slot in self.slots.iter().filter(|slot| slot.id != id) {
+            if let Some(earlier) = new.take_if(|new| new.base < slot.base) {
+                try_push(&mut slots, earlier)?;
+            }
+            try_push(&mut slots, slot.clone())?;
+        }
+        if let Some(last) = new {
+            try_push(&mut slots, last)?;
+        }
+        Ok(Self { slots, aliases: self.aliases, platform: PhantomData })
+    }
+
+    fn with_alias(&self, index: usize, alias: Alias) -> Result<Self, OutOfMemory> {
+        let mut copy = self.with(u32::MAX, None)?;
+        if let Some(place) = copy.aliases.get_mut(index) {
+            *place = alias;
+        }
+        Ok(copy)
+    }
+
+    /// The slots in the order of their guest-physical addresses.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// The slot with the client's number `id`.
+    pub fn slot(&self, id: u32) -> Option<&Slot> {
+        self.slots.iter().find(|slot| slot.id == id)
+    }
+
+    /// The frame that `gfn` stands for: itself, or an alias' target. Aliases hide slots and are not chained.
+    #[inline]
+    pub fn unalias(&self, gfn: u64) -> u64 {
+        self.aliases.iter().find_map(|alias| alias.target(gfn)).unwrap_or(gfn)
+    }
+
+    /// The index of the slot that holds `gfn` (no alias); `hint` is an index that may be right.
+    #[inline]
+    fn find(&self, gfn: u64, hint: usize) -> Option<(usize, &Slot)> {
+        if let Some(slot) = self.slots.get(hint)
+            && slot.holds(gfn)
+        {
+            return Some((hint, slot));
+        }
+        let index = self.slots.partition_point(|slot| slot.base <= gfn).checked_sub(1)?;
+        let slot = self.slots.get(index)?;
+        slot.holds(gfn).then_some((index, slot))
+    }
+
+    /// The frame `gfn`; None where there is no memory.
+    #[inline]
+    pub fn resolve(&self, gfn: u64) -> Option<Frame> {
+        let gfn = self.unalias(gfn);
+        self.find(gfn, 0).map(|(_, slot)| slot.frame(gfn))
+    }
+
+    /// Marks `gfn` in the dirty log of its slot, if it has one.
+    #[inline]
+    pub fn mark_dirty(&self, gfn: u64) {
+        let gfn = self.unalias(gfn);
+        if let Some((_, slot)) = self.find(gfn, 0)
+            && let Some(dirty) = &slot.dirty
+        {
+            dirty.mark(gfn - slot.base);
+        }
+    }
+}
