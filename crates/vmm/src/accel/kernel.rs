@@ -28,14 +28,7 @@ impl Sys for Kernel {
         let offset = libc::off_t::try_from(offset).map_err(|_| Errno(libc::EINVAL))?;
         // SAFETY: the kernel chooses the address, so no existing mapping is replaced.
         let addr = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                fd,
-                offset,
-            )
+            libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, fd, offset)
         };
         if addr == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(addr.cast()) }
     }

@@ -98,10 +98,7 @@ impl<'a> Exit<'a> {
                 KVM_EXIT_INTERNAL_ERROR => {
                     let internal = (*body).internal;
                     let n = (internal.ndata as usize).min(internal.data.len());
-                    Self::InternalError {
-                        suberror: internal.suberror,
-                        data: internal.data[..n].to_vec(),
-                    }
+                    Self::InternalError { suberror: internal.suberror, data: internal.data[..n].to_vec() }
                 }
                 KVM_EXIT_SYSTEM_EVENT => Self::SystemEvent((*body).system_event.type_),
                 other => Self::Other(other),
@@ -133,13 +130,8 @@ mod tests {
         page[512] = 0x1122_3344;
         let exit = with(&mut page, |run| {
             run.exit_reason = KVM_EXIT_IO;
-            run.__bindgen_anon_1.io = kvm_run__bindgen_ty_1__bindgen_ty_4 {
-                direction: 1,
-                size: 2,
-                port: 0x3f8,
-                count: 2,
-                data_offset: 4096,
-            };
+            run.__bindgen_anon_1.io =
+                kvm_run__bindgen_ty_1__bindgen_ty_4 { direction: 1, size: 2, port: 0x3f8, count: 2, data_offset: 4096 };
         });
         let mut bytes = [0x44, 0x33, 0x22, 0x11];
         assert_eq!(exit, Exit::PortOut(0x3f8, IoData { size: 2, bytes: &mut bytes }));
@@ -153,13 +145,8 @@ mod tests {
             let mut page = page();
             let exit = with(&mut page, |run| {
                 run.exit_reason = KVM_EXIT_IO;
-                run.__bindgen_anon_1.io = kvm_run__bindgen_ty_1__bindgen_ty_4 {
-                    direction: 0,
-                    size,
-                    port: 1,
-                    count,
-                    data_offset,
-                };
+                run.__bindgen_anon_1.io =
+                    kvm_run__bindgen_ty_1__bindgen_ty_4 { direction: 0, size, port: 1, count, data_offset };
             });
             assert_eq!(exit, Exit::Malformed);
         }
@@ -170,12 +157,8 @@ mod tests {
         let mut page = page();
         let exit = with(&mut page, |run| {
             run.exit_reason = KVM_EXIT_MMIO;
-            run.__bindgen_anon_1.mmio = kvm_run__bindgen_ty_1__bindgen_ty_6 {
-                phys_addr: 7,
-                data: [0; 8],
-                len: 4096,
-                is_write: 1,
-            };
+            run.__bindgen_anon_1.mmio =
+                kvm_run__bindgen_ty_1__bindgen_ty_6 { phys_addr: 7, data: [0; 8], len: 4096, is_write: 1 };
         });
         assert_eq!(exit, Exit::MmioWrite(7, &[0; 8]));
     }

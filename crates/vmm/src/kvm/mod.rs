@@ -7,8 +7,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, KVMIO, Msrs, kvm_cpuid_entry2, kvm_fpu, kvm_irq_level, kvm_mp_state, kvm_pit_config,
-    kvm_regs, kvm_sregs, kvm_userspace_memory_region,
+    CpuId, KVMIO, Msrs, kvm_cpuid_entry2, kvm_fpu, kvm_irq_level, kvm_mp_state, kvm_pit_config, kvm_regs, kvm_sregs,
+    kvm_userspace_memory_region,
 };
 
 use crate::accel::{Errno, Handle, Sys};

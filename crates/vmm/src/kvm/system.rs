@@ -36,10 +36,7 @@ impl Kvm {
     pub fn create_vm(&self) -> Result<Vm, KvmError> {
         let mmap_size = by_value(&self.handle, KVM_GET_VCPU_MMAP_SIZE, 0)?;
         let fd = by_value(&self.handle, KVM_CREATE_VM, 0)?;
-        Ok(Vm::new(
-            Handle::new(self.handle.sys().clone(), fd),
-            usize::try_from(mmap_size).unwrap_or(0),
-        ))
+        Ok(Vm::new(Handle::new(self.handle.sys().clone(), fd), usize::try_from(mmap_size).unwrap_or(0)))
     }
 
     /// `KVM_GET_SUPPORTED_CPUID`: what a guest may be told about its processor.
@@ -49,12 +46,8 @@ impl Kvm {
         loop {
             let mut cpuid = CpuId::new(room).map_err(|_| failed(Errno(libc::ENOMEM)))?;
             // SAFETY: the header is followed by `room` entries, as its `nent` says.
-            let answer = unsafe {
-                self.handle.ioctl(
-                    KVM_GET_SUPPORTED_CPUID.nr,
-                    cpuid.as_mut_fam_struct_ptr() as usize,
-                )
-            };
+            let answer =
+                unsafe { self.handle.ioctl(KVM_GET_SUPPORTED_CPUID.nr, cpuid.as_mut_fam_struct_ptr() as usize) };
             match answer {
                 Ok(_) => return Ok(cpuid.as_slice().to_vec()),
                 Err(Errno(libc::E2BIG)) if room < kvm_bindings::KVM_MAX_CPUID_ENTRIES => room *= 2,

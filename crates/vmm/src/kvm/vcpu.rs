@@ -121,9 +121,7 @@ impl Vcpu {
         let failed = |errno| KvmError { call: KVM_SET_CPUID2.name, errno };
         let cpuid = CpuId::from_entries(entries).map_err(|_| failed(Errno(libc::E2BIG)))?;
         // SAFETY: the header is followed by as many entries as its `nent` says.
-        unsafe { self.handle.ioctl(KVM_SET_CPUID2.nr, cpuid.as_fam_struct_ptr() as usize) }
-            .map(drop)
-            .map_err(failed)
+        unsafe { self.handle.ioctl(KVM_SET_CPUID2.nr, cpuid.as_fam_struct_ptr() as usize) }.map(drop).map_err(failed)
     }
 
     /// `KVM_SET_MSRS`; answers how many of the entries were taken, in order.

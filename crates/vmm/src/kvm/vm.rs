@@ -42,13 +42,7 @@ impl Vm {
     /// # Safety
     /// The host range must stay mapped until the VM's last descriptor is closed, and Rust
     /// code must reach it only through volatile or atomic accesses: the guest writes it.
-    pub unsafe fn set_memory_region(
-        &self,
-        slot: u32,
-        gpa: u64,
-        size: u64,
-        hva: *mut u8,
-    ) -> Result<(), KvmError> {
+    pub unsafe fn set_memory_region(&self, slot: u32, gpa: u64, size: u64, hva: *mut u8) -> Result<(), KvmError> {
         let region = kvm_userspace_memory_region {
             slot,
             flags: 0,
@@ -61,10 +55,8 @@ impl Vm {
 
     /// `KVM_IRQ_LINE`: drives an input of the interrupt controllers.
     pub fn irq_line(&self, gsi: u32, level: bool) -> Result<(), KvmError> {
-        let line = kvm_irq_level {
-            __bindgen_anon_1: kvm_irq_level__bindgen_ty_1 { irq: gsi },
-            level: u32::from(level),
-        };
+        let line =
+            kvm_irq_level { __bindgen_anon_1: kvm_irq_level__bindgen_ty_1 { irq: gsi }, level: u32::from(level) };
         by_ref(&self.handle, KVM_IRQ_LINE, &line).map(drop)
     }
 
@@ -91,9 +83,6 @@ pub(super) fn stats_fd(of: &Handle) -> Result<StatsFd, KvmError> {
 
 impl crate::stats::binary::ReadAt for StatsFd {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
-        self.0
-            .sys()
-            .pread(self.0.fd(), buf, offset)
-            .map_err(|e| std::io::Error::from_raw_os_error(e.0))
+        self.0.sys().pread(self.0.fd(), buf, offset).map_err(|e| std::io::Error::from_raw_os_error(e.0))
     }
 }

@@ -1,0 +1,125 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use vmm::choose::Accel;
+use vmm::machine::Config;
+use vmm::memory::{self, MemoryError};
+use vmm::run::Options;
+use vmm::virtio::disk::{DiskConfig, DiskError};
+
+/// KVM in Rust: runs guests on hardware virtualization or on its own software CPU.
+#[derive(Debug, Parser)]
+#[command(name = "rekvm", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a guest; its serial console is this terminal
+    #[command(after_help = STATUS_HELP)]
+    Run(Run),
+    /// Show what running guests are doing
+    Stat(Stat),
+}
+
+const STATUS_HELP: &str = "\
+Exit status: 0 the guest switched itself off, 1 the host or a file made it impossible,
+2 wrong usage, 3 the guest asked for a reset, 4 the guest crashed, 5 the back end could
+not run the guest, 128 + n ended by signal n (130 also for the escape key).";
+
+/// `rekvm run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Linux kernel: a bzImage or a 64-bit ELF vmlinux
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// Initramfs
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0", allow_hyphen_values = true)]
+    append: String,
+    /// Guest memory in MiB, or with K, M or G
+    #[arg(long, value_name = "SIZE", default_value = "512", allow_hyphen_values = true)]
+    memory: String,
+    /// Processors
+    #[arg(long, value_name = "N", default_value = "1", allow_hyphen_values = true)]
+    cpus: String,
+    /// Disk: a file or block device, with ",ro" if the guest must not write it; repeatable
+    #[arg(long = "disk", value_name = "PATH[,ro]")]
+    disks: Vec<String>,
+    /// Back end; auto takes the device if it can run a test guest
+    #[arg(long, value_enum, default_value_t = AccelArg::Auto)]
+    accel: AccelArg,
+    /// Device node for the back end kvm
+    #[arg(long, value_name = "PATH", default_value = "/dev/kvm")]
+    device: PathBuf,
+    /// Tell only the back end and what went wrong
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// `rekvm stat`.
+#[derive(Debug, Args)]
+pub struct Stat {
+    /// Process id of the rekvm that runs the guest; not needed if there is one only
+    pub pid: Option<u32>,
+    /// Print the numbers once, as text
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// Back ends on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum AccelArg {
+    /// The device if it works, else the software CPU
+    Auto,
+    /// The software CPU in this process
+    Soft,
+    /// The device, or nothing
+    Kvm,
+}
+
+/// An option's value is wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum UsageError {
+    /// --memory: {0}
+    #[error("--memory: {0}")]
+    Memory(MemoryError),
+    /// --cpus: '{0}' is not a number of processors
+    #[error("--cpus: '{0}' is not a number of processors")]
+    Cpus(String),
+    /// --disk: {0}
+    #[error("--disk: {0}")]
+    Disk(DiskError),
+}
+
+impl Run {
+    /// The options in the monitor's terms.
+    pub fn options(&self) -> Result<Options, UsageError> {
+        let cpus = self.cpus.parse().ok().filter(|n| *n > 0);
+        let disks = self.disks.iter().map(|text| DiskConfig::parse(text)).collect::<Result<_, _>>();
+        Ok(Options {
+            config: Config {
+                kernel: self.kernel.clone(),
+                initrd: self.initrd.clone(),
+                cmdline: self.append.clone(),
+                memory: memory::parse_size(&self.memory).map_err(UsageError::Memory)?,
+                cpus: cpus.ok_or_else(|| UsageError::Cpus(self.cpus.clone()))?,
+                disks: disks.map_err(UsageError::Disk)?,
+            },
+            accel: match self.accel {
+                AccelArg::Auto => Accel::Auto,
+                AccelArg::Soft => Accel::Soft,
+                AccelArg::Kvm => Accel::Kvm,
+            },
+            device: self.device.clone(),
+            quiet: self.quiet,
+        })
+    }
+}

@@ -1,0 +1,85 @@
+//! Which back end runs the guest, and why. What was chosen is always told.
+
+use crate::accel::{Sys, kernel::Kernel, soft};
+use crate::probe::{self, ProbeError};
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What the user asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accel {
+    /// The device if it works, else the software CPU.
+    Auto,
+    /// The software CPU in this process.
+    Soft,
+    /// The device, or nothing.
+    Kvm,
+}
+
+/// No back end can run the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum ChooseError {
+    /// The device was demanded and does not work.
+    #[error("{0}; --accel soft runs without it")]
+    Device(#[from] ProbeError),
+    /// The software CPU was demanded and is not there.
+    #[error("no back end: {0}")]
+    Soft(#[from] soft::Unavailable),
+    /// Neither works.
+    #[error("no back end: {0}, and {1}")]
+    Neither(soft::Unavailable, ProbeError),
+    /// the device's path contains a NUL character
+    #[error("the device's path contains a NUL character")]
+    Path,
+}
+
+/// A back end, ready to be opened.
+pub struct BackEnd {
+    /// The system whose device it is.
+    pub sys: Arc<dyn Sys>,
+    /// The device node's path.
+    pub path: CString,
+    /// What it is and why it was chosen, for the user.
+    pub description: String,
+}
+
+/// Chooses. Must be called while the process has one thread: it may fork.
+///
+/// # Errors
+/// [`ChooseError`] when what was asked for cannot be had.
+pub fn choose(accel: Accel, device: &Path) -> Result<BackEnd, ChooseError> {
+    let path = CString::new(device.as_os_str().as_bytes()).map_err(|_| ChooseError::Path)?;
+    let software = |path, reason: &dyn std::fmt::Display| -> Result<BackEnd, soft::Unavailable> {
+        let description = format!("software CPU (in process); {reason}");
+        Ok(BackEnd { sys: soft::device()?, path, description })
+    };
+    if accel == Accel::Soft {
+        return Ok(software(path, &"asked for by --accel soft")?);
+    }
+    let sys: Arc<dyn Sys> = Arc::new(Kernel);
+    match probe::probe(sys.clone(), &path) {
+        Ok(took) => {
+            let description =
+                format!("{} (the kernel's); it ran a test guest in {} ms", device.display(), took.as_millis());
+            Ok(BackEnd { sys, path, description })
+        }
+        Err(why) if accel == Accel::Kvm => Err(why.into()),
+        Err(why) => match software(path, &why) {
+            Ok(back_end) => Ok(back_end),
+            Err(unavailable) => Err(ChooseError::Neither(unavailable, why)),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kvm_never_becomes_soft() {
+        let error = choose(Accel::Kvm, Path::new("/nonexistent")).err().unwrap();
+        assert!(matches!(error, ChooseError::Device(_)), "{error}");
+    }
+}

@@ -1,0 +1,99 @@
+//! `rekvm run`, from options to exit status.
+
+use crate::choose::{Accel, ChooseError, choose};
+use crate::console::{self, RawTerminal};
+use crate::control::{Control, Ending};
+use crate::machine::{Config, Machine, MachineError};
+use crate::monitor::Monitor;
+use crate::signals::Signals;
+use crate::stats::Server;
+use crate::vcpu_thread::Vcpus;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long virtual CPUs may take to stop. One in a back end that hangs never does.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Everything `rekvm run` can be told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The machine.
+    pub config: Config,
+    /// The back end.
+    pub accel: Accel,
+    /// The device node.
+    pub device: PathBuf,
+    /// Tell nothing but the back end and what went wrong.
+    pub quiet: bool,
+}
+
+/// The guest could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// No back end.
+    #[error(transparent)]
+    Choose(#[from] ChooseError),
+    /// No machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// cannot set up the console: {0}
+    #[error("cannot set up the console: {0}")]
+    Console(std::io::Error),
+    /// cannot set up signals and threads: {0}
+    #[error("cannot set up signals and threads: {0}")]
+    Host(#[from] std::io::Error),
+}
+
+/// Runs a guest to its end. Must be called while the process has one thread.
+///
+/// # Errors
+/// [`RunError`] when the guest could not be started.
+pub fn run(options: &Options) -> Result<Ending, RunError> {
+    console::guard_fatal_signals();
+    let back_end = choose(options.accel, &options.device)?;
+    eprintln!("rekvm: back end: {}", back_end.description);
+    let signals = Signals::new()?;
+    let control = Arc::new(Control::new()?);
+    let Machine { board, vcpus, com1, stats } = Machine::build(&options.config, &back_end, &control)?;
+    // Statistics are no reason not to run.
+    let server = Server::start(back_end.description, stats, board.ram.clone())
+        .inspect_err(|error| eprintln!("rekvm: no statistics: {error}"))
+        .ok();
+
+    let on_terminal = console::is_foreground_terminal();
+    if on_terminal && !options.quiet {
+        eprintln!("rekvm: {}", console::HELP);
+    }
+    let raw = if on_terminal { Some(RawTerminal::enable().map_err(RunError::Console)?) } else { None };
+    let vcpus = Vcpus::start(vcpus, &board).inspect_err(|error| {
+        control.end(Ending::Host(error.to_string()));
+    })?;
+    // A terminal in the background must not be read: that would stop the process.
+    let input = on_terminal || !std::io::IsTerminal::is_terminal(&std::io::stdin());
+    let terminal = on_terminal;
+    Monitor { control: &control, com1: &com1, signals: &signals, terminal, input }.run();
+
+    let stopped = vcpus.stop(STOP_PATIENCE);
+    drop(raw);
+    drop(server);
+    if !stopped {
+        eprintln!("rekvm: a virtual CPU does not stop; leaving it behind");
+    }
+    Ok(control.ending().unwrap_or_else(|| Ending::Host("no reason is known".to_owned())))
+}
+
+/// Tells the user how it ended, where that is not plain.
+pub fn tell(ending: &Ending, quiet: bool) {
+    match ending {
+        Ending::PowerOff | Ending::Quit if quiet => {}
+        Ending::PowerOff => eprintln!("rekvm: the guest switched itself off"),
+        Ending::Quit => eprintln!("\nrekvm: ended by the escape key"),
+        Ending::Reset if quiet => {}
+        Ending::Reset => eprintln!("rekvm: the guest asked for a reset"),
+        Ending::Signal(number) => eprintln!("\nrekvm: ended by signal {number}"),
+        Ending::Crash(what) => eprintln!("\nrekvm: the guest crashed: {what}"),
+        Ending::Hypervisor(what) => eprintln!("\nrekvm: the back end cannot run the guest: {what}"),
+        Ending::Host(what) => eprintln!("\nrekvm: {what}"),
+    }
+}

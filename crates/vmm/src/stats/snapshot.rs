@@ -1,0 +1,135 @@
+//! One look at all statistics of a machine.
+
+use super::binary::{Kind, Layout, StatsError, Unit};
+use crate::kvm::{KvmError, StatsFd};
+use serde::{Deserialize, Serialize};
+
+/// Statistics cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The hypervisor gives none.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// What it gives makes no sense.
+    #[error(transparent)]
+    Format(#[from] StatsError),
+}
+
+/// A statistics file, of the VM or of a vCPU.
+#[derive(Debug)]
+pub struct Source {
+    file: StatsFd,
+    layout: Layout,
+}
+
+impl Source {
+    /// Reads the file's unchanging part.
+    ///
+    /// # Errors
+    /// [`SourceError::Format`].
+    pub fn new(file: StatsFd) -> Result<Self, SourceError> {
+        let layout = Layout::read(&file)?;
+        Ok(Self { file, layout })
+    }
+
+    /// Reads the numbers.
+    ///
+    /// # Errors
+    /// [`SourceError::Format`].
+    pub fn group(&self) -> Result<Group, SourceError> {
+        let values = self.layout.values(&self.file)?;
+        let statistics = self
+            .layout
+            .descriptors
+            .iter()
+            .zip(values)
+            .map(|(d, values)| Statistic {
+                name: d.name.clone(),
+                unit: unit(d.unit, d.exponent, d.power_of_two),
+                grows: matches!(d.kind, Kind::Cumulative | Kind::LinearHistogram | Kind::LogHistogram),
+                histogram: matches!(d.kind, Kind::LinearHistogram | Kind::LogHistogram),
+                values,
+            })
+            .collect();
+        Ok(Group { id: self.layout.id.clone(), statistics })
+    }
+}
+
+/// A unit as people write it; empty for plain counts.
+fn unit(unit: Unit, exponent: i16, power_of_two: bool) -> String {
+    let name = match unit {
+        Unit::None | Unit::Boolean => "",
+        Unit::Bytes => "B",
+        Unit::Seconds => "s",
+        Unit::Cycles => "cycles",
+        Unit::Other(_) => "?",
+    };
+    match (exponent, power_of_two) {
+        (0, _) => name.to_owned(),
+        (-9, false) => format!("n{name}"),
+        (-6, false) => format!("u{name}"),
+        (-3, false) => format!("m{name}"),
+        (10, true) => format!("Ki{name}"),
+        (20, true) => format!("Mi{name}"),
+        (e, two) => format!("{}^{e} {name}", if two { 2 } else { 10 }),
+    }
+}
+
+/// All statistics of a machine at one time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The monitor's process.
+    pub pid: u32,
+    /// The back end and why it was chosen.
+    pub back_end: String,
+    /// Milliseconds since the guest started.
+    pub uptime_ms: u64,
+    /// Why there are no statistics, if there are none.
+    pub absent: Option<String>,
+    /// The VM's, then each vCPU's.
+    pub groups: Vec<Group>,
+}
+
+/// The statistics of a VM or of a vCPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Whose.
+    pub id: String,
+    /// In the hypervisor's order.
+    pub statistics: Vec<Statistic>,
+}
+
+/// One statistic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statistic {
+    /// The hypervisor's name for it.
+    pub name: String,
+    /// Its unit, empty for plain counts.
+    pub unit: String,
+    /// It only grows, so that its rate means something.
+    pub grows: bool,
+    /// The values are counts by ranges.
+    pub histogram: bool,
+    /// One value, or one for each range.
+    pub values: Vec<u64>,
+}
+
+impl Statistic {
+    /// The value; of a histogram the sum of its counts.
+    pub fn total(&self) -> u64 {
+        self.values.iter().fold(0, |sum, v| sum.saturating_add(*v))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units() {
+        assert_eq!(unit(Unit::None, 0, false), "");
+        assert_eq!(unit(Unit::Seconds, -9, false), "ns");
+        assert_eq!(unit(Unit::Bytes, 20, true), "MiB");
+        assert_eq!(unit(Unit::Bytes, 5, false), "10^5 B");
+    }
+}
