@@ -11,7 +11,7 @@ use crate::devices::serial::{self, Com1};
 use crate::devices::{IrqLine, cmos::Cmos, i8042::I8042, pm};
 use crate::kvm::{Kvm, KvmError, Vcpu, Vm};
 use crate::layout::*;
-use crate::memory::{self, MemoryError};
+use crate::memory::{self, GuestRam, MemoryError};
 use crate::stats::Source;
 use crate::vcpu_thread::Board;
 use crate::virtio::blk::Block;
@@ -103,6 +103,34 @@ impl IrqLine for KvmIrq {
     }
 }
 
+/// Everything of a machine that needs no hypervisor: memory with the guest in it, disks.
+/// What is wrong with the user's input shows here.
+pub struct Loaded {
+    ram: Arc<GuestRam>,
+    entry: u64,
+    cpus: u32,
+    disks: Vec<Disk>,
+}
+
+impl Loaded {
+    /// Checks the configuration, loads kernel and initramfs, opens the disks.
+    ///
+    /// # Errors
+    /// [`MachineError`]: one line that names what is wrong.
+    pub fn new(config: &Config) -> Result<Self, MachineError> {
+        check_cpus(config.cpus, CPUS_MAX)?;
+        if config.disks.len() > VIRTIO_MAX {
+            return Err(MachineError::Disks(config.disks.len()));
+        }
+        let ram = Arc::new(memory::allocate(config.memory)?);
+        let hardware = Hardware { cpus: config.cpus, virtio: config.disks.len() as u32 };
+        let rsdp = acpi::write(&ram, hardware)?;
+        let entry = boot::load(&ram, &config.kernel, config.initrd.as_deref(), &config.cmdline, rsdp)?;
+        let disks = config.disks.iter().map(Disk::open).collect::<Result<_, DiskError>>()?;
+        Ok(Self { ram, entry, cpus: config.cpus, disks })
+    }
+}
+
 /// A machine that has not started.
 pub struct Machine {
     /// What the vCPU threads share.
@@ -116,33 +144,14 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Checks the configuration, builds the VM, loads the guest.
+    /// Builds the VM around a loaded guest.
     ///
     /// # Errors
     /// [`MachineError`]: one line that names what is wrong.
-    pub fn build(config: &Config, back_end: &BackEnd, control: &Arc<Control>) -> Result<Self, MachineError> {
-        let name = || back_end.path.to_string_lossy().into_owned();
-        let kvm = Kvm::open(back_end.sys.clone(), &back_end.path).map_err(|errno| MachineError::Open(name(), errno))?;
-        let version = kvm.api_version()?;
-        if version != Kvm::API_VERSION {
-            return Err(MachineError::Version(name(), version));
-        }
-        for (capability, text) in NEEDED {
-            if kvm.check_extension(capability) <= 0 {
-                return Err(MachineError::Capability(name(), text));
-            }
-        }
-        check_cpus(config.cpus, max_cpus(&kvm))?;
-        if config.disks.len() > VIRTIO_MAX {
-            return Err(MachineError::Disks(config.disks.len()));
-        }
-
-        let ram = Arc::new(memory::allocate(config.memory)?);
-        let hardware = Hardware { cpus: config.cpus, virtio: config.disks.len() as u32 };
-        let rsdp = acpi::write(&ram, hardware)?;
-        let entry = boot::load(&ram, &config.kernel, config.initrd.as_deref(), &config.cmdline, rsdp)?;
-        let disks = config.disks.iter().map(Disk::open).collect::<Result<Vec<_>, DiskError>>()?;
-
+    pub fn build(loaded: Loaded, back_end: &BackEnd, control: &Arc<Control>) -> Result<Self, MachineError> {
+        let Loaded { ram, entry, cpus, disks } = loaded;
+        let kvm = open(back_end)?;
+        check_cpus(cpus, max_cpus(&kvm))?;
         let vm = Arc::new(kvm.create_vm()?);
         if kvm.check_extension(KVM_CAP_SET_IDENTITY_MAP_ADDR) > 0 {
             vm.set_identity_map_addr(IDENTITY_MAP)?;
@@ -156,20 +165,13 @@ impl Machine {
 
         let irq = |gsi| -> Arc<dyn IrqLine> { Arc::new(KvmIrq { vm: vm.clone(), gsi, control: control.clone() }) };
         let com1 = Arc::new(Com1::new(irq(COM1_IRQ), Output::new(control.clone()), control.clone()));
-        let mut pio = Bus::default();
-        pio.insert(u64::from(COM1_PORT), serial::LEN, com1.clone());
-        pio.insert(u64::from(CMOS_PORT), 2, Arc::new(Cmos::default()));
-        pio.insert(u64::from(I8042_PORT), 1, Arc::new(I8042::data_port(control.clone())));
-        pio.insert(u64::from(I8042_COMMAND_PORT), 1, Arc::new(I8042::command_port(control.clone())));
-        pio.insert(u64::from(PM_PORT), pm::LEN, Arc::new(pm::Pm::new(control.clone())));
         let mut mmio = Bus::default();
         for (n, disk) in (0u32..).zip(disks) {
-            let line = irq(VIRTIO_GSI + n);
-            let device = VirtioMmio::new(Block::new(disk), ram.clone(), line)?;
+            let device = VirtioMmio::new(Block::new(disk), ram.clone(), irq(VIRTIO_GSI + n))?;
             mmio.insert(VIRTIO_BASE + u64::from(n) * VIRTIO_SIZE, VIRTIO_SIZE, Arc::new(device));
         }
-
-        let vcpus = processors(&kvm, &vm, config.cpus, entry)?;
+        let pio = ports(&com1, control);
+        let vcpus = processors(&kvm, &vm, cpus, entry)?;
         let stats = if kvm.check_extension(KVM_CAP_BINARY_STATS_FD) > 0 {
             sources(&vm, &vcpus).map_err(|error| error.to_string())
         } else {
@@ -178,6 +180,33 @@ impl Machine {
         let board = Arc::new(Board { pio, mmio, control: control.clone(), ram });
         Ok(Self { board, vcpus, com1, stats })
     }
+}
+
+/// Opens the device and checks that it is what this program needs.
+fn open(back_end: &BackEnd) -> Result<Kvm, MachineError> {
+    let name = || back_end.path.to_string_lossy().into_owned();
+    let kvm = Kvm::open(back_end.sys.clone(), &back_end.path).map_err(|errno| MachineError::Open(name(), errno))?;
+    let version = kvm.api_version()?;
+    if version != Kvm::API_VERSION {
+        return Err(MachineError::Version(name(), version));
+    }
+    for (capability, text) in NEEDED {
+        if kvm.check_extension(capability) <= 0 {
+            return Err(MachineError::Capability(name(), text));
+        }
+    }
+    Ok(kvm)
+}
+
+/// Port space.
+fn ports(com1: &Arc<Com1<Output>>, control: &Arc<Control>) -> Bus {
+    let mut pio = Bus::default();
+    pio.insert(u64::from(COM1_PORT), serial::LEN, com1.clone());
+    pio.insert(u64::from(CMOS_PORT), 2, Arc::new(Cmos::default()));
+    pio.insert(u64::from(I8042_PORT), 1, Arc::new(I8042::data_port(control.clone())));
+    pio.insert(u64::from(I8042_COMMAND_PORT), 1, Arc::new(I8042::command_port(control.clone())));
+    pio.insert(u64::from(PM_PORT), pm::LEN, Arc::new(pm::Pm::new(control.clone())));
+    pio
 }
 
 /// Most processors a VM may have.

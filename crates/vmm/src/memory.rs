@@ -84,7 +84,14 @@ pub fn allocate(size: u64) -> Result<GuestRam, MemoryError> {
         return Err(MemoryError::TooLarge(size >> 20, host >> 20));
     }
     let ranges: Vec<_> = ranges(size).into_iter().map(|(gpa, len)| (GuestAddress(gpa), len as usize)).collect();
-    Ok(GuestRam::from_ranges(&ranges)?)
+    let ram = GuestRam::from_ranges(&ranges)?;
+    for region in ram.iter() {
+        // A child that tries a device must not share the guest's pages: should it hang, they
+        // would all be copied when the guest writes them. Only an optimisation can fail here.
+        // SAFETY: the range is this mapping's, and the advice does not change its contents here.
+        unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, libc::MADV_DONTFORK) };
+    }
+    Ok(ram)
 }
 
 /// Gives all of `ram` to the VM, a memory slot for each region.

@@ -3,7 +3,7 @@
 use crate::choose::{Accel, ChooseError, choose};
 use crate::console::{self, RawTerminal};
 use crate::control::{Control, Ending};
-use crate::machine::{Config, Machine, MachineError};
+use crate::machine::{Config, Loaded, Machine, MachineError};
 use crate::monitor::Monitor;
 use crate::signals::Signals;
 use crate::stats::Server;
@@ -51,11 +51,12 @@ pub enum RunError {
 /// [`RunError`] when the guest could not be started.
 pub fn run(options: &Options) -> Result<Ending, RunError> {
     console::guard_fatal_signals();
+    let loaded = Loaded::new(&options.config)?;
     let back_end = choose(options.accel, &options.device)?;
     eprintln!("rekvm: back end: {}", back_end.description);
     let signals = Signals::new()?;
     let control = Arc::new(Control::new()?);
-    let Machine { board, vcpus, com1, stats } = Machine::build(&options.config, &back_end, &control)?;
+    let Machine { board, vcpus, com1, stats } = Machine::build(loaded, &back_end, &control)?;
     // Statistics are no reason not to run.
     let server = Server::start(back_end.description, stats, board.ram.clone())
         .inspect_err(|error| eprintln!("rekvm: no statistics: {error}"))

@@ -16,6 +16,9 @@ const DATA: u8 = 0;
 const LINE_STATUS: u8 = 5;
 /// Interrupt enable: received data.
 const RECEIVE_INTERRUPT: u8 = 1;
+/// Modem control: "data terminal ready". Drivers set it last when they open the port, and not
+/// while they try out what kind of port it is.
+const TERMINAL_READY: u8 = 1;
 /// Modem control: what is sent comes back.
 const LOOPBACK: u8 = 0x10;
 /// So many looks at the line status with nothing in between are someone who waits for input.
@@ -53,7 +56,8 @@ impl<W: Write> Port<W> {
     /// away: Linux empties the receiver when it opens the port.
     fn listens(&self) -> bool {
         let state = self.uart.state();
-        let reader = state.interrupt_enable & RECEIVE_INTERRUPT != 0 || self.polls >= POLLS_OF_A_READER;
+        let driver = state.interrupt_enable & RECEIVE_INTERRUPT != 0 && state.modem_control & TERMINAL_READY != 0;
+        let reader = driver || self.polls >= POLLS_OF_A_READER;
         reader && state.modem_control & LOOPBACK == 0 && self.uart.fifo_capacity() > 0
     }
 }
@@ -149,6 +153,8 @@ mod tests {
         let (irq, _, port) = port();
         assert_eq!(port.input(b"ab"), 0);
         port.write(1, &[1]);
+        assert_eq!(port.input(b"ab"), 0, "only trying out");
+        port.write(4, &[TERMINAL_READY]);
         assert_eq!(port.input(b"ab"), 2);
         assert_eq!(irq.0.load(Ordering::Relaxed), 1);
         let mut data = [0xff];
@@ -170,6 +176,7 @@ mod tests {
     fn the_fifo_does_not_overflow() {
         let (_, _, port) = port();
         port.write(1, &[1]);
+        port.write(4, &[TERMINAL_READY]);
         let taken = port.input(&[b'x'; 1000]);
         assert!(taken > 0 && taken < 1000);
         assert_eq!(port.input(b"y"), 0);
@@ -181,7 +188,7 @@ mod tests {
     fn nothing_enters_in_loopback() {
         let (_, _, port) = port();
         port.write(1, &[1]);
-        port.write(4, &[LOOPBACK]);
+        port.write(4, &[LOOPBACK | TERMINAL_READY]);
         assert_eq!(port.input(b"x"), 0);
     }
 }
