@@ -39,7 +39,7 @@ impl Bitmap {
         words.try_reserve_exact(count).map_err(|_| OutOfMemory)?;
         words.extend((0..count).map(|_| AtomicU64::new(if dirty { u64::MAX } else { 0 })));
         if dirty
-            && pages % 64 != 0
+            && !pages.is_multiple_of(64)
             && let Some(last) = words.last_mut()
         {
             *last.get_mut() = (1 << (pages % 64)) - 1;
@@ -102,7 +102,7 @@ impl Bitmap {
     /// says whether any was dirty.
     pub(crate) fn clear<M: Memory>(&self, first: u64, count: u64, from: Hva) -> Result<bool, SlotError> {
         let end = first.checked_add(count).filter(|end| *end <= self.pages).ok_or(SlotError::Invalid)?;
-        if first % 64 != 0 || (count % 64 != 0 && end != self.pages) {
+        if !first.is_multiple_of(64) || (!count.is_multiple_of(64) && end != self.pages) {
             return Err(SlotError::Invalid);
         }
         let mut any = false;

@@ -1,1 +1,25 @@
-//! The user-space Platform and /dev/kvm inside the client's own process.
+//! rekvm in an ordinary process: the user-space [`Platform`](platform::Platform), and /dev/kvm as a library.
+//!
+//! [`User`] gives the core what it needs from a host: memory of the client that may vanish at any moment ([`memory`],
+//! [`fault`]), locks, sleeping and waking, signals, timers and clocks. [`device`] puts the core and the software CPU
+//! behind a boundary that looks like the system call's: open, ioctl, mmap, close, dup.
+//!
+//! Almost everything here that is `unsafe` is a system call or one of the memory accessors.
+
+pub mod device;
+pub mod fault;
+mod futex;
+mod lock;
+mod log;
+pub mod memory;
+mod platform;
+pub mod signals;
+mod time;
+mod timer;
+mod wait;
+
+pub use lock::FutexLock;
+pub use memory::ClientMemory;
+pub use platform::User;
+pub use timer::ThreadTimer;
+pub use wait::FutexWaiter;

@@ -21,7 +21,7 @@ impl Alias {
     /// Checks an ioctl's argument. `flags` has no meaning and is ignored, as in 2007; size 0 removes.
     pub(super) fn parse(arg: &KvmMemoryAlias) -> Result<(usize, Self), SlotError> {
         let index = usize::try_from(arg.slot).ok().filter(|i| *i < NR_ALIASES).ok_or(SlotError::Invalid)?;
-        if (arg.memory_size | arg.guest_phys_addr | arg.target_phys_addr) % PAGE_SIZE != 0 {
+        if !(arg.memory_size | arg.guest_phys_addr | arg.target_phys_addr).is_multiple_of(PAGE_SIZE) {
             return Err(SlotError::Invalid);
         }
         if arg.guest_phys_addr.checked_add(arg.memory_size).is_none()

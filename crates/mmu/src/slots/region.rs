@@ -39,7 +39,7 @@ impl Region {
         let hva = arg.userspace_addr;
         // The client's half of its address space, as a canonical address.
         let end = hva.checked_add(arg.memory_size).ok_or(SlotError::Invalid)?;
-        if hva % PAGE_SIZE != 0 || (hva | end) >> 63 != 0 {
+        if !hva.is_multiple_of(PAGE_SIZE) || (hva | end) >> 63 != 0 {
             return Err(SlotError::Invalid);
         }
         let allowed = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY;
@@ -56,7 +56,7 @@ impl Region {
         let pages = bytes >> PAGE_SHIFT;
         // Bits 31:16 of the number name an address space, and there is one. A slot must be addressable by usize.
         if flags & !allowed != 0
-            || (gpa | bytes) % PAGE_SIZE != 0
+            || !(gpa | bytes).is_multiple_of(PAGE_SIZE)
             || id >= NR_MEMSLOTS
             || pages > MAX_PAGES
             || end >> PAGE_SHIFT > GFN_END

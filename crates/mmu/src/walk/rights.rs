@@ -135,8 +135,9 @@ impl Rights {
         } else if request.is_fetch() {
             self.executable() && !(paging.smep && self.user())
         } else {
-            (!request.is_write() || self.writable() || !paging.write_protect)
-                && !(paging.smap && self.user() && request.0 & Request::SMAP_LIFTED == 0)
+            let read_only = paging.write_protect && !self.writable();
+            let prevented = paging.smap && self.user() && request.0 & Request::SMAP_LIFTED == 0;
+            !(request.is_write() && read_only || prevented)
         }
     }
 }
