@@ -258,10 +258,6 @@ impl LapicShared {
         self.errors.fetch_or(bits, Ordering::SeqCst);
     }
 
-    pub(crate) fn errors(&self) -> u32 {
-        self.errors.load(Ordering::SeqCst)
-    }
-
     pub(crate) fn take_errors(&self) -> u32 {
         self.errors.swap(0, Ordering::SeqCst)
     }

@@ -77,12 +77,18 @@ impl<S: Deref<Target = LapicShared>> Lapic<S> {
             return Err(GeneralProtection);
         }
         self.base = value;
+        if new == ApicMode::X2apic && old != new {
+            // Both ids are fixed now. Only a switched-off APIC comes back from here, so what xAPIC
+            // software had set is gone for good; and a message's destination has another format.
+            self.xapic_id = self.id as u8;
+            self.ldr = 0;
+            self.dfr = 0xf;
+            self.icr &= 0xffff_ffff;
+        }
         match (old, new) {
             // State may be lost when the APIC is switched off: start over, so that nothing old comes back.
             (ApicMode::Xapic | ApicMode::X2apic, ApicMode::Disabled) if !by_host => self.init(),
             (ApicMode::Disabled, ApicMode::Xapic) if !by_host => self.xapic_id = self.id as u8,
-            // The destination of a message has another format in the other mode.
-            (ApicMode::Xapic, ApicMode::X2apic) => self.icr &= 0xffff_ffff,
             _ => {}
         }
         self.publish();

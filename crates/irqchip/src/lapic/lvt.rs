@@ -68,6 +68,10 @@ impl<S: Deref<Target = LapicShared>> Lapic<S> {
             Lvt::Timer | Lvt::Error => DeliveryMode::Fixed,
             _ => DeliveryMode::from_bits(entry >> 8),
         };
+        if source == Lvt::Performance {
+            // The processor masks the entry with the interrupt; its handler unmasks it.
+            self.lvt[source as usize] |= MASKED;
+        }
         match mode {
             DeliveryMode::Fixed => {
                 let accept = self.shared.set_vector(entry as u8, Trigger::Edge);

@@ -104,8 +104,10 @@ const TPR_BITS: u32 = 0xff;
 const DIVIDE_BITS: u32 = 0xb;
 /// Focus-processor checking was a feature of old processors; the bit can still be set in xAPIC mode.
 const SVR_FOCUS: u32 = 1 << 9;
-const ICR_STATUS: u32 = 1 << 12;
 const ICR_RESERVED: u32 = 0xfff3_2000;
+/// Delivery status is never busy here: it reads as 0 and is no error in a write.
+const ICR_STATUS: u32 = 1 << 12;
+pub(super) const ICR_WRITABLE: u32 = !(ICR_RESERVED | ICR_STATUS);
 
 impl<S: Deref<Target = LapicShared>> Lapic<S> {
     /// The version register: 0x14, the number of LVT entries, directed EOI.
@@ -154,7 +156,7 @@ impl<S: Deref<Target = LapicShared>> Lapic<S> {
             Reg::Svr => self.write_svr(value),
             Reg::Esr => self.esr = self.shared.take_errors(),
             Reg::Icr => {
-                self.icr = self.icr & !0xffff_ffff | u64::from(value & !ICR_STATUS);
+                self.icr = self.icr & !0xffff_ffff | u64::from(value & ICR_WRITABLE);
                 effects = self.send_ipi();
             }
             Reg::Lvt(Lvt::Timer) => effects = self.write_lvt_timer(value),

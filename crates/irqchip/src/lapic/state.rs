@@ -7,7 +7,7 @@ use core::ops::Deref;
 
 use abi::KvmLapicState;
 
-use super::{ApicMode, Lapic, Lvt, Now, Reg, SVR_ENABLE, lvt};
+use super::{ApicMode, Lapic, Lvt, Now, Reg, SVR_ENABLE, lvt, regs::ICR_WRITABLE};
 use crate::shared::{LapicShared, WORDS};
 
 /// The state was refused: with 32-bit ids an x2APIC's id must be the vCPU's number (`EINVAL`).
@@ -44,8 +44,6 @@ impl<S: Deref<Target = LapicShared>> Lapic<S> {
             let value = match reg {
                 Reg::Id if x2apic && !ids_32bit => self.id << 24,
                 Reg::Lvt(Lvt::Cmci) if !self.config.cmci => 0,
-                // Errors that were not shown to software yet would be lost otherwise.
-                Reg::Esr => self.esr | self.shared.errors(),
                 _ => self.read_register(reg, now),
             };
             if let Some(to) = state.regs.get_mut(offset..offset + 4) {
@@ -77,7 +75,7 @@ impl<S: Deref<Target = LapicShared>> Lapic<S> {
         self.shared.take_errors();
         self.esr = get(state, 0x28) & 0xff;
         let high = if x2apic { u32::MAX } else { 0xff00_0000 };
-        self.icr = u64::from(get(state, 0x31) & high) << 32 | u64::from(get(state, 0x30) & !(1 << 12));
+        self.icr = u64::from(get(state, 0x31) & high) << 32 | u64::from(get(state, 0x30) & ICR_WRITABLE);
         for entry in Lvt::ALL {
             let index = if entry == Lvt::Cmci { 0x2f } else { 0x31 + entry as usize };
             // Whether CPUID has TSC-deadline mode may be told only afterwards.

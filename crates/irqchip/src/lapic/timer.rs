@@ -153,6 +153,7 @@ impl Timer {
         if current != 0 {
             self.start(u64::from(current).saturating_mul(self.count_ns), now);
         } else if self.mode == Mode::Periodic && initial != 0 {
+            // Whoever saved it rounded down: a lost tick would be worse than one too many.
             self.start(self.period_ns, now);
         }
     }

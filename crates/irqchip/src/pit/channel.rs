@@ -234,6 +234,7 @@ impl Channel {
                 self.write_state = WORD_HIGH;
                 // In mode 0 the first byte stops the count.
                 if self.mode == 0 {
+                    self.count = 0;
                     self.start = None;
                     self.stopped = None;
                 }
