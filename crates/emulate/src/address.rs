@@ -1,6 +1,6 @@
 //! From a segment and an offset to a linear address: limits, rights, canonical form and alignment
 //! (SDM vol. 3, 3.3, 5.3, 5.5; vol. 1, 3.3.7.1).
-use x86::{Cr0, CpuState, Mode, Seg, Segment, Vector, flags, paging};
+use x86::{CpuState, Cr0, Mode, Seg, Segment, Vector, flags, paging};
 
 use crate::{Cpu, Op, Res, Stop};
 

@@ -1,6 +1,6 @@
 //! The processor as the emulator sees it.
 use platform::Word;
-use x86::{CpuState, Features};
+use x86::{CpuState, Exception, Features};
 
 use crate::{Op, Res, Stop};
 
@@ -98,6 +98,11 @@ pub trait Cpu: Sized {
     fn compare_exchange<T: Word>(&mut self, linear: u64, old: T, new: T, access: Access) -> Res<T>;
     /// Checks that `bytes` at `linear` could be written, without doing it.
     fn probe_write(&mut self, linear: u64, bytes: u64, access: Access) -> Res;
+    /// Checks that the byte at `linear` could be read. The default reads it; an implementation with devices should only
+    /// translate.
+    fn probe_read(&mut self, linear: u64, access: Access) -> Res {
+        self.load::<u8>(linear, access).map(|_| ())
+    }
     /// Copies instruction bytes from `linear`, at most to the end of its page; returns how many (at least one).
     fn fetch(&mut self, linear: u64, buf: &mut [u8]) -> Res<usize>;
 
@@ -135,6 +140,19 @@ pub trait Cpu: Sized {
     fn load_physical(&mut self, gpa: u64) -> Res<u64>;
     /// Random bits for RDRAND and RDSEED.
     fn random(&mut self) -> u64;
+
+    /// Bits of a physical address, fixed by the guest's CPUID: what CR3 and PDPTEs may hold.
+    fn physical_bits(&self) -> u32 {
+        52
+    }
+    /// IRET was executed: NMIs are no longer blocked. The default is for those who do not block them here.
+    fn unblock_nmi(&mut self) {}
+    /// An exception that belongs behind the instruction that is about to complete, with RIP as that leaves it: a new
+    /// task that was found wanting, the T bit of its TSS. A processor that queues events overrides this and
+    /// delivers it before the next instruction; the default delivers at once, and drops what cannot be delivered.
+    fn raise_after(&mut self, exception: Exception) {
+        let _ = crate::system::event::deliver_exception(self, exception);
+    }
 
     /// An x87, MMX, SSE or AVX instruction whose availability and memory operand have been checked. `memory` is the
     /// linear address of its memory operand. The processor executes it on `state().fpu` and registers.

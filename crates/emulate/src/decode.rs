@@ -1,12 +1,14 @@
 //! From bytes to [`Op`]. iced-x86 decodes; this file turns its instruction into our compact form and asks
 //! the families for the function that executes it.
-use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, EncodingKind, Instruction, OpKind, Register};
 use x86::{Features, Mode, Seg};
 
 use crate::{
-    Cpu, Handler, Op,
+    Cpu, Op, Res, Stop,
     address::form,
-    op::{HIGH_BYTE, NO_REG, RIP, prefix},
+    families,
+    fetch::MAX_LEN,
+    op::{HIGH_BYTE, NO_REG, RIP, class, prefix},
 };
 
 /// Why bytes are not an instruction.
@@ -20,29 +22,87 @@ pub enum DecodeError {
     TooLong,
 }
 
-/// Decodes the instruction at the start of `bytes` (up to 15) for a processor in `mode`.
-pub fn decode<C: Cpu>(bytes: &[u8], mode: Mode, _features: Features) -> Result<Op<C>, DecodeError> {
-    let mut decoder = Decoder::with_ip(mode.bitness(), bytes, 0, DecoderOptions::AMD);
+/// Decodes the instruction at the start of `bytes` (up to 15) for a processor in `mode` that offers `features`.
+pub fn decode<C: Cpu>(bytes: &[u8], mode: Mode, features: Features) -> Result<Op<C>, DecodeError> {
+    let mut decoder = Decoder::with_ip(mode.bitness(), bytes, 0, options(features));
     let mut insn = Instruction::default();
     decoder.decode_out(&mut insn);
     match decoder.last_error() {
         DecoderError::None => {}
-        DecoderError::NoMoreBytes if bytes.len() >= 15 => return Err(DecodeError::TooLong),
+        DecoderError::NoMoreBytes if bytes.len() >= MAX_LEN => return Err(DecodeError::TooLong),
         DecoderError::NoMoreBytes => return Err(DecodeError::More),
         _ => return Err(DecodeError::Invalid),
     }
-    let handler = lookup::<C>(&insn).ok_or(DecodeError::Invalid)?;
-    Ok(compact(&insn, mode, handler))
+    if !exists(&insn, mode) {
+        return Err(DecodeError::Invalid);
+    }
+    let mut op = compact::<C>(&insn, mode, bytes);
+    if let Some(opcode) = crate::fpu::x87_opcode(&insn, bytes) {
+        op.imm = opcode as u64;
+    }
+    op.run = match families::lookup::<C>(&insn, &op) {
+        Some(run) if families::offered(&insn, features) => Some(run),
+        Some(_) => None,
+        None => crate::system::lookup(&insn).or_else(|| crate::fpu::lookup(&insn)),
+    }
+    .ok_or(DecodeError::Invalid)?;
+    Ok(op)
 }
 
-fn lookup<C: Cpu>(insn: &Instruction) -> Option<Handler<C>> {
-    crate::system::lookup(insn).or_else(|| crate::fpu::lookup(insn))
+/// Processors without BMI1 or LZCNT execute TZCNT as BSF and LZCNT as BSR. AMD's and Intel's treat the operand-size
+/// prefix of near branches in 64-bit mode differently. The NOPs at 0F 18 to 0F 1F stay NOPs whatever later
+/// extensions made of them, because none of these (CET, MPX) is offered.
+fn options(features: Features) -> u32 {
+    let mut options = DecoderOptions::FORCE_RESERVED_NOP;
+    if features.contains(Features::AMD) {
+        options |= DecoderOptions::AMD;
+    }
+    if !features.contains(Features::BMI1) {
+        options |= DecoderOptions::NO_MPFX_0FBC;
+    }
+    if !features.contains(Features::LZCNT) {
+        options |= DecoderOptions::NO_MPFX_0FBD;
+    }
+    options
 }
 
-fn compact<C>(insn: &Instruction, mode: Mode, run: Handler<C>) -> Op<C> {
+/// VEX and its kin do not exist in real and virtual-8086 mode.
+fn exists(insn: &Instruction, mode: Mode) -> bool {
+    !matches!(mode, Mode::Real | Mode::Virtual8086) || insn.code().encoding() == EncodingKind::Legacy
+}
+
+/// Operand and address size in bytes, as mode and prefixes give them.
+fn sizes(mode: Mode, bytes: &[u8]) -> (u8, u8) {
+    let (mut operand, mut address, mut rex_w) = (false, false, false);
+    for &byte in bytes {
+        match byte {
+            0x66 => operand = true,
+            0x67 => address = true,
+            0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0xf0 | 0xf2 | 0xf3 => {}
+            0x40..=0x4f if mode == Mode::Long64 => {
+                rex_w = byte & 8 != 0;
+                break;
+            }
+            _ => break,
+        }
+    }
+    match (mode.bitness(), operand, address) {
+        (64, o, a) => (if rex_w { 8 } else { 4 >> o as u8 }, 8 >> a as u8),
+        (32, o, a) => (4 >> o as u8, 4 >> a as u8),
+        (_, o, a) => (2 << o as u8, 2 << a as u8),
+    }
+}
+
+/// What stands in [`Op::run`] until the families have been asked.
+fn undefined<C: Cpu>(_cpu: &mut C, _op: &Op<C>) -> Res {
+    Err(Stop::UD)
+}
+
+fn compact<C: Cpu>(insn: &Instruction, mode: Mode, bytes: &[u8]) -> Op<C> {
     let len = insn.len() as u64;
+    let (operand_size, address_size) = sizes(mode, bytes);
     let mut op = Op {
-        run,
+        run: undefined::<C>,
         imm: 0,
         disp: 0,
         code: insn.code(),
@@ -54,8 +114,8 @@ fn compact<C>(insn: &Instruction, mode: Mode, run: Handler<C>) -> Op<C> {
         scale: 0,
         seg: Seg::Ds as u8,
         mem_size: 0,
-        address_size: (mode.bitness() / 8) as u8,
-        operand_size: (mode.bitness() / 8).min(4) as u8,
+        address_size,
+        operand_size,
         prefix: 0,
         form: form::SEGMENTED,
         mode,
@@ -74,7 +134,7 @@ fn compact<C>(insn: &Instruction, mode: Mode, run: Handler<C>) -> Op<C> {
         match insn.op_kind(i) {
             OpKind::Register => {
                 if let Some(slot) = op.regs.get_mut(i as usize) {
-                    *slot = register_number(insn.op_register(i));
+                    *slot = operand_number(insn.op_register(i));
                 }
             }
             OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {
@@ -83,7 +143,7 @@ fn compact<C>(insn: &Instruction, mode: Mode, run: Handler<C>) -> Op<C> {
             OpKind::FarBranch16 => op.imm = insn.far_branch16() as u64 | (insn.far_branch_selector() as u64) << 32,
             OpKind::FarBranch32 => op.imm = insn.far_branch32() as u64 | (insn.far_branch_selector() as u64) << 32,
             OpKind::Memory => memory(insn, i, &mut op),
-            kind @ (OpKind::MemorySegSI
+            OpKind::MemorySegSI
             | OpKind::MemorySegESI
             | OpKind::MemorySegRSI
             | OpKind::MemorySegDI
@@ -91,13 +151,8 @@ fn compact<C>(insn: &Instruction, mode: Mode, run: Handler<C>) -> Op<C> {
             | OpKind::MemorySegRDI
             | OpKind::MemoryESDI
             | OpKind::MemoryESEDI
-            | OpKind::MemoryESRDI) => {
-                op.address_size = match kind {
-                    OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => 2,
-                    OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => 4,
-                    _ => 8,
-                };
-                op.seg = register_number(insn.memory_segment());
+            | OpKind::MemoryESRDI => {
+                op.seg = if mode == Mode::Long64 { long_segment(insn) } else { register_number(insn.memory_segment()) };
                 op.mem_size = insn.memory_size().size() as u8;
             }
             _ => {
@@ -190,8 +245,26 @@ fn address_size(insn: &Instruction) -> u8 {
 
 /// The number that instructions encode a register by; the high bytes AH, CH, DH, BH get [`HIGH_BYTE`] added.
 fn register_number(r: Register) -> u8 {
-    match r {
-        Register::AH | Register::CH | Register::DH | Register::BH => HIGH_BYTE + (r as u8 - Register::AH as u8),
-        _ => r.number() as u8,
+    if r.is_gpr8() {
+        // In iced's order AL to BL, AH to BH, SPL to R15L.
+        match r as u8 - Register::AL as u8 {
+            low @ 0..4 => low,
+            high @ 4..8 => HIGH_BYTE + high - 4,
+            new => new - 4,
+        }
+    } else {
+        r.number() as u8
     }
+}
+
+/// As [`register_number`]; vector registers have their class added.
+fn operand_number(r: Register) -> u8 {
+    let class = match r {
+        _ if r.is_xmm() => class::XMM,
+        _ if r.is_ymm() => class::YMM,
+        _ if r.is_mm() => class::MM,
+        _ if r.is_st() => class::ST,
+        _ => 0,
+    };
+    register_number(r) | class
 }

@@ -21,19 +21,34 @@
 extern crate std;
 
 pub mod address;
+mod alu;
+mod bits;
+mod condition;
 pub mod cpu;
+mod decimal;
 pub mod decode;
+mod exchange;
+mod families;
 pub mod fetch;
+mod flow;
 pub mod fpu;
+mod misc;
+mod multiply;
 pub mod op;
+mod operand;
+mod shift;
 pub mod stack;
+mod stack_ops;
 pub mod stop;
+mod string;
 pub mod system;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod transfer;
 
 pub use cpu::{Access, Cpu, Flush, Intercept};
 pub use decode::{DecodeError, decode};
 pub use fetch::{fetch_decode, step};
 pub use op::{Handler, Op};
 pub use stop::{Res, Stop};
+pub use system::event;

@@ -28,6 +28,18 @@ pub mod gpr {
     pub const R11: usize = 11;
 }
 
+/// What is added to the number of a vector register operand, in [`Op::regs`].
+pub mod class {
+    /// x87 stack register.
+    pub const ST: u8 = 0x80;
+    /// MMX register.
+    pub const MM: u8 = 0x90;
+    /// 128-bit register.
+    pub const XMM: u8 = 0xa0;
+    /// 256-bit register.
+    pub const YMM: u8 = 0xb0;
+}
+
 /// Bits of [`Op::prefix`].
 pub mod prefix {
     /// LOCK.
@@ -44,7 +56,8 @@ pub struct Op<C> {
     /// What executes it.
     pub run: Handler<C>,
     /// The immediate, sign-extended to 64 bits as the instruction defines; the displacement from the next
-    /// instruction of a near branch; offset and (from bit 32) selector of a far one; a second immediate from bit 32.
+    /// instruction of a near branch; offset and (from bit 32) selector of a far one; a second immediate from bit 32;
+    /// what FNSTENV shows as FOP, of an x87 instruction.
     pub imm: u64,
     /// Displacement of the memory operand, from the next instruction if `base` is [`RIP`]. A 64-bit absolute
     /// address (MOV moffs) is in `imm` instead.
@@ -54,7 +67,8 @@ pub struct Op<C> {
     /// Length in bytes, 1 to 15.
     pub len: u8,
     /// Numbers of the register operands by operand position: general registers 0 to 15 and the high bytes from
-    /// [`HIGH_BYTE`]; segment, control, debug, ST, MM, XMM and YMM registers by their own number. [`NO_REG`] otherwise.
+    /// [`HIGH_BYTE`]; segment, control and debug registers by their own number; ST, MM, XMM and YMM registers with
+    /// their [`class`] added. [`NO_REG`] otherwise.
     pub regs: [u8; 4],
     /// Position of the memory operand, or [`NO_REG`].
     pub mem: u8,
@@ -92,6 +106,12 @@ impl<C> Op<C> {
     #[inline(always)]
     pub fn is_memory(&self) -> bool {
         self.mem != NO_REG
+    }
+
+    /// Whether operand number `slot` is a register.
+    #[inline(always)]
+    pub fn has_register(&self, slot: usize) -> bool {
+        self.regs[slot] != NO_REG
     }
 
     /// Offset of the memory operand in its segment, wrapped to the address size.

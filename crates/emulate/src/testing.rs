@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, vec, vec::Vec};
 
 use platform::Word;
-use x86::{Attr, Cr0, Cr4, CpuState, Efer, Features, Mode, Segment, Vector, exception::pf};
+use x86::{Attr, CpuState, Cr0, Cr4, Efer, Features, Mode, Segment, Vector, exception::pf};
 
 use crate::{Access, Cpu, Flush, Intercept, Op, Res, Stop};
 
