@@ -1,7 +1,7 @@
 //! Can this `/dev/kvm` really run a guest?
 //!
-//! Some devices open, answer every question and then hang in `KVM_RUN`, where
-//! no signal reaches. So a child process tries, and the parent waits for its
+//! Some devices open, answer every question and then hang in `KVM_RUN` where
+//! no signal reaches, or run a guest so slowly that it never gets anywhere. So a child process tries, and the parent waits for its
 //! report for a bounded time. A hung child is killed and left behind: waiting
 //! for it could last forever.
 
@@ -27,8 +27,8 @@ pub enum ProbeError {
     /// {0} cannot be opened: {1}
     #[error("{0} cannot be opened: {1}")]
     Open(String, String),
-    /// {path} answers but did not run a test guest within {seconds} s (it hangs in {step})
-    #[error("{path} answers but did not run a test guest within {seconds} s (it hangs in {step})")]
+    /// {path} answers but did not run a test guest within {seconds} s (it got as far as {step})
+    #[error("{path} answers but did not run a test guest within {seconds} s (it got as far as {step})")]
     Hangs {
         /// The device node.
         path: String,
@@ -201,6 +201,10 @@ impl<E: std::error::Error> From<E> for Failure {
 
 const PORT: u16 = 0x10;
 const CODE: u64 = 0x1000;
+/// Rounds of a loop of three instructions. A processor needs milliseconds for them, an emulated
+/// one that can still boot a kernel some tenths of a second. A device that emulates each
+/// instruction runs into the deadline: with it, a kernel would seem to hang.
+const ROUNDS: u32 = 4_000_000;
 
 fn run_test_guest(sys: Arc<dyn Sys>, path: &CStr, say: &dyn Fn(&[u8])) -> Result<(), Failure> {
     say(&[0]);
@@ -235,8 +239,19 @@ fn run_test_guest(sys: Arc<dyn Sys>, path: &CStr, say: &dyn Fn(&[u8])) -> Result
     expect_out_and_halt(&mut vcpu, 0x52)?;
 
     say(&[5]);
-    // mov rax, 0x6400000000; shr rax, 32; out PORT, al; hlt
-    let code = [0x48, 0xb8, 0, 0, 0, 0, 0x64, 0, 0, 0, 0x48, 0xc1, 0xe8, 32, 0xe6, PORT as u8, 0xf4];
+    let [a, b, c, d] = ROUNDS.to_le_bytes();
+    #[rustfmt::skip]
+    let code = [
+        0xb9, a, b, c, d,                           // mov ecx, ROUNDS
+        0xbf, 0x00, 0x80, 0x00, 0x00,               // mov edi, 0x8000
+        0x48, 0x89, 0x0f,                           // again: mov [rdi], rcx
+        0x48, 0xff, 0xc9,                           // dec rcx
+        0x75, 0xf8,                                 // jnz again
+        0x48, 0xb8, 0, 0, 0, 0, 0x64, 0, 0, 0,      // mov rax, 0x6400000000
+        0x48, 0xc1, 0xe8, 32,                       // shr rax, 32
+        0xe6, PORT as u8,                           // out PORT, al
+        0xf4,                                       // hlt
+    ];
     ram.write_slice(&code, GuestAddress(CODE))?;
     boot::setup_bootstrap_vcpu(&vcpu, CODE)?;
     expect_out_and_halt(&mut vcpu, 0x64)?;

@@ -77,15 +77,25 @@ const FATAL: [libc::c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc
 static PREVIOUS: [OnceLock<libc::sigaction>; FATAL.len()] = [const { OnceLock::new() }; FATAL.len()];
 
 /// Restores the terminal, then hands the signal on to whoever had it before: the
-/// handler returns and the same fault happens again under the old action.
-extern "C" fn on_fatal(signal: libc::c_int) {
+/// handler returns and the same fault happens again under the old action. A signal that
+/// another process sent does not happen again by itself and kills at once.
+extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     restore();
+    // SAFETY: the kernel passes a valid structure.
+    let sent = unsafe { (*info).si_code } <= 0;
     for (number, previous) in FATAL.iter().zip(&PREVIOUS) {
         if *number == signal
             && let Some(previous) = previous.get()
         {
-            // SAFETY: the action was the signal's before; sigaction is async-signal-safe.
-            unsafe { libc::sigaction(signal, previous, std::ptr::null_mut()) };
+            // SAFETY: the action was the signal's before; sigaction, signal and raise are
+            // async-signal-safe. The raised signal is delivered when this handler returns.
+            unsafe {
+                libc::sigaction(signal, previous, std::ptr::null_mut());
+                if sent {
+                    libc::signal(signal, libc::SIG_DFL);
+                    libc::raise(signal);
+                }
+            }
         }
     }
 }
@@ -103,7 +113,7 @@ pub fn guard_fatal_signals() {
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = on_fatal as *const () as usize;
-            action.sa_flags = libc::SA_ONSTACK;
+            action.sa_flags = libc::SA_ONSTACK | libc::SA_SIGINFO;
             if libc::sigaction(*number, &raw const action, old.as_mut_ptr()) == 0 {
                 let _ = previous.set(old.assume_init());
             }
