@@ -1,0 +1,112 @@
+//! MOV to and from control registers, CLTS, LMSW, SMSW, XSETBV and XGETBV (SDM vol. 2).
+use x86::{Cr0, Cr4, Features};
+
+use super::{
+    control, registers,
+    tables::{check_umip, require_supervisor},
+};
+use crate::{
+    Cpu, Intercept, Op, Res, Stop,
+    op::gpr::{RAX, RCX, RDX},
+};
+
+/// LMSW changes these; it can set PE but not clear it.
+const MSW: u64 = 0xf;
+
+/// MOV CRn, r; `WIDE` in 64-bit mode.
+pub(super) fn mov_to<C: Cpu, const WIDE: bool>(cpu: &mut C, op: &Op<C>) -> Res {
+    let number = op.regs[0];
+    if !matches!(number, 0 | 2 | 3 | 4 | 8) {
+        return Err(Stop::UD);
+    }
+    require_supervisor(cpu)?;
+    let value = registers::read(cpu.state(), op.regs[1]);
+    let value = if WIDE { value } else { value as u32 as u64 };
+    match number {
+        0 => control::write_cr0(cpu, value),
+        2 => {
+            cpu.state_mut().cr2 = value;
+            Ok(())
+        }
+        3 => control::write_cr3(cpu, value),
+        4 => control::write_cr4(cpu, value),
+        _ if value >> 4 != 0 => Err(Stop::GP0),
+        _ => cpu.intercept(Intercept::WriteCr8(value), op),
+    }
+}
+
+/// MOV r, CRn.
+pub(super) fn mov_from<C: Cpu, const SIZE: u8>(cpu: &mut C, op: &Op<C>) -> Res {
+    let number = op.regs[1];
+    if !matches!(number, 0 | 2 | 3 | 4 | 8) {
+        return Err(Stop::UD);
+    }
+    require_supervisor(cpu)?;
+    let state = cpu.state_mut();
+    let value = match number {
+        0 => state.cr0,
+        2 => state.cr2,
+        3 => state.cr3,
+        4 => state.cr4,
+        _ => return cpu.intercept(Intercept::ReadCr8, op),
+    };
+    registers::write(state, op.regs[0], SIZE, value);
+    Ok(())
+}
+
+/// CLTS.
+pub(super) fn clts<C: Cpu>(cpu: &mut C, _op: &Op<C>) -> Res {
+    require_supervisor(cpu)?;
+    cpu.state_mut().cr0 &= !Cr0::TS.bits();
+    Ok(())
+}
+
+/// LMSW.
+pub(super) fn lmsw<C: Cpu>(cpu: &mut C, op: &Op<C>) -> Res {
+    require_supervisor(cpu)?;
+    let word = registers::read_rm16(cpu, op, 0)? as u64;
+    let old = cpu.state().cr0;
+    control::write_cr0(cpu, old & !(MSW & !Cr0::PE.bits()) | word & MSW)
+}
+
+/// SMSW.
+pub(super) fn smsw<C: Cpu, const SIZE: u8>(cpu: &mut C, op: &Op<C>) -> Res {
+    check_umip(cpu)?;
+    let value = cpu.state().cr0;
+    registers::write_rm16(cpu, op, SIZE, value)
+}
+
+/// XSETBV.
+pub(super) fn xsetbv<C: Cpu>(cpu: &mut C, _op: &Op<C>) -> Res {
+    require_xsave(cpu)?;
+    require_supervisor(cpu)?;
+    let gpr = &cpu.state().gpr;
+    let value = gpr[RAX] & 0xffff_ffff | gpr[RDX] << 32;
+    if gpr[RCX] as u32 != 0 {
+        return Err(Stop::GP0);
+    }
+    control::check_xcr0(cpu.xcr0_supported(), value)?;
+    cpu.state_mut().xcr0 = value;
+    Ok(())
+}
+
+/// XGETBV: XCR0, or with ECX = 1 the components that are in use.
+pub(super) fn xgetbv<C: Cpu>(cpu: &mut C, _op: &Op<C>) -> Res {
+    require_xsave(cpu)?;
+    let with_in_use = cpu.features().contains(Features::XGETBV1);
+    let state = cpu.state_mut();
+    match state.gpr[RCX] as u32 {
+        0 => {}
+        // Every enabled component counts as in use: none is tracked.
+        1 if with_in_use => {}
+        _ => return Err(Stop::GP0),
+    }
+    state.gpr[RAX] = state.xcr0 & 0xffff_ffff;
+    state.gpr[RDX] = state.xcr0 >> 32;
+    Ok(())
+}
+
+fn require_xsave<C: Cpu>(cpu: &C) -> Res {
+    let on = cpu.features().contains(Features::XSAVE) && cpu.state().cr4 & Cr4::OSXSAVE.bits() != 0;
+    if on { Ok(()) } else { Err(Stop::UD) }
+}
