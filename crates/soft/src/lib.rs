@@ -1,1 +1,157 @@
-//! The software CPU: a Backend that needs no hardware virtualization.
+//! The software CPU: a processor for guests on machines whose own processor cannot run any. It is the one back
+//! end that needs no privileges and no hardware support: an interpreter around the crate `emulate`.
+//!
+//! # One entry
+//! [`SoftVcpu`] delivers the event that the core wants injected, then runs blocks of decoded instructions ([`cache`])
+//! until something stops it: a bit in the vCPU's request word, which it looks at between blocks, or an
+//! instruction that needs the core (device memory, HLT, CPUID, ...), which leaves the registers as they were before it.
+//! Exceptions, page walks, control registers and everything else that a processor with nested paging does by itself, it
+//! does by itself. When a debugger or the trap flag watches each instruction, another, slower loop runs
+//! (`step`).
+//!
+//! # Memory
+//! Every access goes through the soft TLB ([`tlb`]): one compare, then a host move through the platform's accessors, which
+//! survive memory that the client takes away. Misses walk the guest's tables with `mmu::walk`.
+//!
+//! # Code that changes
+//! A block is a copy of memory, so something must tell when memory has changed. Three things do:
+//! 1. *Stores of vCPUs* to pages with decoded code are seen as they happen, down to 64 bytes ([`code_map`]); the storing
+//!    vCPU sees its own change at its next instruction, the others at their next block.
+//! 2. *Writes by the client* (its devices' DMA) and by the core cannot be seen. But a guest learns that
+//!    they are complete through an interrupt or a device register, that is through an exit: so every block is compared with
+//!    memory (its source bytes are kept) when it is entered for the first time after an entry into the guest.
+//! 3. A guest that polls memory to learn of DMA, and has new code loaded by that into a page of which it has run
+//!    code before, must have had the page mapped for execution twice: a block is also compared when it is first entered
+//!    through a new translation of its page. Last, everything is compared again after each four million
+//!    instructions; the one guest that can run stale code until then loads code by DMA over code that it runs, without
+//!    an interrupt, a device access or a change of mapping in between.
+//!
+//! A block that was compared unchanged is used on; a difference only costs its decoding.
+//!
+//! # A translator
+//! can be added behind this: a [`cache::Block`] is a range of guest code and something that runs it. Finding, linking,
+//! comparing and dropping blocks do not depend on what that is, the TLB's layout is fixed (`repr(C)`), and the
+//! interpreter is the reference.
+pub mod arena;
+mod build;
+pub mod cache;
+pub mod code_map;
+mod cpu;
+mod enter;
+mod events;
+mod memory;
+pub mod native;
+mod run;
+pub mod stats;
+mod step;
+pub mod tlb;
+mod vcpu;
+mod vm;
+
+use core::marker::PhantomData;
+
+use hv::backend::Backend;
+use platform::{MaySleep, OutOfMemory, Platform};
+use x86::{CpuState, Features, Mode, control::xcr0};
+
+pub use stats::Stats;
+pub use vcpu::SoftVcpu;
+pub use vm::SoftVm;
+
+/// The software CPU on the platform `P`.
+#[derive(Debug)]
+pub struct Soft<P> {
+    features: Features,
+    platform: PhantomData<fn() -> P>,
+}
+
+impl<P: Platform> Soft<P> {
+    /// Looks at what the host's processor can do, and makes the decoder's tables.
+    pub fn new() -> Self {
+        // The decoder allocates its tables when it is first used: not while a guest runs.
+        let _ = emulate::decode::<SoftVcpu<P>>(&[0x90], Mode::Long64, Features::empty());
+        Self { features: INTEGER, platform: PhantomData }
+    }
+}
+
+impl<P: Platform> Default for Soft<P> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What the emulator executes by itself, whatever the host.
+const INTEGER: Features = Features::VME
+    .union(Features::DE)
+    .union(Features::PSE)
+    .union(Features::TSC)
+    .union(Features::MSR)
+    .union(Features::PAE)
+    .union(Features::MCE)
+    .union(Features::CX8)
+    .union(Features::SEP)
+    .union(Features::PGE)
+    .union(Features::CMOV)
+    .union(Features::PSE36)
+    .union(Features::CLFLUSH)
+    .union(Features::CX16)
+    .union(Features::PCID)
+    .union(Features::MOVBE)
+    .union(Features::POPCNT)
+    .union(Features::RDRAND)
+    .union(Features::FSGSBASE)
+    .union(Features::BMI1)
+    .union(Features::SMEP)
+    .union(Features::BMI2)
+    .union(Features::INVPCID)
+    .union(Features::RDSEED)
+    .union(Features::ADX)
+    .union(Features::SMAP)
+    .union(Features::CLFLUSHOPT)
+    .union(Features::CLWB)
+    .union(Features::UMIP)
+    .union(Features::RDPID)
+    .union(Features::SYSCALL)
+    .union(Features::NX)
+    .union(Features::RDTSCP)
+    .union(Features::LM)
+    .union(Features::LAHF64)
+    .union(Features::LZCNT)
+    .union(Features::PREFETCHW)
+    .union(Features::GBPAGES);
+
+impl<P: Platform> Backend for Soft<P> {
+    type Platform = P;
+    type Vcpu = SoftVcpu<P>;
+    type Vm = SoftVm<P>;
+    const NAME: &'static str = "software CPU";
+    const NESTED_TABLES: bool = false;
+
+    fn features(&self) -> Features {
+        self.features
+    }
+
+    fn xcr0(&self) -> u64 {
+        let mut bits = xcr0::X87;
+        if self.features.contains(Features::XSAVE) {
+            bits |= xcr0::SSE;
+            if self.features.contains(Features::AVX) {
+                bits |= xcr0::AVX;
+            }
+        }
+        bits
+    }
+
+    fn create_vm(&self, _cx: &MaySleep) -> Result<SoftVm<P>, OutOfMemory> {
+        SoftVm::new()
+    }
+
+    fn create_vcpu(&self, vm: &SoftVm<P>, index: usize, _cx: &MaySleep) -> Result<SoftVcpu<P>, OutOfMemory> {
+        SoftVcpu::new(vm, index, self.features, self.xcr0())
+    }
+}
+
+/// The signature that a vCPU's EDX shows at reset until the core says otherwise.
+fn reset_state() -> CpuState {
+    CpuState::reset(0)
+}

@@ -1,0 +1,234 @@
+//! Making and re-checking blocks.
+use core::ptr::NonNull;
+
+use emulate::{Op, Res, decode};
+use hv::backend::Exit;
+use iced_x86::{Code, FlowControl};
+use platform::{Hva, Memory, Platform};
+use x86::{Mode, Seg};
+
+use crate::{
+    SoftVcpu,
+    cache::{Block, MAX_BYTES, MAX_OPS, Recipe},
+    tlb::ExecEntry,
+    vcpu::jump_page,
+};
+
+/// What can be executed at an address.
+pub(crate) enum Found<C> {
+    /// A block.
+    Block(NonNull<Block<C>>),
+    /// An instruction that cannot be kept: it crosses a page, is none, or runs over the limit of CS.
+    Single,
+}
+
+/// How an instruction ends its block, if it does.
+enum End {
+    /// It goes on elsewhere, and changes nothing besides.
+    Jump,
+    /// It may change what the run loop relies on.
+    Attention,
+}
+
+fn end<C>(op: &Op<C>) -> Option<End> {
+    use Code::*;
+    match op.code.flow_control() {
+        FlowControl::Next => {}
+        FlowControl::UnconditionalBranch
+        | FlowControl::IndirectBranch
+        | FlowControl::ConditionalBranch
+        | FlowControl::Return
+        | FlowControl::Call
+        | FlowControl::IndirectCall
+            if is_near(op.code) =>
+        {
+            return Some(End::Jump);
+        }
+        _ => return Some(End::Attention),
+    }
+    let special = match op.code {
+        // Flags other than status, and the shadows.
+        Popfw | Popfd | Popfq | Sti | Cli | Stac | Clac => true,
+        Popw_SS | Popd_SS | Lss_r16_m1616 | Lss_r32_m1632 | Lss_r64_m1664 => true,
+        Mov_Sreg_rm16 | Mov_Sreg_r32m16 | Mov_Sreg_r64m16 => op.regs[0] == Seg::Ss as u8,
+        // IN and OUT leave anyway; these are privileged only by CPL, not by name.
+        Insb_m8_DX | Insw_m16_DX | Insd_m32_DX | Outsb_DX_m8 | Outsw_DX_m16 | Outsd_DX_m32 => true,
+        Cpuid | Rdmsr | Wrmsr | Xsetbv => true,
+        // Segment bases that are nobody's business but the addresses'.
+        Swapgs => false,
+        code => code.is_privileged(),
+    };
+    special.then_some(End::Attention)
+}
+
+/// Branches that change nothing but RIP and the stack.
+fn is_near(code: Code) -> bool {
+    code.is_jmp_short_or_near()
+        || code.is_jcc_short_or_near()
+        || code.is_jcx_short()
+        || code.is_loop()
+        || code.is_loopcc()
+        || code.is_call_near()
+        || code.is_jmp_near_indirect()
+        || code.is_call_near_indirect()
+        || matches!(
+            code,
+            Code::Retnw | Code::Retnd | Code::Retnq | Code::Retnw_imm16 | Code::Retnd_imm16 | Code::Retnq_imm16
+        )
+}
+
+impl<P: Platform> SoftVcpu<P> {
+    /// The linear address of the next instruction.
+    #[inline(always)]
+    pub(crate) fn linear_rip(&self) -> u64 {
+        let state = &self.state;
+        if state.mode == Mode::Long64 {
+            state.rip
+        } else {
+            state.seg[Seg::Cs as usize].base.wrapping_add(state.rip) as u32 as u64
+        }
+    }
+
+    /// The block at the instruction pointer, the long way: by its guest-physical address.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn look_up(&mut self, linear: u64) -> Res<Found<Self>> {
+        self.stats.lookups += 1;
+        if self.state.mode == Mode::Long64 && !x86::paging::canonical(linear, self.state.linear_bits()) {
+            return Ok(Found::Single);
+        }
+        let page = self.fetch_page(linear)?;
+        let gpa = page.gpa | linear & 0xfff;
+        let mode = self.state.mode;
+        let known = self.cache.find(gpa, mode);
+        let block = match known {
+            Some(block) if self.still_right(block, &page)? => block,
+            _ => {
+                if let Some(stale) = known {
+                    self.cache.unlink(stale);
+                }
+                match self.build(gpa, &page)? {
+                    Some(block) => block,
+                    None => return Ok(Found::Single),
+                }
+            }
+        };
+        // SAFETY: found or built just now.
+        let (bytes, record) = unsafe { (block.as_ref().bytes as u64, block.as_ref().page) };
+        if self.state.mode != Mode::Long64 {
+            let limit = self.state.seg[Seg::Cs as usize].limit as u64;
+            // 32 bits of RIP and of the linear address must not wrap inside of a block either.
+            if self.state.rip + bytes > limit + 1 || self.state.rip + bytes >> 32 != 0 {
+                return Ok(Found::Single);
+            }
+        }
+        let key = self.jump_keys[(linear >> 63) as usize];
+        // SAFETY: records live as long as the code map, which this vCPU shares.
+        if key != 0 && self.common.code.settled(unsafe { record.as_ref() }, self.index) {
+            self.cache.remember(linear, key, block);
+            let (word, bit) = jump_page(linear);
+            self.jump_pages[word] |= bit;
+        }
+        Ok(Found::Block(block))
+    }
+
+    /// Whether the block, found through `page`, still says what memory does. Compares only if something may have
+    /// changed since that was last known.
+    fn still_right(&mut self, mut block: NonNull<Block<Self>>, page: &ExecEntry) -> Res<bool> {
+        // SAFETY: the caller has just found it, and nobody else holds a reference to it.
+        let block = unsafe { block.as_mut() };
+        // SAFETY: records live as long as the code map, which this vCPU shares.
+        let record = unsafe { block.page.as_ref() };
+        if block.version == record.version()
+            && block.verified >= self.entered_at.max(page.stamp)
+            && self.common.code.settled(record, self.index)
+        {
+            return Ok(true);
+        }
+        self.stats.verified += 1;
+        let (version, first) = self.common.code.mark(record, block.gpa & 0xfff, block.bytes as u64);
+        if first {
+            self.tlb.drop_writes_of(block.gpa);
+        }
+        let mut now = [0; MAX_BYTES];
+        let now = &mut now[..block.bytes as usize];
+        self.read_code(block.gpa, page, now)?;
+        if now != block.source() {
+            return Ok(false);
+        }
+        block.version = version;
+        block.verified = self.clock;
+        Ok(true)
+    }
+
+    fn read_code(&mut self, gpa: u64, page: &ExecEntry, to: &mut [u8]) -> Res {
+        let at = Hva(page.hva).add(gpa & 0xfff);
+        P::Memory::copy_from(at, to).map_err(|_| self.leave_for(Exit::BadAddress { gpa }))
+    }
+
+    /// Decodes the block at `gpa`, in `page`. None: its first instruction cannot be kept.
+    fn build(&mut self, gpa: u64, page: &ExecEntry) -> Res<Option<NonNull<Block<Self>>>> {
+        let common = self.common.clone();
+        let Ok(record) = common.code.get_or_make(gpa >> 12) else { return Ok(None) };
+        let mode = self.state.mode;
+        let offset = gpa & 0xfff;
+        let mut bytes = [0; MAX_BYTES];
+        let mut again = [0; MAX_BYTES];
+        let window = MAX_BYTES.min(0x1000 - offset as usize);
+        self.read_code(gpa, page, &mut bytes[..window])?;
+        loop {
+            let mut ops: [Option<Op<Self>>; MAX_OPS] = [None; MAX_OPS];
+            let (mut count, mut used, mut attention) = (0, 0, false);
+            while count < MAX_OPS {
+                let Ok(op) = decode::<Self>(&bytes[used..window.min(used + 15)], mode, self.features) else { break };
+                let op = self.adapt(op);
+                used += op.len as usize;
+                let end = end(&op);
+                ops[count] = Some(op);
+                count += 1;
+                match end {
+                    None => {}
+                    Some(End::Jump) => break,
+                    Some(End::Attention) => {
+                        attention = true;
+                        break;
+                    }
+                }
+            }
+            let Some(first) = ops[0] else { return Ok(None) };
+            let ops = ops.map(|op| op.unwrap_or(first));
+
+            let (version, fresh) = common.code.mark(record, offset, used as u64);
+            if fresh {
+                self.tlb.drop_writes_of(gpa);
+            }
+            // From here on writes of vCPUs are seen; those before must not have changed what was decoded.
+            self.read_code(gpa, page, &mut again[..window])?;
+            if again[..used] != bytes[..used] {
+                bytes = again;
+                if self.env().is_some_and(|env| env.requests.load(core::sync::atomic::Ordering::Relaxed) != 0) {
+                    return Err(emulate::Stop::RESTART);
+                }
+                continue;
+            }
+            self.stats.blocks += 1;
+            let recipe = Recipe {
+                ops: &ops[..count],
+                source: &bytes[..used],
+                gpa,
+                mode,
+                attention,
+                page: NonNull::from(record),
+                version,
+                verified: self.clock,
+            };
+            if let Some(block) = self.cache.insert(&recipe) {
+                return Ok(Some(block));
+            }
+            self.stats.cache_flushes += 1;
+            self.cache.clear();
+            self.forget_jumps();
+            return Ok(self.cache.insert(&recipe));
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The processor as the emulator's instructions see it.
+use emulate::{Access, Cpu, Flush, Intercept, Op, Res};
+use hv::backend::{CrOp, Exit, PioExit};
+use mmu::physical::PhysMem;
+use platform::{Hva, Memory, Platform, Word};
+use x86::{CpuState, Exception, Features};
+
+use crate::{
+    SoftVcpu,
+    memory::Want,
+    tlb::{DATA_ENTRIES, Keys, index, key, tag},
+};
+
+/// One in so many PAUSEs leaves the guest.
+const PAUSES: u32 = 4096;
+
+impl<P: Platform> SoftVcpu<P> {
+    #[inline(always)]
+    fn fast_keys(&self, access: Access) -> &Keys {
+        match access {
+            Access::Program => &self.keys.program,
+            Access::System => &self.keys.system,
+            Access::User => &self.keys.user,
+        }
+    }
+
+    /// Where `linear` may be read, if that is known and `bytes` bytes there are in one page.
+    #[inline(always)]
+    fn readable(&self, linear: u64, bytes: u64, access: Access) -> Option<Hva> {
+        let key = key(self.fast_keys(access), linear);
+        let entry = &self.tlb.data[index(linear, DATA_ENTRIES)];
+        let inside = bytes == 1 || linear & 0xfff <= 0x1000 - bytes;
+        (entry.read == tag(linear, key) && inside).then(|| Hva(linear.wrapping_add(entry.addend)))
+    }
+
+    /// Where `linear` may be written without further ado.
+    #[inline(always)]
+    fn writable(&self, linear: u64, bytes: u64, access: Access) -> Option<Hva> {
+        let key = key(self.fast_keys(access), linear);
+        let entry = &self.tlb.data[index(linear, DATA_ENTRIES)];
+        let inside = bytes == 1 || linear & 0xfff <= 0x1000 - bytes;
+        (entry.write == tag(linear, key) && inside).then(|| Hva(linear.wrapping_add(entry.addend)))
+    }
+
+    /// How far the accesses of a bulk operation may go from `linear`.
+    #[inline]
+    fn room(linear: u64) -> u64 {
+        0x1000 - (linear & 0xfff)
+    }
+
+    /// Makes `linear` readable or writable for a bulk operation, if that can be done now. A fault is left to the
+    /// instruction's own access.
+    fn bulk(&mut self, linear: u64, want: Want) -> Option<Hva> {
+        let known = |cpu: &Self| match want {
+            Want::Write => cpu.writable(linear, 1, Access::Program),
+            _ => cpu.readable(linear, 1, Access::Program),
+        };
+        if let Some(at) = known(self) {
+            return Some(at);
+        }
+        if self.keys.program == crate::vcpu::AccessKeys::NEVER.program {
+            return None;
+        }
+        let payload = self.payload;
+        if self.spot(linear, want, Access::Program).is_err() {
+            self.payload = payload;
+            self.exit = None;
+            return None;
+        }
+        known(self)
+    }
+}
+
+impl<P: Platform> Cpu for SoftVcpu<P> {
+    #[inline(always)]
+    fn state(&self) -> &CpuState {
+        &self.state
+    }
+
+    #[inline(always)]
+    fn state_mut(&mut self) -> &mut CpuState {
+        &mut self.state
+    }
+
+    #[inline]
+    fn features(&self) -> Features {
+        self.features
+    }
+
+    #[inline(always)]
+    fn load<T: Word>(&mut self, linear: u64, access: Access) -> Res<T> {
+        if let Some(at) = self.readable(linear, T::BYTES, access)
+            && let Ok(value) = P::Memory::load(at)
+        {
+            return Ok(value);
+        }
+        self.load_slow(linear, access, Want::Read)
+    }
+
+    #[inline(always)]
+    fn store<T: Word>(&mut self, linear: u64, value: T, access: Access) -> Res {
+        if let Some(at) = self.writable(linear, T::BYTES, access)
+            && P::Memory::store(at, value).is_ok()
+        {
+            return Ok(());
+        }
+        self.store_slow(linear, value, access)
+    }
+
+    #[inline(always)]
+    fn load_for_write<T: Word>(&mut self, linear: u64, access: Access) -> Res<T> {
+        if let Some(at) = self.writable(linear, T::BYTES, access)
+            && let Ok(value) = P::Memory::load(at)
+        {
+            return Ok(value);
+        }
+        self.load_slow(linear, access, Want::Write)
+    }
+
+    #[inline(always)]
+    fn compare_exchange<T: Word>(&mut self, linear: u64, old: T, new: T, access: Access) -> Res<T> {
+        if let Some(at) = self.writable(linear, T::BYTES, access)
+            && let Ok(seen) = P::Memory::compare_exchange(at, old, new)
+        {
+            return Ok(seen);
+        }
+        self.exchange_slow(linear, old, new, access)
+    }
+
+    fn probe_write(&mut self, linear: u64, bytes: u64, access: Access) -> Res {
+        self.probe(linear, bytes, access)
+    }
+
+    fn fetch(&mut self, linear: u64, buf: &mut [u8]) -> Res<usize> {
+        let page = self.fetch_page(linear)?;
+        let len = (Self::room(linear) as usize).min(buf.len());
+        let at = Hva(page.hva).add(linear & 0xfff);
+        if P::Memory::copy_from(at, &mut buf[..len]).is_err() {
+            return Err(self.leave_for(Exit::BadAddress { gpa: page.gpa | linear & 0xfff }));
+        }
+        Ok(len)
+    }
+
+    fn copy_forward(&mut self, from: u64, to: u64, bytes: u64) -> u64 {
+        let bytes = bytes.min(Self::room(from)).min(Self::room(to));
+        let Some(target) = self.bulk(to, Want::Write) else { return 0 };
+        let Some(source) = self.bulk(from, Want::Read) else { return 0 };
+        // The two may share an entry of the TLB.
+        if self.writable(to, 1, Access::Program) != Some(target) {
+            return 0;
+        }
+        P::Memory::copy_within(source, target, bytes)
+    }
+
+    fn fill_forward<T: Word>(&mut self, to: u64, value: T, count: u64) -> u64 {
+        let count = count.min(Self::room(to) / T::BYTES);
+        match self.bulk(to, Want::Write) {
+            Some(target) => P::Memory::fill(target, value, count),
+            None => 0,
+        }
+    }
+
+    #[inline]
+    fn set_payload(&mut self, payload: u64) {
+        self.payload = payload;
+    }
+
+    #[inline]
+    fn payload(&self) -> u64 {
+        self.payload
+    }
+
+    fn port_in(&mut self, port: u16, size: u8) -> Res<u32> {
+        Err(self.port(port, size, false))
+    }
+
+    fn port_out(&mut self, port: u16, size: u8, _value: u32) -> Res {
+        Err(self.port(port, size, true))
+    }
+
+    #[cold]
+    fn intercept(&mut self, what: Intercept, op: &Op<Self>) -> Res {
+        let len = op.len;
+        let exit = match what {
+            Intercept::Pause => {
+                // A guest that spins for long waits for another vCPU, which may wait for this thread's processor.
+                self.pauses = self.pauses.wrapping_add(1);
+                if self.pauses % PAUSES != 0 {
+                    core::hint::spin_loop();
+                    return Ok(());
+                }
+                Exit::Pause { len }
+            }
+            Intercept::Hlt => Exit::Hlt { len },
+            Intercept::Cpuid => Exit::Cpuid { len },
+            Intercept::Rdmsr => Exit::MsrRead { len },
+            Intercept::Wrmsr => Exit::MsrWrite { len },
+            Intercept::Rdpmc => Exit::Rdpmc { len },
+            Intercept::Hypercall => Exit::Hypercall { len },
+            Intercept::Monitor => Exit::MonitorMwait { len, wait: false },
+            Intercept::Mwait => Exit::MonitorMwait { len, wait: true },
+            Intercept::Wbinvd => Exit::CacheFlush { len },
+            Intercept::Rsm => Exit::Rsm,
+            Intercept::WriteCr8(value) => Exit::Cr { op: CrOp::Write { number: 8, value }, len },
+            Intercept::ReadCr8 => Exit::Cr { op: CrOp::ReadCr8 { gpr: op.regs[0] & 15 }, len },
+        };
+        Err(self.leave_for(exit))
+    }
+
+    fn tsc(&mut self) -> Res<u64> {
+        let scaled = (P::tsc() as u128 * self.tsc_ratio as u128) >> 48;
+        Ok((scaled as u64).wrapping_add(self.tsc_offset))
+    }
+
+    fn xcr0_supported(&self) -> u64 {
+        self.xcr0
+    }
+
+    fn flush(&mut self, what: Flush) {
+        self.flush_translations(what);
+    }
+
+    fn load_physical(&mut self, gpa: u64) -> Res<u64> {
+        let view = self.env().and_then(|env| env.memory.view(env.reader));
+        Ok(view.and_then(|view| view.load(gpa).ok()).unwrap_or(u64::MAX))
+    }
+
+    fn random(&mut self) -> u64 {
+        let mut bytes = [0; 8];
+        P::random(&mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    fn physical_bits(&self) -> u32 {
+        self.physical_bits
+    }
+
+    fn unblock_nmi(&mut self) {
+        self.nmi_blocked = false;
+    }
+
+    fn raise_after(&mut self, exception: Exception) {
+        self.after = Some(exception);
+        self.end = 0;
+    }
+
+    fn data_breakpoints(&self) -> bool {
+        self.watches_data()
+    }
+}
+
+impl<P: Platform> SoftVcpu<P> {
+    /// Leaves for port I/O; the run loop, which knows the instruction, completes the exit.
+    #[cold]
+    fn port(&mut self, port: u16, size: u8, write: bool) -> emulate::Stop {
+        self.watch_port(port, size);
+        self.leave_for(Exit::Pio(PioExit { port, size, write, string: false, len: 0 }))
+    }
+}

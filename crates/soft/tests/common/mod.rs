@@ -1,0 +1,352 @@
+//! A platform with plain memory, and small guests on it.
+#![allow(dead_code)]
+use std::{
+    ptr,
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst},
+};
+
+use abi::KvmUserspaceMemoryRegion;
+use hv::backend::{Backend, BackendVcpu, Env, Exit, Groups};
+use iced_x86::code_asm::CodeAssembler;
+use mmu::{AddressSpace, slots::Region};
+use platform::{
+    BadAddress, Hva, Level, MaySleep, Memory, OutOfMemory, Platform, RawLock, Timer, TimerCallback, WaitEnd, Waiter,
+    Word,
+};
+use soft::{Soft, SoftVcpu, SoftVm};
+use x86::{Attr, CpuState, Cr0, Cr4, Efer, Features, Segment, flags};
+
+pub struct Test;
+
+pub struct Plain;
+
+/// Host pages that "the client has unmapped".
+static GONE: AtomicU64 = AtomicU64::new(0);
+
+pub fn unmap(at: u64) {
+    GONE.store(at & !0xfff, SeqCst);
+}
+
+fn check(at: Hva, bytes: u64) -> Result<(), BadAddress> {
+    let gone = GONE.load(SeqCst);
+    if gone != 0 && at.0 < gone + 0x1000 && at.0 + bytes > gone { Err(BadAddress) } else { Ok(()) }
+}
+
+impl Memory for Plain {
+    fn load<T: Word>(at: Hva) -> Result<T, BadAddress> {
+        check(at, T::BYTES)?;
+        let p = at.0 as *const T;
+        // SAFETY: slots of these tests are live memory.
+        Ok(unsafe { p.read_unaligned() })
+    }
+    fn store<T: Word>(at: Hva, value: T) -> Result<(), BadAddress> {
+        check(at, T::BYTES)?;
+        // SAFETY: as above.
+        unsafe { (at.0 as *mut T).write_unaligned(value) };
+        Ok(())
+    }
+    fn compare_exchange<T: Word>(at: Hva, old: T, new: T) -> Result<T, BadAddress> {
+        check(at, T::BYTES)?;
+        let (a, o, n) = (at.0 as usize, old.low(), new.low());
+        // SAFETY: as above; tests align their locked operands.
+        let seen = unsafe {
+            match T::BYTES {
+                1 => (&*(a as *const AtomicU8))
+                    .compare_exchange(o as u8, n as u8, SeqCst, SeqCst)
+                    .map_or_else(u64::from, u64::from),
+                2 => (&*(a as *const AtomicU16))
+                    .compare_exchange(o as u16, n as u16, SeqCst, SeqCst)
+                    .map_or_else(u64::from, u64::from),
+                4 => (&*(a as *const AtomicU32))
+                    .compare_exchange(o as u32, n as u32, SeqCst, SeqCst)
+                    .map_or_else(u64::from, u64::from),
+                _ => (&*(a as *const AtomicU64)).compare_exchange(o, n, SeqCst, SeqCst).unwrap_or_else(|e| e),
+            }
+        };
+        Ok(T::from_low(seen))
+    }
+    fn copy_from(at: Hva, to: &mut [u8]) -> Result<(), BadAddress> {
+        check(at, to.len() as u64)?;
+        // SAFETY: as above.
+        unsafe { ptr::copy(at.0 as *const u8, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+    fn copy_to(at: Hva, from: &[u8]) -> Result<(), BadAddress> {
+        check(at, from.len() as u64)?;
+        // SAFETY: as above.
+        unsafe { ptr::copy(from.as_ptr(), at.0 as *mut u8, from.len()) };
+        Ok(())
+    }
+    fn copy_within(from: Hva, to: Hva, bytes: u64) -> u64 {
+        if check(from, bytes).is_err() || check(to, bytes).is_err() {
+            return 0;
+        }
+        if to.0.wrapping_sub(from.0) >= bytes {
+            // SAFETY: as above.
+            unsafe { ptr::copy(from.0 as *const u8, to.0 as *mut u8, bytes as usize) };
+        } else {
+            for i in 0..bytes {
+                // SAFETY: as above.
+                unsafe { *((to.0 + i) as *mut u8) = *((from.0 + i) as *const u8) };
+            }
+        }
+        bytes
+    }
+    fn fill<T: Word>(at: Hva, value: T, count: u64) -> u64 {
+        for i in 0..count {
+            if Self::store(at.add(i * T::BYTES), value).is_err() {
+                return i;
+            }
+        }
+        count
+    }
+}
+
+pub struct Lock(AtomicBool);
+impl RawLock for Lock {
+    fn new(_rank: u8) -> Result<Self, OutOfMemory> {
+        Ok(Self(AtomicBool::new(false)))
+    }
+    fn lock(&self) {
+        while !self.try_lock() {
+            std::thread::yield_now();
+        }
+    }
+    fn try_lock(&self) -> bool {
+        !self.0.swap(true, SeqCst)
+    }
+    unsafe fn unlock(&self) {
+        self.0.store(false, SeqCst);
+    }
+}
+
+pub struct NoWait;
+impl Waiter for NoWait {
+    fn new() -> Result<Self, OutOfMemory> {
+        Ok(Self)
+    }
+    fn wait(&self, _word: &AtomicU32, _value: u32, _cx: &MaySleep) -> WaitEnd {
+        WaitEnd::Woken
+    }
+    fn wake(&self, _word: &AtomicU32) {}
+    fn kick(&self) {}
+    fn attach(&self, _word: Option<&AtomicU32>) {}
+}
+
+pub struct NoTimer;
+impl<C: TimerCallback> Timer<C> for NoTimer {
+    fn new(_callback: C) -> Result<Self, OutOfMemory> {
+        Ok(Self)
+    }
+    fn arm(&self, _deadline_ns: u64) {}
+    fn cancel(&self) {}
+}
+
+impl Platform for Test {
+    type Memory = Plain;
+    type RawMutex = Lock;
+    type RawSpin = Lock;
+    type Waiter = NoWait;
+    type Timer<C: TimerCallback> = NoTimer;
+    fn now_ns() -> u64 {
+        0
+    }
+    fn wall_clock_ns() -> u64 {
+        0
+    }
+    fn tsc() -> u64 {
+        1000
+    }
+    fn tsc_khz() -> u32 {
+        0
+    }
+    fn random(buf: &mut [u8]) {
+        buf.fill(7);
+    }
+    fn signal_pending() -> bool {
+        false
+    }
+    fn relax(_cx: &MaySleep) {
+        std::thread::yield_now();
+    }
+    fn log(_level: Level, _message: core::fmt::Arguments<'_>) {}
+}
+
+pub const MIB: u64 = 1 << 20;
+/// Where tests put their code.
+pub const CODE: u64 = 0x10_0000;
+/// Where tests put their data.
+pub const DATA: u64 = 0x20_0000;
+/// Top of the stack.
+pub const STACK: u64 = 0x30_0000;
+const TABLES: u64 = 0x1000;
+pub const GDT: u64 = 0x8000;
+pub const IDT: u64 = 0x9000;
+pub const TSS: u64 = 0xa000;
+
+/// 16 MiB of guest memory at 0, and what runs on it.
+pub struct Guest {
+    ram: *mut u8,
+    layout: std::alloc::Layout,
+    pub memory: AddressSpace<Test>,
+    pub backend: Soft<Test>,
+    pub vm: SoftVm<Test>,
+    pub requests: AtomicU32,
+}
+
+// SAFETY: the memory is a guest's: everybody may write it.
+unsafe impl Sync for Guest {}
+// SAFETY: as above.
+unsafe impl Send for Guest {}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new`.
+        unsafe { std::alloc::dealloc(self.ram, self.layout) };
+    }
+}
+
+pub const RAM: u64 = 16 * MIB;
+
+impl Guest {
+    pub fn new() -> Self {
+        let layout = std::alloc::Layout::from_size_align(RAM as usize, 4096).unwrap();
+        // SAFETY: the size is not zero.
+        let ram = unsafe { std::alloc::alloc_zeroed(layout) };
+        let cx = MaySleep::at_entry();
+        let memory = AddressSpace::new(4, &cx).unwrap();
+        let backend = Soft::new();
+        let vm = backend.create_vm(&cx).unwrap();
+        let guest = Self { ram, layout, memory, backend, vm, requests: AtomicU32::new(0) };
+        guest.slot(0, 0, RAM, 0);
+        guest.tables();
+        guest
+    }
+
+    /// Makes a slot of the first `bytes` bytes of RAM at `gpa`.
+    pub fn slot(&self, slot: u32, gpa: u64, bytes: u64, flags: u32) {
+        let arg = KvmUserspaceMemoryRegion {
+            slot,
+            flags,
+            guest_phys_addr: gpa,
+            memory_size: bytes,
+            userspace_addr: self.ram as u64,
+        };
+        let region = Region::user(&arg).unwrap();
+        let _ = self.memory.set_user_region(&region, &MaySleep::at_entry()).unwrap();
+    }
+
+    pub fn hva(&self, gpa: u64) -> u64 {
+        self.ram as u64 + gpa
+    }
+
+    pub fn write(&self, gpa: u64, bytes: &[u8]) {
+        assert!(gpa + bytes.len() as u64 <= RAM);
+        Plain::copy_to(Hva(self.hva(gpa)), bytes).unwrap();
+    }
+
+    pub fn write64(&self, gpa: u64, value: u64) {
+        self.write(gpa, &value.to_le_bytes());
+    }
+
+    pub fn read64(&self, gpa: u64) -> u64 {
+        Plain::load(Hva(self.hva(gpa))).unwrap()
+    }
+
+    /// Assembles 64-bit code at `gpa`; returns its length.
+    pub fn code(&self, gpa: u64, f: impl FnOnce(&mut CodeAssembler)) -> u64 {
+        self.code_bits(64, gpa, gpa, f)
+    }
+
+    pub fn code_bits(&self, bits: u32, gpa: u64, rip: u64, f: impl FnOnce(&mut CodeAssembler)) -> u64 {
+        let mut a = CodeAssembler::new(bits).unwrap();
+        f(&mut a);
+        let bytes = a.assemble(rip).unwrap();
+        self.write(gpa, &bytes);
+        bytes.len() as u64
+    }
+
+    /// A vCPU in reset state.
+    pub fn vcpu(&self, index: usize) -> SoftVcpu<Test> {
+        let mut vcpu = self.backend.create_vcpu(&self.vm, index, &MaySleep::at_entry()).unwrap();
+        let all = Features::all().difference(Features::AMD);
+        vcpu.set_features(all, 7, 40);
+        vcpu
+    }
+
+    /// A vCPU in 64-bit mode at CODE, with 16 MiB mapped one to one in pages of 4 KiB for the supervisor, and again in the upper
+    /// half.
+    pub fn long(&self, index: usize) -> SoftVcpu<Test> {
+        let mut vcpu = self.vcpu(index);
+        let s = vcpu.registers_mut(Groups::ALL);
+        long_mode(s);
+        s.rip = CODE;
+        s.gpr[4] = STACK - 0x1_0000 * index as u64;
+        s.refresh();
+        vcpu
+    }
+
+    fn tables(&self) {
+        let (pml4, pdpt, pd) = (TABLES, TABLES + 0x1000, TABLES + 0x2000);
+        self.write64(pml4, pdpt | 7);
+        // The upper half shows the same memory, global.
+        self.write64(pml4 + 8 * 256, pdpt | 7);
+        self.write64(pdpt, pd | 7);
+        for i in 0..8 {
+            let pt = 0x40_0000 + 0x1000 * i;
+            self.write64(pd + 8 * i, pt | 7);
+            for j in 0..512 {
+                self.write64(pt + 8 * j, (i * 512 + j) << 12 | 3);
+            }
+        }
+    }
+
+    /// The page-table entry of `gva` in `tables`.
+    pub fn pte(gva: u64) -> u64 {
+        0x40_0000 + 8 * (gva >> 12 & 0xfff)
+    }
+
+    pub fn enter(&self, vcpu: &mut SoftVcpu<Test>) -> Exit {
+        vcpu.enter(&Env { memory: &self.memory, reader: 0, requests: &self.requests })
+    }
+
+    pub fn enter_as(&self, reader: usize, vcpu: &mut SoftVcpu<Test>, requests: &AtomicU32) -> Exit {
+        vcpu.enter(&Env { memory: &self.memory, reader, requests })
+    }
+
+    /// GDT, IDT with every vector at `handler(vector)`, and TSS.
+    pub fn descriptors(&self, handler: impl Fn(u64) -> u64) {
+        let gdt =
+            [0, 0, 0x00af_9b00_0000_ffff_u64, 0x00cf_9300_0000_ffff, 0, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
+        for (i, d) in gdt.iter().enumerate() {
+            self.write64(GDT + 8 * i as u64, *d);
+        }
+        for v in 0..256 {
+            let to = handler(v);
+            let low = to & 0xffff | 0x10 << 16 | 0x8e00 << 32 | (to >> 16 & 0xffff) << 48;
+            self.write64(IDT + 16 * v, low);
+            self.write64(IDT + 16 * v + 8, to >> 32);
+        }
+        self.write64(TSS + 4, STACK - 0x8000);
+    }
+}
+
+pub fn long_mode(s: &mut CpuState) {
+    let flat = |typ: u16, selector, extra| Segment {
+        selector,
+        attr: Attr(Attr::P | Attr::S | Attr::G | extra | typ),
+        limit: u32::MAX,
+        base: 0,
+    };
+    s.cr0 = (Cr0::PE | Cr0::PG | Cr0::ET | Cr0::NE | Cr0::WP).bits();
+    s.cr4 = (Cr4::PAE | Cr4::PGE).bits();
+    s.efer = (Efer::LME | Efer::LMA | Efer::SCE | Efer::NXE).bits();
+    s.cr3 = TABLES;
+    s.seg = [flat(3, 0x18, Attr::DB); 6];
+    s.seg[1] = flat(11, 0x10, Attr::L);
+    s.gdtr = x86::Table { base: GDT, limit: 0xff };
+    s.idtr = x86::Table { base: IDT, limit: 0xfff };
+    s.tr = Segment { selector: 0x40, attr: Attr(Attr::P | 11), limit: 0x67, base: TSS };
+    s.flags.set(flags::FIXED);
+    s.gpr = [0; 16];
+}
