@@ -1,0 +1,152 @@
+//! A host for tests: its client's memory is a table of pages, so that nothing here is unsafe but the locks' trait.
+#![allow(dead_code)] // each test uses a part
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fmt,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    thread,
+};
+
+use platform::{
+    BadAddress, Hva, Level, MaySleep, Memory, OutOfMemory, Platform, RawLock, Timer, TimerCallback, WaitEnd, Waiter,
+    Word,
+};
+
+thread_local! {
+    static PAGES: RefCell<BTreeMap<u64, Box<[u8; 4096]>>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// Gives the calling thread's client `count` zeroed pages at `at`.
+pub fn map(at: u64, count: u64) {
+    PAGES.with_borrow_mut(|pages| {
+        for n in 0..count {
+            pages.insert((at >> 12) + n, Box::new([0; 4096]));
+        }
+    });
+}
+
+/// Takes pages away.
+pub fn unmap(at: u64, count: u64) {
+    PAGES.with_borrow_mut(|pages| {
+        for n in 0..count {
+            pages.remove(&((at >> 12) + n));
+        }
+    });
+}
+
+fn byte<R>(at: u64, f: impl FnOnce(&mut u8) -> R) -> Result<R, BadAddress> {
+    PAGES.with_borrow_mut(|pages| {
+        pages.get_mut(&(at >> 12)).map(|page| f(&mut page[(at & 4095) as usize])).ok_or(BadAddress)
+    })
+}
+
+#[derive(Debug)]
+pub struct TestMemory;
+
+impl Memory for TestMemory {
+    fn load<T: Word>(at: Hva) -> Result<T, BadAddress> {
+        let mut bytes = [0; 16];
+        Self::copy_from(at, &mut bytes[..T::BYTES as usize])?;
+        let value = u128::from_le_bytes(bytes);
+        Ok(T::from_halves(value as u64, (value >> 64) as u64))
+    }
+    fn store<T: Word>(at: Hva, value: T) -> Result<(), BadAddress> {
+        let value = u128::from(value.low()) | u128::from(value.high()) << 64;
+        Self::copy_to(at, &value.to_le_bytes()[..T::BYTES as usize])
+    }
+    fn compare_exchange<T: Word>(at: Hva, old: T, new: T) -> Result<T, BadAddress> {
+        let was = Self::load(at)?;
+        if was == old {
+            Self::store(at, new)?;
+        }
+        Ok(was)
+    }
+    fn copy_from(at: Hva, to: &mut [u8]) -> Result<(), BadAddress> {
+        to.iter_mut().enumerate().try_for_each(|(n, to)| byte(at.add(n as u64).0, |from| *to = *from))
+    }
+    fn copy_to(at: Hva, from: &[u8]) -> Result<(), BadAddress> {
+        from.iter().enumerate().try_for_each(|(n, from)| byte(at.add(n as u64).0, |to| *to = *from))
+    }
+    fn copy_within(from: Hva, to: Hva, bytes: u64) -> u64 {
+        (0..bytes)
+            .find(|n| byte(from.add(*n).0, |b| *b).and_then(|b| byte(to.add(*n).0, |to| *to = b)).is_err())
+            .unwrap_or(bytes)
+    }
+    fn fill<T: Word>(at: Hva, value: T, count: u64) -> u64 {
+        (0..count).find(|n| Self::store(at.add(n * T::BYTES), value).is_err()).unwrap_or(count)
+    }
+}
+
+#[derive(Debug)]
+pub struct TestLock(AtomicBool);
+
+impl RawLock for TestLock {
+    fn new(_rank: u8) -> Result<Self, OutOfMemory> {
+        Ok(Self(AtomicBool::new(false)))
+    }
+    fn lock(&self) {
+        while !self.try_lock() {
+            thread::yield_now();
+        }
+    }
+    fn try_lock(&self) -> bool {
+        !self.0.swap(true, Ordering::Acquire)
+    }
+    unsafe fn unlock(&self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+pub struct TestWaiter;
+impl Waiter for TestWaiter {
+    fn new() -> Result<Self, OutOfMemory> {
+        Ok(Self)
+    }
+    fn wait(&self, _: &AtomicU32, _: u32, _: &MaySleep) -> WaitEnd {
+        WaitEnd::Woken
+    }
+    fn wake(&self, _: &AtomicU32) {}
+    fn kick(&self) {}
+    fn attach(&self, _: Option<&AtomicU32>) {}
+}
+
+pub struct TestTimer;
+impl<C: TimerCallback> Timer<C> for TestTimer {
+    fn new(_: C) -> Result<Self, OutOfMemory> {
+        Ok(Self)
+    }
+    fn arm(&self, _: u64) {}
+    fn cancel(&self) {}
+}
+
+#[derive(Debug)]
+pub struct Test;
+
+impl Platform for Test {
+    type Memory = TestMemory;
+    type RawMutex = TestLock;
+    type RawSpin = TestLock;
+    type Waiter = TestWaiter;
+    type Timer<C: TimerCallback> = TestTimer;
+    fn now_ns() -> u64 {
+        0
+    }
+    fn wall_clock_ns() -> u64 {
+        0
+    }
+    fn tsc() -> u64 {
+        0
+    }
+    fn tsc_khz() -> u32 {
+        1_000_000
+    }
+    fn random(_: &mut [u8]) {}
+    fn signal_pending() -> bool {
+        false
+    }
+    fn relax(_: &MaySleep) {
+        thread::yield_now();
+    }
+    fn log(_: Level, _: fmt::Arguments<'_>) {}
+}
