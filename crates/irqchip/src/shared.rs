@@ -244,13 +244,16 @@ impl LapicShared {
 
     /// Replaces both registers (restoring, reset). Requests that arrive meanwhile may be lost, as on reset.
     pub(crate) fn restore(&self, irr: &[u32; WORDS], tmr: &[u32; WORDS]) {
+        // First, so that a request that comes after its word was replaced is still in the summary at the end: a
+        // request that the summary does not know would be merged with for ever and never seen.
+        self.summary.store(0, Ordering::SeqCst);
         let mut summary = 0;
         for word in 0..WORDS {
             self.tmr[word].store(tmr[word], Ordering::SeqCst);
             self.irr[word].store(irr[word], Ordering::SeqCst);
             summary |= u32::from(irr[word] != 0) << word;
         }
-        self.summary.store(summary, Ordering::SeqCst);
+        self.summary.fetch_or(summary, Ordering::SeqCst);
     }
 
     /// Notes an error for the owner's error status register.
@@ -505,6 +508,25 @@ mod tests {
             }
         });
         assert_eq!(shared.highest_request(), None);
+    }
+
+    #[test]
+    fn a_reset_leaves_no_request_that_cannot_be_seen() {
+        for _ in 0..200 {
+            let shared = enabled();
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    for v in 16..=255 {
+                        shared.set_vector(v, Trigger::Edge);
+                    }
+                });
+                for _ in 0..20 {
+                    shared.restore(&[0; WORDS], &[0; WORDS]);
+                }
+            });
+            let last = (0..WORDS).rev().find(|&w| shared.irr(w) != 0);
+            assert_eq!(shared.highest_request().map(|v| usize::from(v >> 5)), last);
+        }
     }
 
     proptest! {

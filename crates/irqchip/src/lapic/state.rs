@@ -7,7 +7,7 @@ use core::ops::Deref;
 
 use abi::KvmLapicState;
 
-use super::{ApicMode, Lapic, Lvt, Now, Reg, SVR_ENABLE, lvt, regs::ICR_WRITABLE};
+use super::{ApicMode, Lapic, Lvt, Now, Reg, SVR_ENABLE, regs::ICR_WRITABLE};
 use crate::shared::{LapicShared, WORDS};
 
 /// The state was refused: with 32-bit ids an x2APIC's id must be the vCPU's number (`EINVAL`).
@@ -70,7 +70,6 @@ impl<S: Deref<Target = LapicShared>> Lapic<S> {
             self.dfr = (get(state, 0x0e) >> 28) as u8;
         }
         self.tpr = get(state, 0x08) as u8;
-        // The vector and the enable bit must be right before the table is: it masks itself without the bit.
         self.svr = get(state, 0x0f) & (0xff | SVR_ENABLE | 1 << 9 | 1 << 12);
         self.shared.take_errors();
         self.esr = get(state, 0x28) & 0xff;
@@ -79,10 +78,9 @@ impl<S: Deref<Target = LapicShared>> Lapic<S> {
         for entry in Lvt::ALL {
             let index = if entry == Lvt::Cmci { 0x2f } else { 0x31 + entry as usize };
             // Whether CPUID has TSC-deadline mode may be told only afterwards.
+            // Nor is anything masked here because the APIC is software-disabled: LINT0 of a bootstrap processor is
+            // open in that state.
             self.lvt[entry as usize] = get(state, index) & entry.writable(true);
-            if self.svr & SVR_ENABLE == 0 {
-                self.lvt[entry as usize] |= lvt::MASKED;
-            }
         }
         let (mut irr, mut tmr) = ([0; WORDS], [0; WORDS]);
         for word in 0..WORDS {

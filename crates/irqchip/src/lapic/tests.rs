@@ -531,6 +531,16 @@ fn state_formats_of_the_id() {
 }
 
 #[test]
+fn bootstrap_processor_still_takes_the_pic_after_a_restore() {
+    let (one, two) = (LapicShared::new(0), LapicShared::new(0));
+    let config = Config { bsp: true, ..Config::default() };
+    let state = Lapic::new(&one, config).state(false, T0);
+    let mut lapic = Lapic::new(&two, Config::default());
+    lapic.set_state(&state, false, T0).unwrap();
+    assert!(lapic.accepts_pic() && !lapic.software_enabled());
+}
+
+#[test]
 fn restored_timer_goes_on() {
     let shared = LapicShared::new(0);
     let mut lapic = enabled(&shared);
@@ -656,7 +666,7 @@ proptest! {
     #[test]
     fn a_saved_apic_goes_on_alike(before in ops(), after in ops(), ids_32bit in any::<bool>()) {
         // One nanosecond a count: the state's resolution is then the clock's.
-        let config = Config { min_period_ns: 0, ..Config::default() };
+        let config = Config { bsp: true, min_period_ns: 0, ..Config::default() };
         let exact = |op: &Op| !matches!(op, Op::Write(0x3e0, _) | Op::WriteMsr(0x83e, _));
         let (one, two) = (LapicShared::new(0x1_0023), LapicShared::new(0x1_0023));
         let mut lapic = Lapic::new(&one, config);
