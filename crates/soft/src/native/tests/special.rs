@@ -1,0 +1,1 @@
+//! Single cases that the comparison with the hardware does not reach.
