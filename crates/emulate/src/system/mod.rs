@@ -3,6 +3,8 @@
 //! How to read it: [`event`] delivers exceptions and interrupts, [`control`] has the rules of the control registers,
 //! [`task`] the hardware task switch; those serve the hypervisor as well. `descriptor`, `gate`, `tss` and
 //! `task_state` are the structures in memory that these work on. The rest are families of instructions.
+#[cfg(test)]
+mod access_tests;
 mod call_gate;
 pub mod control;
 mod control_moves;
@@ -17,12 +19,16 @@ mod interrupt_flag;
 mod io;
 mod iret;
 mod processor;
+#[cfg(test)]
+mod register_tests;
 mod registers;
 mod segment;
 mod syscall;
 mod tables;
 pub mod task;
 mod task_state;
+#[cfg(test)]
+mod task_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -205,7 +211,6 @@ fn others<C: Cpu>(code: Code) -> Option<Handler<C>> {
         Clac => interrupt_flag::access_flag::<C, false>,
         Cpuid => processor::cpuid,
         Hlt => processor::hlt,
-        Pause => processor::pause,
         Invd | Wbinvd | Wbnoinvd => processor::wbinvd,
         Invlpg_m => processor::invlpg,
         Invpcid_r32_m128 | Invpcid_r64_m128 => processor::invpcid,

@@ -52,11 +52,6 @@ fn require_monitor<C: Cpu>(cpu: &C) -> Res {
     if cpu.state().cpl == 0 { Ok(()) } else { Err(Stop::UD) }
 }
 
-/// PAUSE.
-pub(super) fn pause<C: Cpu>(cpu: &mut C, op: &Op<C>) -> Res {
-    cpu.intercept(Intercept::Pause, op)
-}
-
 /// INVLPG: an address that is not canonical invalidates nothing; segment limits do not count.
 pub(super) fn invlpg<C: Cpu>(cpu: &mut C, op: &Op<C>) -> Res {
     require_supervisor(cpu)?;

@@ -93,6 +93,8 @@ fn common(mut cpu: TestCpu, cpl: u8, code_size: u16) -> TestCpu {
     cpu.state.gpr[4] = stack;
     cpu.state.flags.set(0);
     cpu.state.rip = CODE;
+    // No I/O permission bitmap: it would begin behind the limit.
+    cpu.write(TSS + 102, &0x68u16.to_le_bytes());
     cpu.state.refresh();
     assert_eq!(cpu.state.cpl, cpl);
     cpu
