@@ -13,10 +13,15 @@
 extern crate alloc;
 
 pub mod backend;
+mod cpuid;
+mod emulation;
 mod errno;
+mod exits;
 mod kvm;
+mod msr;
 mod outcome;
 mod stats;
+mod uaccess;
 mod vcpu;
 mod vm;
 

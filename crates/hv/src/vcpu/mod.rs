@@ -1,17 +1,43 @@
-//! A guest processor.
-use core::sync::atomic::AtomicU32;
+//! A guest processor: what its descriptor holds, and the state that the thread inside its ioctl owns.
+mod apic;
+mod clock;
+mod debug;
+mod events;
+mod fpu;
+mod inject;
+mod ioctl;
+mod mp_state;
+mod msr;
+mod regs;
+pub mod request;
+mod run;
+mod run_page;
+mod shared;
+mod state_ioctl;
+mod vcpu_events;
 
-use platform::{Hva, MaySleep, Platform, Shared};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use crate::{Errno, Outcome, Vm, backend::Backend};
+use platform::{Hva, MaySleep, Mutex, Platform, Shared, lock::rank};
+use x86::{CpuState, Features};
 
-/// Bits of a vCPU's request word. Any of them makes the guest leave at its next instruction boundary.
-pub mod request {
-    /// Set by packaging, also from a signal handler or an interrupt: a signal for the thread that is inside KVM_RUN
-    /// has arrived, and KVM_RUN returns EINTR. Only to be set between the platform's `Waiter::attach(Some(word))`
-    /// and `attach(None)`; followed by `Waiter::wake` unless the thread itself sets it.
-    pub const SIGNAL: u32 = 1 << 31;
-}
+use crate::{
+    Errno, Vm,
+    backend::{Backend, BackendVcpu, Groups, GuestDebug},
+    cpuid::Cpuid,
+    emulation::Transaction,
+    msr::Msrs,
+    vm::VmShared,
+};
+pub(crate) use apic::LocalApic;
+pub(crate) use clock::{PvClock, Tsc};
+pub(crate) use events::Events;
+pub(crate) use mp_state::MpState;
+#[cfg(test)]
+pub(crate) use msr::is_active as is_active_msr;
+pub(crate) use run::{Run, Step};
+pub(crate) use run_page::{PIO_DATA, RunPage};
+pub(crate) use shared::VcpuShared;
 
 /// A guest processor. It keeps its VM alive.
 pub struct Vcpu<B: Backend>(Shared<Processor<B>>);
@@ -22,21 +48,92 @@ impl<B: Backend> Clone for Vcpu<B> {
     }
 }
 
-struct Processor<B: Backend> {
-    vm: Vm<B>,
-    requests: AtomicU32,
-    waiter: <B::Platform as Platform>::Waiter,
-}
-
 impl<B: Backend> core::fmt::Debug for Vcpu<B> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Vcpu").field("id", &self.id()).finish_non_exhaustive()
     }
 }
 
+struct Processor<B: Backend> {
+    /// Dropped before the VM, whose parts it uses.
+    inner: Mutex<B::Platform, Inner<B>>,
+    vm: Vm<B>,
+    index: usize,
+    /// Address of the shared pages; 0 until packaging has said it.
+    run_pages: AtomicU64,
+    signal_mask: AtomicU64,
+    has_signal_mask: AtomicBool,
+}
+
+/// What only the thread inside an ioctl of this vCPU reaches.
+pub(crate) struct Inner<B: Backend> {
+    pub(crate) cpu: B::Vcpu,
+    pub(crate) events: Events,
+    pub(crate) tx: Transaction,
+    pub(crate) cpuid: Cpuid,
+    /// What the table offers, within what the back end can do.
+    pub(crate) features: Features,
+    pub(crate) xcr0: u64,
+    pub(crate) physical_bits: u32,
+    pub(crate) msrs: Msrs,
+    pub(crate) apic: Option<LocalApic<B::Platform>>,
+    /// IA32_APIC_BASE without a local APIC in the hypervisor.
+    pub(crate) apic_base: u64,
+    pub(crate) mp: MpState,
+    pub(crate) debug: GuestDebug,
+    pub(crate) tsc: Tsc,
+    pub(crate) pv: PvClock,
+    /// KVM_HC_KICK_CPU came while the vCPU was not halted: the next HLT ends at once.
+    pub(crate) unhalted: bool,
+    /// KVM_RUN has been called: CPUID is fixed.
+    pub(crate) ran: bool,
+}
+
 impl<B: Backend> Vcpu<B> {
     /// Pages of 4 KiB that a vCPU shares with its client: `kvm_run`, PIO data, ring of coalesced MMIO.
     pub const RUN_PAGES: u64 = 3;
+
+    /// KVM_CREATE_VCPU, without making it known.
+    pub(crate) fn create(vm: &Vm<B>, index: usize, cx: &MaySleep) -> Result<Self, Errno> {
+        let shared = vm.shared();
+        let backend = vm.kvm().backend();
+        let boot = shared.is_boot_cpu(index as u32);
+        let apic = if vm.has_lapic() { Some(LocalApic::new(shared, index, boot)?) } else { None };
+        let waits = apic.is_some() && !boot;
+        let cpu = backend.create_vcpu(vm.backend(), index, cx)?;
+        let mut inner = Inner::<B> {
+            cpu,
+            events: Events::default(),
+            tx: Transaction::default(),
+            cpuid: Cpuid::default(),
+            features: Features::empty(),
+            xcr0: 1,
+            physical_bits: 36,
+            msrs: Msrs::default(),
+            apic,
+            apic_base: irqchip::lapic::APIC_BASE_DEFAULT
+                | irqchip::lapic::APIC_BASE_ENABLE
+                | if boot { irqchip::lapic::APIC_BASE_BSP } else { 0 },
+            mp: if waits { MpState::Uninitialized } else { MpState::Runnable },
+            debug: GuestDebug::default(),
+            tsc: Tsc::new(shared.clock.tsc_offset()),
+            pv: PvClock::default(),
+            unhalted: false,
+            ran: false,
+        };
+        *inner.cpu.registers_mut(Groups::ALL) = CpuState::reset(0);
+        inner.set_cpuid(Cpuid::default(), backend);
+        inner.tsc.apply::<B>(&mut inner.cpu);
+        let inner = Mutex::<B::Platform, _>::new(rank::VCPU, inner)?;
+        Ok(Self(Shared::try_new(Processor {
+            inner,
+            vm: vm.clone(),
+            index,
+            run_pages: AtomicU64::new(0),
+            signal_mask: AtomicU64::new(0),
+            has_signal_mask: AtomicBool::new(false),
+        })?))
+    }
 
     /// Its VM.
     pub fn vm(&self) -> &Vm<B> {
@@ -45,33 +142,80 @@ impl<B: Backend> Vcpu<B> {
 
     /// The number that KVM_CREATE_VCPU was given.
     pub fn id(&self) -> u32 {
-        0
+        self.0.index as u32
     }
 
     /// Says where the [`Self::RUN_PAGES`] zeroed pages are, through which `P::Memory` reaches what the client maps from
     /// the vCPU's descriptor. They stay there while the vCPU lives. Called once, before the descriptor exists; until
     /// then KVM_RUN answers EFAULT.
-    pub fn set_run_pages(&self, _at: Hva) {}
+    pub fn set_run_pages(&self, at: Hva) {
+        self.0.run_pages.store(at.0, SeqCst);
+    }
 
     /// The request word (see [`request`]).
     pub fn requests(&self) -> &AtomicU32 {
-        &self.0.requests
+        &self.shared().requests
     }
 
     /// Where its thread sleeps.
     pub fn waiter(&self) -> &<B::Platform as Platform>::Waiter {
-        &self.0.waiter
+        &self.shared().waiter
     }
 
     /// The signal set of KVM_SET_SIGNAL_MASK (bit n - 1 for signal n): signals to be blocked while KVM_RUN runs. None:
     /// the thread's own mask stays. Packaging switches masks around the ioctl KVM_RUN.
     pub fn signal_mask(&self) -> Option<u64> {
-        None
+        self.0.has_signal_mask.load(SeqCst).then(|| self.0.signal_mask.load(SeqCst))
     }
 
-    /// `ioctl` on a vCPU's descriptor. KVM_RUN returns `Err(EINTR)` for a signal; every other end of KVM_RUN that the
-    /// client is to handle is `Ok(Outcome::OK)` with `exit_reason` in the shared page.
-    pub fn ioctl(&self, _nr: u32, _arg: u64, _cx: &MaySleep) -> Result<Outcome<B>, Errno> {
-        Err(Errno::ENOTTY)
+    fn set_signal_mask(&self, mask: Option<u64>) {
+        if let Some(mask) = mask {
+            self.0.signal_mask.store(mask, SeqCst);
+        }
+        self.0.has_signal_mask.store(mask.is_some(), SeqCst);
+    }
+
+    fn shared(&self) -> &VcpuShared<B::Platform> {
+        self.0.vm.shared().vcpu(self.0.index)
+    }
+
+    fn run_page(&self) -> Result<RunPage<B::Platform>, Errno> {
+        match self.0.run_pages.load(SeqCst) {
+            0 => Err(Errno::EFAULT),
+            at => Ok(RunPage::new(Hva(at))),
+        }
+    }
+}
+
+impl<P: Platform> VmShared<P> {
+    /// The shared part of a vCPU that exists.
+    pub(crate) fn vcpu(&self, index: usize) -> &VcpuShared<P> {
+        self.vcpus.place(index)
+    }
+}
+
+impl<B: Backend> Inner<B> {
+    /// KVM_SET_CPUID2: the table, and what follows from it.
+    pub(crate) fn set_cpuid(&mut self, cpuid: Cpuid, backend: &B) {
+        self.features = cpuid.features() & (backend.features() | Features::AMD);
+        self.xcr0 = cpuid.xcr0() & (backend.xcr0() | 1);
+        self.physical_bits = cpuid.physical_bits();
+        self.cpu.set_features(self.features, self.xcr0, self.physical_bits);
+        if let Some(apic) = &mut self.apic {
+            apic.configure(&cpuid);
+        }
+        if !self.ran && self.mp != MpState::Halted {
+            // RDX shows the signature after reset; a client that sets registers does so later.
+            let state = self.cpu.registers_mut(Groups::GENERAL);
+            if state.rip == 0xfff0 {
+                state.gpr[2] = u64::from(cpuid.signature());
+            }
+        }
+        self.cpuid = cpuid;
+    }
+
+    /// IA32_APIC_BASE.
+    pub(crate) fn apic_base(&self) -> u64 {
+        self.apic.as_ref().map_or(self.apic_base, |apic| apic.lapic.apic_base())
     }
 }

@@ -1,10 +1,26 @@
-//! A virtual machine.
-use platform::{MaySleep, Shared};
+//! A virtual machine: guest-physical memory, interrupt controllers, clock, and its vCPUs.
+mod bus;
+mod chips;
+mod clock;
+mod enable_cap;
+mod ioctl;
+mod irq;
+mod memory;
+mod vcpus;
 
-use crate::{Errno, Kvm, Outcome, backend::Backend};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+
+use mmu::AddressSpace;
+use platform::{MaySleep, Mutex, Platform, Shared, lock::rank};
+
+use crate::{Errno, Kvm, backend::Backend};
+pub(crate) use bus::{Bus, Device, Space};
+pub(crate) use chips::{Chips, Irqchip};
+pub(crate) use clock::Clock;
+pub(crate) use enable_cap::QUIRKS;
+pub(crate) use vcpus::{MAX_VCPUS, Vcpus};
 
 /// A virtual machine. It lives until its descriptor and those of its vCPUs and statistics are closed.
-#[derive(Debug)]
 pub struct Vm<B: Backend>(Shared<Machine<B>>);
 
 impl<B: Backend> Clone for Vm<B> {
@@ -13,19 +29,124 @@ impl<B: Backend> Clone for Vm<B> {
     }
 }
 
-#[derive(Debug)]
+impl<B: Backend> core::fmt::Debug for Vm<B> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Vm").field("number", &self.number()).finish_non_exhaustive()
+    }
+}
+
+/// What the descriptors of a VM hold.
 struct Machine<B: Backend> {
     kvm: Kvm<B>,
+    number: u32,
+    backend: B::Vm,
+    shared: Shared<VmShared<B::Platform>>,
+    /// Held while vCPUs, interrupt controllers or capabilities come into being.
+    config: Mutex<B::Platform, ()>,
+}
+
+/// What vCPUs, timers and other threads need of a VM. It refers to nothing that refers back to it, except the PIT's
+/// timer, which the end of [`Machine`] takes away.
+pub(crate) struct VmShared<P: Platform> {
+    pub(crate) memory: AddressSpace<P>,
+    pub(crate) vcpus: Vcpus<P>,
+    pub(crate) chips: Chips<P>,
+    pub(crate) bus: Bus<P>,
+    pub(crate) clock: Clock,
+    pub(crate) settings: Settings,
+}
+
+/// What the client has chosen for a VM.
+pub(crate) struct Settings {
+    /// KVM_SET_BOOT_CPU_ID.
+    pub(crate) boot_cpu: AtomicU32,
+    /// Nobody made a vCPU yet.
+    pub(crate) tss_addr: AtomicU64,
+    pub(crate) identity_map_addr: AtomicU64,
+    /// KVM_CAP_EXCEPTION_PAYLOAD.
+    pub(crate) exception_payload: AtomicBool,
+    /// KVM_CAP_DISABLE_QUIRKS: the quirks that are off.
+    pub(crate) disabled_quirks: AtomicU64,
+    /// Guest TSC frequency for new vCPUs in kHz; 0 is the host's.
+    pub(crate) tsc_khz: AtomicU32,
+    /// Shadow pages that the client allows (KVM_SET_NR_MMU_PAGES).
+    pub(crate) mmu_pages: AtomicU64,
 }
 
 impl<B: Backend> Vm<B> {
+    /// KVM_CREATE_VM.
+    pub(crate) fn create(kvm: &Kvm<B>, number: u32, cx: &MaySleep) -> Result<Self, Errno> {
+        let shared = Shared::try_new(VmShared {
+            memory: AddressSpace::new(MAX_VCPUS, cx)?,
+            vcpus: Vcpus::new()?,
+            chips: Chips::new()?,
+            bus: Bus::new()?,
+            clock: Clock::new::<B::Platform>(),
+            settings: Settings {
+                boot_cpu: AtomicU32::new(0),
+                tss_addr: AtomicU64::new(0),
+                identity_map_addr: AtomicU64::new(0xfffb_c000),
+                exception_payload: AtomicBool::new(false),
+                disabled_quirks: AtomicU64::new(0),
+                tsc_khz: AtomicU32::new(0),
+                mmu_pages: AtomicU64::new(0),
+            },
+        })?;
+        let config = Mutex::<B::Platform, _>::new(rank::VM, ())?;
+        let backend = kvm.backend().create_vm(cx)?;
+        Ok(Self(Shared::try_new(Machine { kvm: kvm.clone(), number, backend, shared, config })?))
+    }
+
     /// The device it was made by.
     pub fn kvm(&self) -> &Kvm<B> {
         &self.0.kvm
     }
 
-    /// `ioctl` on a VM's descriptor.
-    pub fn ioctl(&self, _nr: u32, _arg: u64, _cx: &MaySleep) -> Result<Outcome<B>, Errno> {
-        Err(Errno::ENOTTY)
+    /// Its number among the VMs of the device, from 1 on: what statistics call it.
+    pub fn number(&self) -> u32 {
+        self.0.number
+    }
+
+    /// The numbers of its vCPUs.
+    pub fn vcpu_ids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.vcpus().iter().map(|v| v.id())
+    }
+
+    pub(crate) fn vcpus(&self) -> &Vcpus<B::Platform> {
+        &self.0.shared.vcpus
+    }
+
+    pub(crate) fn shared(&self) -> &Shared<VmShared<B::Platform>> {
+        &self.0.shared
+    }
+
+    pub(crate) fn backend(&self) -> &B::Vm {
+        &self.0.backend
+    }
+}
+
+impl<B: Backend> Drop for Machine<B> {
+    fn drop(&mut self) {
+        self.shared.chips.destroy_pit();
+        self.kvm.forget_vm(self.number);
+    }
+}
+
+impl<P: Platform> VmShared<P> {
+    /// The frequency that a guest's TSC has unless its vCPU says otherwise, in kHz.
+    pub(crate) fn tsc_khz(&self) -> u32 {
+        match self.settings.tsc_khz.load(SeqCst) {
+            0 => P::tsc_khz(),
+            khz => khz,
+        }
+    }
+
+    /// Whether the client switched a quirk off (KVM_CAP_DISABLE_QUIRKS).
+    pub(crate) fn quirk_disabled(&self, quirk: u64) -> bool {
+        self.settings.disabled_quirks.load(SeqCst) & quirk != 0
+    }
+
+    pub(crate) fn is_boot_cpu(&self, id: u32) -> bool {
+        self.settings.boot_cpu.load(SeqCst) == id
     }
 }

@@ -1,0 +1,215 @@
+//! CPUID: the table that the client sets for a vCPU, and what can be offered.
+mod features;
+mod supported;
+
+use abi::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KvmCpuidEntry, KvmCpuidEntry2};
+use alloc::vec::Vec;
+use platform::OutOfMemory;
+use x86::{CpuState, Cr4, Features, control::xcr0};
+
+use features::{BITS, Reg};
+pub(crate) use supported::{PV_CLOCK, PV_CLOCK_NEW, supported};
+
+/// Most entries of a table, as Linux has it.
+pub(crate) const MAX_ENTRIES: usize = 256;
+
+/// The table of one vCPU.
+#[derive(Debug, Default)]
+pub(crate) struct Cpuid {
+    entries: Vec<KvmCpuidEntry2>,
+}
+
+/// EAX, EBX, ECX and EDX.
+pub(crate) type Answer = [u32; 4];
+
+impl Cpuid {
+    pub(crate) fn new(entries: Vec<KvmCpuidEntry2>) -> Self {
+        Self { entries }
+    }
+
+    /// 2007's table, whose leaves have no sub-leaves.
+    pub(crate) fn from_2007(entries: &[KvmCpuidEntry]) -> Result<Self, OutOfMemory> {
+        let mut new = platform::fallible::try_vec(KvmCpuidEntry2::default(), entries.len())?;
+        for (to, e) in new.iter_mut().zip(entries) {
+            let KvmCpuidEntry { function, eax, ebx, ecx, edx, .. } = *e;
+            *to = KvmCpuidEntry2 { function, eax, ebx, ecx, edx, ..KvmCpuidEntry2::default() };
+        }
+        Ok(Self::new(new))
+    }
+
+    pub(crate) fn entries(&self) -> &[KvmCpuidEntry2] {
+        &self.entries
+    }
+
+    fn find(&self, leaf: u32, sub: u32) -> Option<&KvmCpuidEntry2> {
+        self.entries
+            .iter()
+            .find(|e| e.function == leaf && (e.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX == 0 || e.index == sub))
+    }
+
+    fn register(&self, leaf: u32, sub: u32, reg: Reg) -> u32 {
+        let Some(e) = self.find(leaf, sub) else { return 0 };
+        match reg {
+            Reg::Eax => e.eax,
+            Reg::Ebx => e.ebx,
+            Reg::Ecx => e.ecx,
+            Reg::Edx => e.edx,
+        }
+    }
+
+    fn vendor(&self) -> [u32; 3] {
+        self.find(0, 0).map_or([0; 3], |e| [e.ebx, e.edx, e.ecx])
+    }
+
+    fn is_amd(&self) -> bool {
+        self.vendor() == supported::AMD || self.vendor() == supported::HYGON
+    }
+
+    /// What the table offers.
+    pub(crate) fn features(&self) -> Features {
+        let mut features = Features::empty();
+        for (leaf, sub, reg, bit, feature) in BITS {
+            if self.register(*leaf, *sub, *reg) & 1 << bit != 0 {
+                features |= *feature;
+            }
+        }
+        features.set(Features::AMD, self.is_amd());
+        features
+    }
+
+    /// XCR0 bits that the table offers (leaf 0xd).
+    pub(crate) fn xcr0(&self) -> u64 {
+        let e = self.find(0xd, 0).map_or(0, |e| u64::from(e.eax) | u64::from(e.edx) << 32);
+        e | xcr0::X87
+    }
+
+    /// Bits of a guest-physical address (leaf 0x80000008; 36 without it, as the manuals have it).
+    pub(crate) fn physical_bits(&self) -> u32 {
+        match self.register(0x8000_0008, 0, Reg::Eax) & 0xff {
+            0 => 36,
+            bits => bits.clamp(32, 52),
+        }
+    }
+
+    /// CPUID.1:EAX, which RDX shows after reset.
+    pub(crate) fn signature(&self) -> u32 {
+        self.register(1, 0, Reg::Eax)
+    }
+
+    /// KVM's paravirtual features that the table offers.
+    pub(crate) fn pv_features(&self) -> u32 {
+        self.register(supported::PV_LEAF, 0, Reg::Eax)
+    }
+
+    /// Whether leaf 1 offers x2APIC (ECX bit 21) and the TSC deadline timer (bit 24).
+    pub(crate) fn has_x2apic(&self) -> bool {
+        self.register(1, 0, Reg::Ecx) & 1 << 21 != 0
+    }
+
+    pub(crate) fn has_tsc_deadline(&self) -> bool {
+        self.register(1, 0, Reg::Ecx) & 1 << 24 != 0
+    }
+
+    pub(crate) fn has_tsc_adjust(&self) -> bool {
+        self.register(7, 0, Reg::Ebx) & 1 << 1 != 0
+    }
+
+    /// Whether SPEC_CTRL (and PRED_CMD) are offered, in Intel's or AMD's way.
+    pub(crate) fn has_spec_ctrl(&self) -> bool {
+        self.register(7, 0, Reg::Edx) & (1 << 26 | 1 << 27 | 1 << 31) != 0
+            || self.register(0x8000_0008, 0, Reg::Ebx) & (1 << 12 | 1 << 14 | 1 << 15 | 1 << 24) != 0
+    }
+
+    /// CPUID as the guest executes it: `eax` and `ecx` are its inputs. `apic_enabled` is IA32_APIC_BASE.EN.
+    pub(crate) fn execute(&self, eax: u32, ecx: u32, state: &CpuState, apic_enabled: bool) -> Answer {
+        let Some(e) = self.find(eax, ecx).or_else(|| self.out_of_range(eax, ecx)) else { return [0; 4] };
+        let mut answer = [e.eax, e.ebx, e.ecx, e.edx];
+        let set = |value: &mut u32, bit: u32, on: bool| *value = *value & !(1 << bit) | u32::from(on) << bit;
+        match e.function {
+            1 => {
+                if answer[2] & 1 << 26 != 0 {
+                    set(&mut answer[2], 27, state.cr4 & Cr4::OSXSAVE.bits() != 0);
+                }
+                if !apic_enabled {
+                    set(&mut answer[3], 9, false);
+                }
+            }
+            7 if e.index == 0 => {
+                if answer[2] & 1 << 3 != 0 {
+                    set(&mut answer[2], 4, state.cr4 & Cr4::PKE.bits() != 0);
+                }
+            }
+            // Sizes of the area for what is enabled, in standard form and in compacted form.
+            0xd if e.index <= 1 => answer[1] = xsave_size(state.xcr0),
+            // An extended topology leaf echoes ECX in its low byte.
+            0xb | 0x1f => answer[2] = answer[2] & !0xff | ecx & 0xff,
+            0x8000_0001 if self.is_amd() && !apic_enabled => set(&mut answer[3], 9, false),
+            _ => {}
+        }
+        answer
+    }
+
+    /// Intel processors answer a leaf above the highest as the highest basic leaf, AMD's with zeros.
+    fn out_of_range(&self, eax: u32, ecx: u32) -> Option<&KvmCpuidEntry2> {
+        if self.is_amd() {
+            return None;
+        }
+        let class = self.find(eax & 0xffff_0000, 0).or_else(|| self.find(eax & 0x8000_0000, 0))?;
+        let highest = self.find(0, 0)?;
+        if eax <= class.eax { None } else { self.find(highest.eax, ecx) }
+    }
+}
+
+/// Bytes of an XSAVE area that holds `components`.
+pub(crate) fn xsave_size(components: u64) -> u32 {
+    if components & xcr0::AVX != 0 { 832 } else { 576 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Cpuid {
+        let features = Features::all();
+        Cpuid::new(supported(features, 7, 2_000_000).unwrap())
+    }
+
+    #[test]
+    fn what_is_offered_is_what_the_table_says() {
+        let features = Features::all() - Features::RDPID - Features::XSAVEC;
+        for features in [features, features - Features::AMD - Features::SSE4A, Features::all(), Features::FPU] {
+            assert_eq!(Cpuid::new(supported(features, 7, 0).unwrap()).features(), features);
+        }
+    }
+
+    #[test]
+    fn dynamic_bits_follow_the_registers() {
+        let (cpuid, mut state) = (table(), CpuState::reset(0));
+        assert_eq!(cpuid.execute(1, 0, &state, true)[2] >> 27 & 1, 0);
+        state.cr4 |= Cr4::OSXSAVE.bits();
+        assert_eq!(cpuid.execute(1, 0, &state, true)[2] >> 27 & 1, 1);
+        assert_eq!(cpuid.execute(1, 0, &state, true)[3] >> 9 & 1, 1);
+        assert_eq!(cpuid.execute(1, 0, &state, false)[3] >> 9 & 1, 0);
+        assert_eq!(cpuid.execute(0xd, 0, &state, true)[1], 576);
+        state.xcr0 = 7;
+        assert_eq!(cpuid.execute(0xd, 0, &state, true)[1], 832);
+        assert_eq!(cpuid.execute(0xd, 2, &state, true), [256, 576, 0, 0]);
+    }
+
+    #[test]
+    fn leaves_out_of_range_follow_the_vendor() {
+        let state = CpuState::reset(0);
+        assert_eq!(table().execute(0x7777, 0, &state, true), [0; 4]);
+        let intel = Cpuid::new(supported(Features::all() - Features::AMD, 7, 2_000_000).unwrap());
+        let highest = intel.execute(0, 0, &state, true)[0];
+        assert_eq!(intel.execute(0x7777, 0, &state, true), intel.execute(highest, 0, &state, true));
+        assert_eq!(intel.execute(5, 0, &state, true), [0; 4]);
+        assert_eq!(Cpuid::default().execute(0, 0, &state, true), [0; 4]);
+    }
+
+    #[test]
+    fn the_hypervisor_names_itself() {
+        let [_, b, c, d] = table().execute(0x4000_0000, 0, &CpuState::reset(0), true);
+        assert_eq!([b, c, d].map(u32::to_le_bytes).concat(), b"KVMKVMKVM\0\0\0");
+    }
+}

@@ -1,0 +1,398 @@
+//! The processor as the emulator sees it when the hypervisor executes an instruction: a vCPU's registers, guest
+//! memory by way of the slots, and the device buses.
+use emulate::{Access, Cpu, Flush, Intercept, Op, Res, Stop};
+use mmu::{MemoryError, Paging, PhysMem, Request, WalkError, walk};
+use platform::{Platform, Word};
+use x86::{CpuState, Features, Vector, exception::pf, flags, paging::PAGE_SIZE};
+
+use super::{DeviceAccess, Transaction};
+use crate::{
+    stats::Counter,
+    vcpu::{LocalApic, Tsc, VcpuShared},
+    vm::{Space, VmShared},
+};
+
+/// Why the emulator stopped with [`Stop::EXIT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// The client has to carry out a device access.
+    Device,
+    /// Memory of the client is gone.
+    BadAddress,
+    /// An instruction that the run loop handles as if the processor had exited for it.
+    Intercept(Intercept),
+    /// Nothing here can execute it.
+    Unsupported,
+}
+
+/// A vCPU for the length of one instruction.
+pub(crate) struct Guest<'a, P: Platform> {
+    pub(super) state: &'a mut CpuState,
+    pub(super) vm: &'a VmShared<P>,
+    pub(super) shared: &'a VcpuShared<P>,
+    pub(super) reader: usize,
+    pub(super) features: Features,
+    pub(super) physical_bits: u32,
+    pub(super) xcr0: u64,
+    pub(super) apic: Option<&'a mut LocalApic<P>>,
+    pub(super) tsc: &'a Tsc,
+    pub(super) tx: &'a mut Transaction,
+    pub(super) paging: Option<Paging>,
+    pub(super) payload: u64,
+    /// Translations that the back end keeps became stale.
+    pub(super) flush: bool,
+    pub(super) why: Option<Why>,
+}
+
+/// A run of bytes in one page.
+#[derive(Clone, Copy)]
+struct Piece {
+    gpa: u64,
+    len: usize,
+}
+
+impl<P: Platform> Guest<'_, P> {
+    fn stop(&mut self, why: Why) -> Stop {
+        self.why = Some(why);
+        Stop::EXIT
+    }
+
+    fn request(&self, base: Request, access: Access) -> Request {
+        let user = match access {
+            Access::Program => self.state.cpl == 3,
+            Access::User => true,
+            Access::System => false,
+        };
+        if user {
+            base.user()
+        } else if access == Access::Program && self.state.flags.control(flags::AC) {
+            base.lift_smap()
+        } else {
+            base
+        }
+    }
+
+    /// Walks the guest's tables: the guest-physical address of `linear`.
+    fn translate(&mut self, linear: u64, request: Request) -> Res<u64> {
+        let paging = match self.paging {
+            Some(paging) => paging,
+            None => {
+                let paging = Paging::new(self.state, self.features, self.physical_bits);
+                self.paging = Some(paging);
+                paging
+            }
+        };
+        let Some(view) = self.vm.memory.view(self.reader) else { return Err(self.stop(Why::BadAddress)) };
+        let walked = walk(&view, &paging, linear, request);
+        drop(view);
+        match walked {
+            Ok(translation) => Ok(translation.gpa),
+            Err(WalkError::Fault(code)) => Err(self.page_fault(linear, code)),
+            Err(WalkError::Contended) => Err(Stop::RESTART),
+            Err(WalkError::Memory(MemoryError::BadAddress(_))) => Err(self.stop(Why::BadAddress)),
+            // Page tables where there is no memory harm only this guest: nothing there is present.
+            Err(WalkError::Memory(_)) => {
+                let write = if request.is_write() { pf::WRITE } else { 0 };
+                let user = if self.state.cpl == 3 { pf::USER } else { 0 };
+                Err(self.page_fault(linear, write | user))
+            }
+        }
+    }
+
+    fn page_fault(&mut self, linear: u64, code: u32) -> Stop {
+        self.payload = linear;
+        Stop::fault_code(Vector::PF, code)
+    }
+
+    /// The pieces of `len` bytes (at most a page) at `linear`, all translated before any is touched.
+    fn pieces(&mut self, linear: u64, len: u64, request: Request) -> Res<[Piece; 2]> {
+        let room = PAGE_SIZE - linear % PAGE_SIZE;
+        let first = len.min(room);
+        let gpa = self.translate(linear, request)?;
+        let mut pieces = [Piece { gpa, len: first as usize }, Piece { gpa: 0, len: 0 }];
+        if first < len {
+            let mut next = linear.wrapping_add(first);
+            if self.state.mode != x86::Mode::Long64 {
+                next &= 0xffff_ffff;
+            }
+            let gpa = self.translate(next, request)?;
+            pieces[1] = Piece { gpa, len: (len - first) as usize };
+        }
+        Ok(pieces)
+    }
+
+    /// Runs `f` on the slots as they are now.
+    fn memory<R>(
+        &mut self,
+        f: impl FnOnce(&mmu::View<'_, P>) -> Result<R, MemoryError>,
+    ) -> Res<Result<R, MemoryError>> {
+        let Some(view) = self.vm.memory.view(self.reader) else { return Err(self.stop(Why::BadAddress)) };
+        let result = f(&view);
+        drop(view);
+        match result {
+            Err(MemoryError::BadAddress(_)) => Err(self.stop(Why::BadAddress)),
+            other => Ok(other),
+        }
+    }
+
+    fn read_piece(&mut self, gpa: u64, to: &mut [u8]) -> Res {
+        match self.memory(|view| view.read(gpa, to))? {
+            Ok(()) => Ok(()),
+            Err(_) => self.device(Space::Mmio, gpa, to, false),
+        }
+    }
+
+    fn write_piece(&mut self, gpa: u64, from: &mut [u8]) -> Res {
+        match self.memory(|view| view.write(gpa, from))? {
+            Ok(()) => Ok(()),
+            Err(_) => self.device(Space::Mmio, gpa, from, true),
+        }
+    }
+
+    /// An access to device memory or a port, in parts of at most 8 bytes.
+    fn device(&mut self, space: Space, at: u64, data: &mut [u8], write: bool) -> Res {
+        let mut at = at;
+        for part in data.chunks_mut(8) {
+            let mut bytes = [0; 8];
+            bytes[..part.len()].copy_from_slice(part);
+            let value = if write { u64::from_le_bytes(bytes) } else { 0 };
+            let access = DeviceAccess { space, write, at, len: part.len() as u8, data: value };
+            let value = self.device_part(access)?;
+            if !write {
+                part.copy_from_slice(&value.to_le_bytes()[..part.len()]);
+            }
+            at = at.wrapping_add(part.len() as u64);
+        }
+        Ok(())
+    }
+
+    fn device_part(&mut self, mut access: DeviceAccess) -> Res<u64> {
+        if let Some(value) = self.tx.replay(&access) {
+            return Ok(value);
+        }
+        let inside = self.inside(&access);
+        if inside.is_none() && access.write {
+            return match self.tx.post(access) {
+                Ok(()) => Ok(0),
+                Err(_) => Err(self.stop(Why::Unsupported)),
+            };
+        }
+        if self.tx.has_outgoing() {
+            // The client gets the earlier writes first.
+            return Err(self.stop(Why::Device));
+        }
+        let Some(place) = inside else {
+            self.tx.wait_for(access);
+            return Err(self.stop(Why::Device));
+        };
+        let mut bytes = access.data.to_le_bytes();
+        self.access_inside(place, &access, &mut bytes[..usize::from(access.len)]);
+        access.data = u64::from_le_bytes(bytes);
+        match self.tx.record(access) {
+            Ok(()) => Ok(access.data),
+            Err(_) => Err(self.stop(Why::Unsupported)),
+        }
+    }
+
+    /// Which device inside the hypervisor answers.
+    fn inside(&self, access: &DeviceAccess) -> Option<Place> {
+        if access.space == Space::Mmio
+            && let Some(offset) = self.apic.as_ref().and_then(|apic| apic.offset(access.at))
+        {
+            return Some(Place::Apic(offset));
+        }
+        self.vm.bus.find(self.reader, access.space, access.at, access.len.into()).map(Place::Bus)
+    }
+
+    fn access_inside(&mut self, place: Place, access: &DeviceAccess, data: &mut [u8]) {
+        let counter = if access.space == Space::Pio { Counter::PioKernel } else { Counter::MmioKernel };
+        self.shared.stats.count(counter);
+        let port = access.at as u16;
+        match (place, access.space, access.write) {
+            (Place::Apic(offset), _, write) => {
+                let Some(apic) = &mut self.apic else { return };
+                if write {
+                    apic.mmio_write(offset, data, self.vm, self.tsc);
+                    self.state.cr8 = apic.lapic.cr8();
+                } else {
+                    apic.mmio_read(offset, data, self.tsc);
+                }
+            }
+            (Place::Bus(device), Space::Pio, true) => self.vm.port_out(device, port, data),
+            (Place::Bus(device), Space::Pio, false) => self.vm.port_in(device, port, data),
+            (Place::Bus(device), Space::Mmio, true) => self.vm.mmio_write(device, access.at, data),
+            (Place::Bus(device), Space::Mmio, false) => self.vm.mmio_read(device, access.at, data),
+        }
+    }
+
+    fn load_as<T: Word>(&mut self, linear: u64, request: Request) -> Res<T> {
+        let pieces = self.pieces(linear, T::BYTES, request)?;
+        if pieces[1].len == 0
+            && let Ok(value) = self.memory(|view| view.load::<T>(pieces[0].gpa))?
+        {
+            return Ok(value);
+        }
+        let mut bytes = [0; 16];
+        let mut done = 0;
+        for piece in pieces.iter().filter(|p| p.len != 0) {
+            self.read_piece(piece.gpa, &mut bytes[done..done + piece.len])?;
+            done += piece.len;
+        }
+        let value = u128::from_le_bytes(bytes);
+        Ok(T::from_halves(value as u64, (value >> 64) as u64))
+    }
+
+    fn store_as<T: Word>(&mut self, linear: u64, value: T, request: Request) -> Res {
+        let pieces = self.pieces(linear, T::BYTES, request)?;
+        if pieces[1].len == 0 && self.memory(|view| view.store(pieces[0].gpa, value))?.is_ok() {
+            return Ok(());
+        }
+        let mut bytes = (u128::from(value.low()) | u128::from(value.high()) << 64).to_le_bytes();
+        let mut done = 0;
+        for piece in pieces.iter().filter(|p| p.len != 0) {
+            self.write_piece(piece.gpa, &mut bytes[done..done + piece.len])?;
+            done += piece.len;
+        }
+        Ok(())
+    }
+}
+
+/// Where a device inside the hypervisor was found.
+#[derive(Clone, Copy)]
+enum Place {
+    /// The vCPU's own local APIC, at this offset.
+    Apic(u64),
+    Bus(crate::vm::Device),
+}
+
+impl<P: Platform> Cpu for Guest<'_, P> {
+    fn state(&self) -> &CpuState {
+        self.state
+    }
+
+    fn state_mut(&mut self) -> &mut CpuState {
+        self.state
+    }
+
+    fn features(&self) -> Features {
+        self.features
+    }
+
+    fn load<T: Word>(&mut self, linear: u64, access: Access) -> Res<T> {
+        let request = self.request(Request::READ, access);
+        self.load_as(linear, request)
+    }
+
+    fn store<T: Word>(&mut self, linear: u64, value: T, access: Access) -> Res {
+        let request = self.request(Request::WRITE, access);
+        self.store_as(linear, value, request)
+    }
+
+    fn load_for_write<T: Word>(&mut self, linear: u64, access: Access) -> Res<T> {
+        let request = self.request(Request::WRITE, access);
+        self.load_as(linear, request)
+    }
+
+    fn compare_exchange<T: Word>(&mut self, linear: u64, old: T, new: T, access: Access) -> Res<T> {
+        let request = self.request(Request::WRITE, access);
+        let pieces = self.pieces(linear, T::BYTES, request)?;
+        let contiguous = pieces[1].len == 0 || pieces[1].gpa == pieces[0].gpa.wrapping_add(pieces[0].len as u64);
+        if contiguous && let Ok(seen) = self.memory(|view| view.compare_exchange(pieces[0].gpa, old, new))? {
+            return Ok(seen);
+        }
+        // Device memory, or pages that the host's processor cannot lock together: one read, one write. If the
+        // instruction has just read the place, that was the read.
+        let read_before = pieces[1].len == 0
+            && self.tx.last().is_some_and(|a| {
+                !a.write && a.at == pieces[0].gpa && u64::from(a.len) == T::BYTES && a.data == old.low()
+            });
+        let seen = if read_before { old } else { self.load_as(linear, request)? };
+        if seen == old {
+            self.store_as(linear, new, request)?;
+        }
+        Ok(seen)
+    }
+
+    fn probe_write(&mut self, linear: u64, bytes: u64, access: Access) -> Res {
+        let request = self.request(Request::WRITE, access);
+        let mut at = linear;
+        let mut left = bytes;
+        while left != 0 {
+            self.translate(at, request)?;
+            let step = left.min(PAGE_SIZE - at % PAGE_SIZE);
+            at = at.wrapping_add(step);
+            left -= step;
+        }
+        Ok(())
+    }
+
+    fn fetch(&mut self, linear: u64, buf: &mut [u8]) -> Res<usize> {
+        let len = buf.len().min((PAGE_SIZE - linear % PAGE_SIZE) as usize);
+        let request = self.request(Request::FETCH, if self.state.cpl == 3 { Access::User } else { Access::System });
+        let gpa = self.translate(linear, request)?;
+        let to = &mut buf[..len];
+        match self.memory(|view| view.read(gpa, to))? {
+            Ok(()) => Ok(len),
+            // Code in device memory: nothing runs it.
+            Err(_) => Err(self.stop(Why::Unsupported)),
+        }
+    }
+
+    fn set_payload(&mut self, payload: u64) {
+        self.payload = payload;
+    }
+
+    fn payload(&self) -> u64 {
+        self.payload
+    }
+
+    fn port_in(&mut self, port: u16, size: u8) -> Res<u32> {
+        let mut data = [0; 4];
+        let len = usize::from(size.min(4));
+        self.device(Space::Pio, port.into(), &mut data[..len], false)?;
+        Ok(u32::from_le_bytes(data))
+    }
+
+    fn port_out(&mut self, port: u16, size: u8, value: u32) -> Res {
+        let mut data = value.to_le_bytes();
+        let len = usize::from(size.min(4));
+        self.device(Space::Pio, port.into(), &mut data[..len], true)
+    }
+
+    fn intercept(&mut self, what: Intercept, op: &Op<Self>) -> Res {
+        if what == Intercept::ReadCr8
+            && let Some(register) = self.state.gpr.get_mut(usize::from(op.regs[0]))
+        {
+            *register = self.state.cr8;
+            return Ok(());
+        }
+        Err(self.stop(Why::Intercept(what)))
+    }
+
+    fn tsc(&mut self) -> Res<u64> {
+        Ok(self.tsc.read::<P>())
+    }
+
+    fn xcr0_supported(&self) -> u64 {
+        self.xcr0
+    }
+
+    fn flush(&mut self, _what: Flush) {
+        self.paging = None;
+        self.flush = true;
+    }
+
+    fn load_physical(&mut self, gpa: u64) -> Res<u64> {
+        Ok(self.memory(|view| view.load::<u64>(gpa))?.unwrap_or(u64::MAX))
+    }
+
+    fn random(&mut self) -> u64 {
+        let mut bytes = [0; 8];
+        P::random(&mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    fn vector(&mut self, _op: &Op<Self>, _memory: Option<u64>) -> Res {
+        Err(self.stop(Why::Unsupported))
+    }
+}

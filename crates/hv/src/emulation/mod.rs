@@ -1,0 +1,171 @@
+//! Execution of single instructions by the hypervisor itself: device memory, string I/O, and whatever the processor
+//! leaves to it.
+mod access;
+mod guest;
+mod report;
+mod transaction;
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use emulate::{Intercept, Stop};
+use platform::MaySleep;
+use x86::{Exception, Seg, Shadow, debug, flags};
+
+use crate::{
+    Errno,
+    backend::{Backend, BackendVcpu, CrOp, Exit, FlushTlb, Groups},
+    exits,
+    stats::Counter,
+    vcpu::{Run, Step},
+};
+use guest::{Guest, Why};
+pub(crate) use transaction::{Completion, DeviceAccess, PendingPio, Transaction};
+
+/// Iterations of a REP between two looks at the request word.
+const BATCH: u32 = 256;
+
+/// How one execution ended.
+enum End {
+    Done,
+    Restart,
+    Fault(Exception),
+    Exit(Why),
+}
+
+impl<B: Backend> Run<'_, B> {
+    /// Emulates the instruction at CS:RIP, or goes on with it.
+    pub(crate) fn emulate(&mut self, cx: &MaySleep) -> Result<Step, Errno> {
+        for _ in 0..BATCH {
+            match self.emulate_once() {
+                End::Done => {
+                    self.inner.tx.finished();
+                    return self.to_client();
+                }
+                End::Restart => {
+                    self.inner.tx.finished();
+                    if self.to_client()? == Step::ToClient {
+                        return Ok(Step::ToClient);
+                    }
+                    if self.shared.requests.load(Relaxed) != 0 {
+                        break;
+                    }
+                }
+                End::Fault(exception) => {
+                    self.inner.tx.finished();
+                    self.raise(exception);
+                    return self.to_client();
+                }
+                End::Exit(Why::Device) => {
+                    self.inner.tx.stopped();
+                    return self.to_client();
+                }
+                End::Exit(Why::BadAddress) => {
+                    self.inner.tx.abandon();
+                    return Err(Errno::EFAULT);
+                }
+                End::Exit(Why::Unsupported) => {
+                    self.inner.tx.abandon();
+                    return self.emulation_failed();
+                }
+                End::Exit(Why::Intercept(what)) => {
+                    self.inner.tx.abandon();
+                    return exits::intercepted(self, exit_of(what), cx);
+                }
+            }
+        }
+        Ok(Step::Continue)
+    }
+
+    fn emulate_once(&mut self) -> End {
+        self.shared.stats.count(Counter::Emulation);
+        let inner = &mut *self.inner;
+        let state = inner.cpu.registers_mut(Groups::ALL);
+        let at = state.seg[Seg::Cs as usize].base.wrapping_add(state.rip);
+        inner.tx.begin(at);
+        // The shadow of STI or MOV SS ends with this instruction, unless it makes a new one.
+        let shadow = core::mem::replace(&mut state.shadow, Shadow::None);
+        let single_step = state.flags.control(flags::TF);
+        let mut guest = Guest {
+            state,
+            vm: self.vm,
+            shared: self.shared,
+            reader: self.index,
+            features: inner.features,
+            physical_bits: inner.physical_bits,
+            xcr0: inner.xcr0,
+            apic: inner.apic.as_mut(),
+            tsc: &inner.tsc,
+            tx: &mut inner.tx,
+            paging: None,
+            payload: 0,
+            flush: false,
+            why: None,
+        };
+        let result = emulate::step(&mut guest);
+        let (flush, payload, why) = (guest.flush, guest.payload, guest.why);
+        if result.is_ok() {
+            guest.state.flags.set_control(flags::RF, 0);
+        } else {
+            guest.state.shadow = shadow;
+        }
+        if flush {
+            inner.cpu.flush(FlushTlb::All);
+        }
+        match result {
+            Ok(()) => {
+                if single_step {
+                    self.raise(Exception::debug(debug::DR6_BS));
+                }
+                End::Done
+            }
+            Err(Stop::RESTART) => End::Restart,
+            Err(stop) => match stop.exception(payload) {
+                Some(exception) => End::Fault(exception),
+                None => End::Exit(why.unwrap_or(Why::Unsupported)),
+            },
+        }
+    }
+
+    /// The length of the instruction at CS:RIP, 0 if it cannot be read.
+    pub(crate) fn instruction_len(&mut self) -> u8 {
+        let inner = &mut *self.inner;
+        let state = inner.cpu.registers_mut(Groups::ALL);
+        let mut guest = Guest {
+            state,
+            vm: self.vm,
+            shared: self.shared,
+            reader: self.index,
+            features: inner.features,
+            physical_bits: inner.physical_bits,
+            xcr0: inner.xcr0,
+            apic: None,
+            tsc: &inner.tsc,
+            tx: &mut inner.tx,
+            paging: None,
+            payload: 0,
+            flush: false,
+            why: None,
+        };
+        emulate::fetch_decode(&mut guest).map_or(0, |op| op.len)
+    }
+}
+
+/// The exit that the processor would have made for an instruction that the emulator met.
+fn exit_of(what: Intercept) -> Exit {
+    let len = 0;
+    match what {
+        Intercept::Hlt => Exit::Hlt { len },
+        Intercept::Cpuid => Exit::Cpuid { len },
+        Intercept::Rdmsr => Exit::MsrRead { len },
+        Intercept::Wrmsr => Exit::MsrWrite { len },
+        Intercept::Rdpmc => Exit::Rdpmc { len },
+        Intercept::Hypercall => Exit::Hypercall { len },
+        Intercept::Pause => Exit::Pause { len },
+        Intercept::Monitor => Exit::MonitorMwait { len, wait: false },
+        Intercept::Mwait => Exit::MonitorMwait { len, wait: true },
+        Intercept::Wbinvd => Exit::CacheFlush { len },
+        Intercept::Rsm => Exit::Rsm,
+        Intercept::WriteCr8(value) => Exit::Cr { op: CrOp::Write { number: 8, value }, len },
+        Intercept::ReadCr8 => Exit::Cr { op: CrOp::ReadCr8 { gpr: 0 }, len },
+    }
+}

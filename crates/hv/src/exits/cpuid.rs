@@ -1,0 +1,22 @@
+//! CPUID: answered from the table that the client has set (row A08).
+use irqchip::lapic::APIC_BASE_ENABLE;
+
+use crate::{
+    Errno,
+    backend::{Backend, BackendVcpu, Groups},
+    vcpu::{Run, Step},
+};
+
+impl<B: Backend> Run<'_, B> {
+    pub(super) fn cpuid(&mut self, len: u8) -> Result<Step, Errno> {
+        let inner = &mut *self.inner;
+        let enabled = inner.apic_base() & APIC_BASE_ENABLE != 0;
+        let state = inner.cpu.registers_mut(Groups::GENERAL.and(Groups::CONTROL));
+        let answer = inner.cpuid.execute(state.gpr[0] as u32, state.gpr[1] as u32, state, enabled);
+        for (register, value) in [0, 3, 1, 2].into_iter().zip(answer) {
+            state.gpr[register] = value.into();
+        }
+        self.skip(len);
+        Ok(Step::Continue)
+    }
+}

@@ -1,0 +1,35 @@
+//! Exceptions and traps that the client's debugger wants to see (row A14).
+use abi::*;
+use x86::{Exception, Seg, Vector};
+
+use crate::{
+    Errno,
+    backend::{Backend, BackendVcpu, Groups},
+    vcpu::{Run, Step},
+};
+
+impl<B: Backend> Run<'_, B> {
+    /// An exception that was intercepted. #BP for the client's breakpoints goes to the client, all others to the guest.
+    pub(super) fn exception(&mut self, exception: Exception) -> Result<Step, Errno> {
+        if exception.vector == Vector::BP && self.inner.debug.software_breakpoints {
+            return self.debug_exit(Vector::BP, 0);
+        }
+        self.raise(exception);
+        Ok(Step::Continue)
+    }
+
+    /// A single step or breakpoint of the client's.
+    pub(super) fn debug(&mut self, dr6: u64) -> Result<Step, Errno> {
+        self.debug_exit(Vector::DB, dr6)
+    }
+
+    fn debug_exit(&mut self, vector: Vector, dr6: u64) -> Result<Step, Errno> {
+        let dr7 = self.inner.debug.hardware.map_or(0, |(_, dr7)| dr7);
+        let state = self.inner.cpu.registers(Groups::GENERAL.and(Groups::SEGMENTS).and(Groups::DEBUG));
+        let pc = state.seg[Seg::Cs as usize].base.wrapping_add(state.rip);
+        let dr7 = if dr7 != 0 { dr7 } else { state.dr7 };
+        let arch = KvmDebugExitArch { exception: vector.0.into(), pad: 0, pc, dr6, dr7 };
+        self.page.exit(KVM_EXIT_DEBUG, &KvmRunDebug { arch })?;
+        Ok(Step::ToClient)
+    }
+}

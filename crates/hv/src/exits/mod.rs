@@ -1,0 +1,123 @@
+//! Exits: why the guest stopped, and what is done about it, once for every back end.
+mod control;
+mod cpuid;
+mod debug;
+mod halt;
+mod hypercall;
+mod memory;
+mod msr;
+mod pio;
+
+use abi::*;
+use platform::{MaySleep, Platform};
+
+use crate::{
+    Errno,
+    backend::{Backend, Exit},
+    stats::Counter,
+    vcpu::{Run, Step},
+};
+
+/// Handles an exit.
+pub(crate) fn handle<B: Backend>(run: &mut Run<'_, B>, exit: Exit, cx: &MaySleep) -> Result<Step, Errno> {
+    run.shared.stats.count(Counter::Exits);
+    run.shared.stats.count(counter(&exit));
+    match exit {
+        Exit::Interrupted | Exit::InterruptWindow | Exit::NmiWindow => Ok(Step::Continue),
+        Exit::Hlt { len } => run.hlt(len),
+        Exit::Pause { len } => {
+            run.skip(len);
+            B::Platform::relax(cx);
+            Ok(Step::Continue)
+        }
+        Exit::Cpuid { len } => run.cpuid(len),
+        Exit::MsrRead { len } => run.rdmsr(len),
+        Exit::MsrWrite { len } => run.wrmsr(len),
+        Exit::Rdpmc { .. } => run.refuse(),
+        Exit::Hypercall { len } => run.hypercall(len),
+        // Guest memory is write-back and coherent; there is nothing to flush.
+        Exit::CacheFlush { len } => {
+            run.skip(len);
+            Ok(Step::Continue)
+        }
+        Exit::MonitorMwait { len, .. } => run.monitor_mwait(len),
+        Exit::Xsetbv { .. } | Exit::TaskSwitch | Exit::Emulate => run.emulate(cx),
+        // There is no system management mode: RSM outside of it is #UD.
+        Exit::Rsm => run.undefined(),
+        Exit::Pio(pio) => run.pio(pio, cx),
+        Exit::Cr { op, len } => run.control(op, len, cx),
+        Exit::NestedPageFault { gpa, access, table_walk } => run.nested_page_fault(gpa, access, table_walk, cx),
+        // Paging of a back end that needs shadow tables is not there yet: no back end makes these.
+        Exit::PageFault { .. } => run.unexpected(14),
+        Exit::Invlpg { .. } => run.unexpected(KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON.into()),
+        Exit::Exception { exception } => run.exception(exception),
+        Exit::Debug { dr6 } => run.debug(dr6),
+        Exit::Shutdown => {
+            run.page.reason(KVM_EXIT_SHUTDOWN)?;
+            Ok(Step::ToClient)
+        }
+        Exit::BadAddress { .. } => Err(Errno::EFAULT),
+        Exit::FailEntry { reason } => {
+            let payload = KvmRunFailEntry { hardware_entry_failure_reason: reason, ..KvmRunFailEntry::default() };
+            run.page.exit(KVM_EXIT_FAIL_ENTRY, &payload)?;
+            Ok(Step::ToClient)
+        }
+        Exit::Unknown { reason } => {
+            run.page.exit(KVM_EXIT_UNKNOWN, &KvmRunHw { hardware_exit_reason: reason })?;
+            Ok(Step::ToClient)
+        }
+    }
+}
+
+/// Handles what the emulator left to the run loop. An instruction that needs the emulator again cannot be executed.
+pub(crate) fn intercepted<B: Backend>(run: &mut Run<'_, B>, exit: Exit, cx: &MaySleep) -> Result<Step, Errno> {
+    match exit {
+        Exit::Emulate | Exit::Xsetbv { .. } | Exit::TaskSwitch | Exit::Cr { op: crate::backend::CrOp::Other, .. } => {
+            run.emulation_failed()
+        }
+        exit => handle(run, exit, cx),
+    }
+}
+
+fn counter(exit: &Exit) -> Counter {
+    match exit {
+        Exit::Interrupted => Counter::ExitInterrupted,
+        Exit::InterruptWindow => Counter::ExitInterruptWindow,
+        Exit::NmiWindow => Counter::ExitNmiWindow,
+        Exit::Hlt { .. } => Counter::ExitHlt,
+        Exit::Pause { .. } => Counter::ExitPause,
+        Exit::Cpuid { .. } => Counter::ExitCpuid,
+        Exit::MsrRead { .. } => Counter::ExitMsrRead,
+        Exit::MsrWrite { .. } => Counter::ExitMsrWrite,
+        Exit::Hypercall { .. } => Counter::ExitHypercall,
+        Exit::Pio(_) => Counter::ExitPio,
+        Exit::Cr { .. } => Counter::ExitCr,
+        Exit::NestedPageFault { .. } => Counter::ExitNestedPageFault,
+        Exit::Emulate => Counter::ExitEmulate,
+        Exit::Exception { .. } | Exit::Debug { .. } => Counter::ExitException,
+        _ => Counter::ExitOther,
+    }
+}
+
+impl<B: Backend> Run<'_, B> {
+    /// #GP(0).
+    pub(crate) fn refuse(&mut self) -> Result<Step, Errno> {
+        self.raise(x86::Exception::with_code(x86::Vector::GP, 0));
+        Ok(Step::Continue)
+    }
+
+    /// #UD.
+    pub(crate) fn undefined(&mut self) -> Result<Step, Errno> {
+        self.raise(x86::Exception::plain(x86::Vector::UD));
+        Ok(Step::Continue)
+    }
+
+    /// An exit that nobody asked for.
+    pub(crate) fn unexpected(&mut self, reason: u64) -> Result<Step, Errno> {
+        let mut data = [0; 16];
+        data[0] = reason;
+        let payload = KvmRunInternal { suberror: KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, ndata: 1, data };
+        self.page.exit(KVM_EXIT_INTERNAL_ERROR, &payload)?;
+        Ok(Step::ToClient)
+    }
+}

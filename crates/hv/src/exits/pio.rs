@@ -1,0 +1,86 @@
+//! Port I/O (row A06). IN and OUT are handled here without decoding anything: they are the commonest exits to a
+//! client. INS and OUTS are the emulator's.
+use abi::*;
+use platform::MaySleep;
+use x86::Seg;
+
+use crate::{
+    Errno,
+    backend::{Backend, BackendVcpu, Groups, PioExit},
+    emulation::{Completion, PendingPio},
+    stats::Counter,
+    vcpu::{PIO_DATA, Run, Step},
+    vm::Space,
+};
+
+/// A port of a firmware of old whose OUT must not be repeated (`KVM_X86_QUIRK_OUT_7E_INC_RIP`).
+const QUIRK_PORT: u16 = 0x7e;
+
+impl<B: Backend> Run<'_, B> {
+    pub(super) fn pio(&mut self, pio: PioExit, cx: &MaySleep) -> Result<Step, Errno> {
+        if pio.string || !matches!(pio.size, 1 | 2 | 4) {
+            return self.emulate(cx);
+        }
+        let (inner, size) = (&mut *self.inner, usize::from(pio.size));
+        let mut data = (inner.cpu.registers(Groups::GENERAL).gpr[0] as u32).to_le_bytes();
+        if let Some(device) = self.vm.bus.find(self.index, Space::Pio, pio.port.into(), pio.size.into()) {
+            self.shared.stats.count(Counter::PioKernel);
+            if pio.write {
+                self.vm.port_out(device, pio.port, &data[..size]);
+            } else {
+                self.vm.port_in(device, pio.port, &mut data[..size]);
+                self.load_accumulator(data, pio.size);
+            }
+            self.skip(pio.len);
+            return Ok(Step::Continue);
+        }
+        self.shared.stats.count(Counter::PioUserExits);
+        self.page.copy_to(PIO_DATA, &data[..size])?;
+        let io = KvmRunIo {
+            direction: if pio.write { KVM_EXIT_IO_OUT } else { KVM_EXIT_IO_IN },
+            size: pio.size,
+            port: pio.port,
+            count: 1,
+            data_offset: PIO_DATA,
+        };
+        self.page.exit(KVM_EXIT_IO, &io)?;
+        if pio.write && pio.port == QUIRK_PORT && !self.vm.quirk_disabled(KVM_X86_QUIRK_OUT_7E_INC_RIP) {
+            self.skip(pio.len);
+        } else {
+            let at = self.linear_rip();
+            self.inner.tx.set_completion(Completion::Pio(PendingPio { exit: pio, at }));
+        }
+        Ok(Step::ToClient)
+    }
+
+    /// The client has carried out an IN or OUT.
+    pub(crate) fn complete_pio(&mut self, pio: &PendingPio) -> Result<Step, Errno> {
+        if self.linear_rip() != pio.at {
+            // The client put the vCPU somewhere else (reset): the instruction is no more.
+            return Ok(Step::Continue);
+        }
+        if !pio.exit.write {
+            let mut data = [0; 4];
+            self.page.copy_from(PIO_DATA, &mut data)?;
+            self.load_accumulator(data, pio.exit.size);
+        }
+        self.skip(pio.exit.len);
+        Ok(Step::Continue)
+    }
+
+    /// AL, AX or EAX.
+    fn load_accumulator(&mut self, data: [u8; 4], size: u8) {
+        let value = u64::from(u32::from_le_bytes(data));
+        let rax = &mut self.inner.cpu.registers_mut(Groups::GENERAL).gpr[0];
+        *rax = match size {
+            1 => *rax & !0xff | value & 0xff,
+            2 => *rax & !0xffff | value & 0xffff,
+            _ => value,
+        };
+    }
+
+    fn linear_rip(&mut self) -> u64 {
+        let state = self.inner.cpu.registers(Groups::GENERAL.and(Groups::SEGMENTS));
+        state.seg[Seg::Cs as usize].base.wrapping_add(state.rip)
+    }
+}

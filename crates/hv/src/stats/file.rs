@@ -1,0 +1,151 @@
+//! KVM_GET_STATS_FD: statistics as a file in Linux's binary format (`Documentation/virt/kvm/api.rst`, 4.133):
+//! header, id string, descriptors with their names, values.
+use core::fmt::{self, Write};
+
+use abi::{
+    KVM_STATS_BASE_POW10, KVM_STATS_TYPE_CUMULATIVE, KVM_STATS_TYPE_INSTANT, KVM_STATS_UNIT_NONE, KvmStatsDesc,
+    KvmStatsHeader, Pod,
+};
+
+use super::Counter;
+use crate::{Vm, backend::Backend};
+
+/// Bytes of a name, its terminating zero included.
+const NAME_SIZE: usize = 48;
+const ID_OFFSET: usize = size_of::<KvmStatsHeader>();
+const DESC_OFFSET: usize = ID_OFFSET + NAME_SIZE;
+const DESC_SIZE: usize = size_of::<KvmStatsDesc>() + NAME_SIZE;
+/// What a VM tells beside the sums over its vCPUs.
+const VM_NAMES: &[&str] = &["vcpus"];
+
+/// What the descriptor of KVM_GET_STATS_FD reads: the binary format of `abi::stats`. Values are taken when they are
+/// read.
+#[derive(Debug)]
+pub struct StatsFile<B: Backend> {
+    vm: Vm<B>,
+    /// A vCPU by its index, or the whole VM.
+    vcpu: Option<usize>,
+}
+
+impl<B: Backend> Clone for StatsFile<B> {
+    fn clone(&self) -> Self {
+        Self { vm: self.vm.clone(), vcpu: self.vcpu }
+    }
+}
+
+impl<B: Backend> StatsFile<B> {
+    pub(crate) fn new(vm: Vm<B>, vcpu: Option<usize>) -> Self {
+        Self { vm, vcpu }
+    }
+
+    /// The VM that is counted.
+    pub fn vm(&self) -> &Vm<B> {
+        &self.vm
+    }
+
+    fn names(&self) -> impl Iterator<Item = (&'static str, u32)> + use<B> {
+        let own = if self.vcpu.is_none() { VM_NAMES } else { &[] };
+        let counters = Counter::NAMES.iter().map(|name| (*name, KVM_STATS_TYPE_CUMULATIVE));
+        own.iter().map(|name| (*name, KVM_STATS_TYPE_INSTANT)).chain(counters)
+    }
+
+    fn count(&self) -> usize {
+        Counter::NAMES.len() + if self.vcpu.is_none() { VM_NAMES.len() } else { 0 }
+    }
+
+    fn value(&self, index: usize) -> u64 {
+        let vcpus = self.vm.vcpus();
+        match self.vcpu {
+            Some(vcpu) => vcpus.get(vcpu).map_or(0, |v| v.stats.get(index)),
+            None if index == 0 => vcpus.iter().count() as u64,
+            None => vcpus.iter().fold(0, |sum: u64, v| sum.wrapping_add(v.stats.get(index - VM_NAMES.len()))),
+        }
+    }
+
+    fn data_offset(&self) -> usize {
+        DESC_OFFSET + self.count() * DESC_SIZE
+    }
+
+    /// `pread`: fills `to` from `offset`, returns how many bytes; 0 at the end.
+    pub fn read_at(&self, offset: u64, to: &mut [u8]) -> usize {
+        let Ok(offset) = usize::try_from(offset) else { return 0 };
+        let mut out = Window { skip: offset, to, filled: 0 };
+        let header = KvmStatsHeader {
+            flags: 0,
+            name_size: NAME_SIZE as u32,
+            num_desc: self.count() as u32,
+            id_offset: ID_OFFSET as u32,
+            desc_offset: DESC_OFFSET as u32,
+            data_offset: self.data_offset() as u32,
+        };
+        out.push(header.bytes());
+        let mut id = Name::default();
+        // A name that does not fit is cut; there is nobody to tell.
+        let _ = match self.vcpu.and_then(|v| self.vm.vcpus().get(v)) {
+            Some(vcpu) => write!(id, "rekvm-{}/vcpu-{}", self.vm.number(), vcpu.id()),
+            None => write!(id, "rekvm-{}", self.vm.number()),
+        };
+        out.push(&id.bytes);
+        for (i, (name, kind)) in self.names().enumerate() {
+            let descriptor = KvmStatsDesc {
+                flags: kind | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10,
+                exponent: 0,
+                size: 1,
+                offset: (i * 8) as u32,
+                bucket_size: 0,
+            };
+            out.push(descriptor.bytes());
+            let mut text = Name::default();
+            let _ = text.write_str(name);
+            out.push(&text.bytes);
+        }
+        for i in 0..self.count() {
+            out.push(&self.value(i).to_le_bytes());
+        }
+        out.filled
+    }
+}
+
+/// A name with its padding.
+struct Name {
+    bytes: [u8; NAME_SIZE],
+    len: usize,
+}
+
+impl Default for Name {
+    fn default() -> Self {
+        Self { bytes: [0; NAME_SIZE], len: 0 }
+    }
+}
+
+impl Write for Name {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        for byte in s.bytes() {
+            // The last byte stays zero.
+            if self.len + 1 < NAME_SIZE {
+                self.bytes[self.len] = byte;
+                self.len += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The part of a stream of bytes that a reader asked for.
+struct Window<'a> {
+    skip: usize,
+    to: &'a mut [u8],
+    filled: usize,
+}
+
+impl Window<'_> {
+    fn push(&mut self, bytes: &[u8]) {
+        let skipped = self.skip.min(bytes.len());
+        self.skip -= skipped;
+        let rest = &bytes[skipped..];
+        let room = &mut self.to[self.filled..];
+        let n = rest.len().min(room.len());
+        room[..n].copy_from_slice(&rest[..n]);
+        self.filled += n;
+    }
+}

@@ -1,0 +1,140 @@
+//! Events on their way into the guest, in one queue for all back ends.
+//!
+//! An event is *pending* until an entry takes it along, and *injected* from then until the processor has delivered
+//! it: an exit in the middle hands it back, and it is injected again at the next entry, before anything else.
+//! Interrupts and NMIs from the local APIC are not here but where they arrive (`irqchip::LapicShared`).
+use x86::{Exception, Vector};
+
+use crate::backend::{Event, EventKind};
+
+/// The queue of one vCPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Events {
+    /// To be injected again.
+    pub(crate) injected: Option<Event>,
+    /// Raised by the hypervisor or the client, not yet injected.
+    pub(crate) exception: Option<Exception>,
+    /// Vectors from KVM_INTERRUPT and SREGS, for a vCPU without a local APIC in the hypervisor.
+    client_irqs: [u64; 4],
+    /// An exception was raised while a double fault was being delivered.
+    pub(crate) triple_fault: bool,
+}
+
+impl Events {
+    /// Raises an exception. Together with one that has not been delivered it may make #DF or a triple fault (SDM
+    /// vol. 3, 6.15, table 6-5).
+    pub(crate) fn raise(&mut self, new: Exception) {
+        let first = self.exception.take().or(match self.injected {
+            Some(Event { kind: EventKind::Exception(first) }) => Some(first),
+            _ => None,
+        });
+        let Some(first) = first else {
+            self.exception = Some(new);
+            return;
+        };
+        let page_fault = first.vector == Vector::PF;
+        if first.vector == Vector::DF {
+            self.injected = None;
+            self.triple_fault = true;
+        } else if first.is_contributory() && new.is_contributory()
+            || page_fault && (new.is_contributory() || new.vector == Vector::PF)
+        {
+            self.injected = None;
+            self.exception = Some(Exception::with_code(Vector::DF, 0));
+        } else {
+            // Handled one after the other: the first comes again when its instruction is restarted.
+            if matches!(self.injected, Some(Event { kind: EventKind::Exception(_) })) {
+                self.injected = None;
+            }
+            self.exception = Some(new);
+        }
+    }
+
+    /// Adds a vector from the client.
+    pub(crate) fn add_client_irq(&mut self, vector: u8) {
+        self.client_irqs[usize::from(vector >> 6)] |= 1 << (vector & 63);
+    }
+
+    /// The highest vector from the client.
+    pub(crate) fn client_irq(&self) -> Option<u8> {
+        let word = (0..4).rev().find(|w| self.client_irqs[*w] != 0)?;
+        Some((word as u32 * 64 + self.client_irqs[word].ilog2()) as u8)
+    }
+
+    pub(crate) fn take_client_irq(&mut self) -> Option<u8> {
+        let vector = self.client_irq()?;
+        self.client_irqs[usize::from(vector >> 6)] &= !(1 << (vector & 63));
+        Some(vector)
+    }
+
+    /// KVM_GET_SREGS' bitmap: what the client has queued, and an interrupt whose delivery was cut short.
+    pub(crate) fn interrupt_bitmap(&self) -> [u64; 4] {
+        let mut bitmap = self.client_irqs;
+        if let Some(Event { kind: EventKind::Interrupt(vector) }) = self.injected {
+            bitmap[usize::from(vector >> 6)] |= 1 << (vector & 63);
+        }
+        bitmap
+    }
+
+    /// KVM_SET_SREGS' bitmap.
+    pub(crate) fn set_interrupt_bitmap(&mut self, bitmap: [u64; 4]) {
+        self.client_irqs = bitmap;
+        if let Some(Event { kind: EventKind::Interrupt(_) }) = self.injected {
+            self.injected = None;
+        }
+    }
+
+    /// Whether an entry will deliver something in any case.
+    pub(crate) fn occupied(&self) -> bool {
+        self.injected.is_some() || self.exception.is_some()
+    }
+
+    /// Forgets everything (INIT).
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raise_during(first: Exception, second: Exception) -> Events {
+        let mut events = Events { injected: Some(Event { kind: EventKind::Exception(first) }), ..Events::default() };
+        events.raise(second);
+        events
+    }
+
+    #[test]
+    fn exceptions_merge_as_the_table_says() {
+        let (gp, pf) = (Exception::with_code(Vector::GP, 0), Exception::page_fault(0x1000, 2));
+        let (ud, df) = (Exception::plain(Vector::UD), Exception::with_code(Vector::DF, 0));
+        for (first, second, expected) in
+            [(gp, gp, df), (pf, gp, df), (pf, pf, df), (gp, pf, pf), (ud, gp, gp), (gp, ud, ud), (pf, ud, ud)]
+        {
+            let events = raise_during(first, second);
+            assert_eq!((events.exception, events.injected), (Some(expected), None), "{first:?} {second:?}");
+        }
+        let events = raise_during(df, gp);
+        assert!(events.triple_fault && !events.occupied());
+    }
+
+    #[test]
+    fn an_exception_does_not_push_out_an_interrupt() {
+        let interrupt = Event { kind: EventKind::Interrupt(0x31) };
+        let mut events = Events { injected: Some(interrupt), ..Events::default() };
+        events.raise(Exception::plain(Vector::UD));
+        assert_eq!(events.injected, Some(interrupt));
+        assert_eq!(events.interrupt_bitmap(), [1 << 0x31, 0, 0, 0]);
+    }
+
+    #[test]
+    fn client_interrupts_come_highest_first_and_once() {
+        let mut events = Events::default();
+        for vector in [0, 63, 64, 255, 33] {
+            events.add_client_irq(vector);
+        }
+        let taken: [_; 6] = core::array::from_fn(|_| events.take_client_irq());
+        assert_eq!(taken, [Some(255), Some(64), Some(63), Some(33), Some(0), None]);
+    }
+}

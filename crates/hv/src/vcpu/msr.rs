@@ -1,0 +1,195 @@
+//! MSRs that act: time-stamp counter, local APIC, kvmclock; and the way to all others.
+use core::marker::PhantomData;
+
+use abi::{KvmMsrEntry, KvmMsrs};
+use alloc::vec::Vec;
+use platform::Platform;
+use x86::msr;
+
+use super::{Inner, LocalApic, clock::ClockWriter};
+use crate::{
+    Errno, Outcome,
+    backend::{Backend, BackendVcpu, FlushTlb, Groups},
+    cpuid::{MAX_ENTRIES, PV_CLOCK, PV_CLOCK_NEW},
+    msr::{By, Refused},
+    uaccess,
+    vm::VmShared,
+};
+
+type Mem<B> = <<B as Backend>::Platform as Platform>::Memory;
+
+/// Whether this register is one of this file.
+#[cfg(test)]
+pub(crate) fn is_active(index: u32) -> bool {
+    matches!(
+        index,
+        msr::TSC | msr::TSC_ADJUST | msr::TSC_DEADLINE | msr::APIC_BASE | msr::X2APIC_FIRST
+            ..=msr::X2APIC_LAST
+                | msr::KVM_WALL_CLOCK
+                | msr::KVM_SYSTEM_TIME
+                | msr::KVM_WALL_CLOCK_NEW
+                | msr::KVM_SYSTEM_TIME_NEW
+    )
+}
+
+impl<B: Backend> Inner<B> {
+    /// Whether the guest's CPUID offers kvmclock by these MSRs. A client saves and restores them in any case.
+    fn offers_clock(&self, index: u32, by: By) -> bool {
+        let bit = if index > 0x4000_0000 { PV_CLOCK_NEW } else { PV_CLOCK };
+        by == By::Client || self.cpuid.pv_features() & bit != 0
+    }
+
+    /// RDMSR.
+    pub(crate) fn read_msr(&mut self, index: u32, by: By) -> Result<u64, Refused> {
+        let now = LocalApic::<B::Platform>::now(&self.tsc);
+        match index {
+            msr::TSC => return Ok(self.tsc.read::<B::Platform>()),
+            msr::TSC_ADJUST if by == By::Client || self.cpuid.has_tsc_adjust() => return Ok(self.tsc.adjust()),
+            msr::APIC_BASE => return Ok(self.apic_base()),
+            msr::TSC_DEADLINE if by == By::Client || self.cpuid.has_tsc_deadline() => {
+                return Ok(self.apic.as_ref().map_or(0, |apic| apic.lapic.tsc_deadline()));
+            }
+            msr::X2APIC_FIRST..=msr::X2APIC_LAST => {
+                let apic = self.apic.as_ref().ok_or(Refused::Unknown)?;
+                return apic.lapic.x2apic_read(index, now).map_err(|_| Refused::Invalid);
+            }
+            msr::KVM_WALL_CLOCK | msr::KVM_WALL_CLOCK_NEW if self.offers_clock(index, by) => {
+                return Ok(self.pv.wall_clock);
+            }
+            msr::KVM_SYSTEM_TIME | msr::KVM_SYSTEM_TIME_NEW if self.offers_clock(index, by) => {
+                return Ok(self.pv.system_time);
+            }
+            _ => {}
+        }
+        let state = self.cpu.registers(Groups::MSRS.and(Groups::SEGMENTS).and(Groups::CONTROL));
+        self.msrs.read(index, by, state, &self.cpuid)
+    }
+
+    /// WRMSR. `reader` is this vCPU's number, for writes to guest memory.
+    pub(crate) fn write_msr(
+        &mut self,
+        index: u32,
+        value: u64,
+        by: By,
+        vm: &VmShared<B::Platform>,
+        reader: usize,
+    ) -> Result<(), Refused> {
+        match index {
+            msr::TSC => {
+                if by == By::Guest {
+                    self.tsc.write::<B::Platform>(value);
+                } else {
+                    self.tsc.set_offset(vm.clock.set_tsc::<B::Platform>(value));
+                }
+                return Ok(self.tsc_changed(vm, reader));
+            }
+            msr::TSC_ADJUST if by == By::Client || self.cpuid.has_tsc_adjust() => {
+                self.tsc.set_adjust(value, by == By::Guest);
+                return Ok(self.tsc_changed(vm, reader));
+            }
+            msr::APIC_BASE => return self.set_apic_base(value, by),
+            msr::TSC_DEADLINE if by == By::Client || self.cpuid.has_tsc_deadline() => {
+                if let Some(apic) = &mut self.apic {
+                    let effects = apic.lapic.set_tsc_deadline(value);
+                    apic.apply(effects, vm, &self.tsc);
+                }
+                return Ok(());
+            }
+            msr::X2APIC_FIRST..=msr::X2APIC_LAST => {
+                let apic = self.apic.as_mut().ok_or(Refused::Unknown)?;
+                let now = LocalApic::<B::Platform>::now(&self.tsc);
+                let effects = apic.lapic.x2apic_write(index, value, now).map_err(|_| Refused::Invalid)?;
+                apic.apply(effects, vm, &self.tsc);
+                self.show_cr8();
+                return Ok(());
+            }
+            msr::KVM_WALL_CLOCK | msr::KVM_WALL_CLOCK_NEW if self.offers_clock(index, by) => {
+                self.pv.wall_clock = value;
+                if by == By::Guest {
+                    let writer = ClockWriter { vm, reader, platform: PhantomData::<B::Platform> };
+                    writer.wall_clock(value);
+                }
+                return Ok(());
+            }
+            msr::KVM_SYSTEM_TIME | msr::KVM_SYSTEM_TIME_NEW if self.offers_clock(index, by) => {
+                self.pv.system_time = value;
+                self.write_clock(vm, reader);
+                return Ok(());
+            }
+            _ => {}
+        }
+        let state = self.cpu.registers_mut(Groups::MSRS.and(Groups::SEGMENTS).and(Groups::CONTROL));
+        let effects = self.msrs.write(index, value, by, state, &self.cpuid)?;
+        if effects.flush {
+            self.cpu.flush(FlushTlb::All);
+        }
+        Ok(())
+    }
+
+    fn tsc_changed(&mut self, vm: &VmShared<B::Platform>, reader: usize) {
+        self.tsc.apply::<B>(&mut self.cpu);
+        if let Some(apic) = &mut self.apic {
+            apic.arm(&self.tsc);
+        }
+        self.write_clock(vm, reader);
+    }
+
+    /// Writes kvmclock's structure where the guest wants it.
+    pub(crate) fn write_clock(&mut self, vm: &VmShared<B::Platform>, reader: usize) {
+        let writer = ClockWriter { vm, reader, platform: PhantomData::<B::Platform> };
+        writer.system_time(&mut self.pv, &self.tsc);
+    }
+
+    pub(crate) fn set_apic_base(&mut self, value: u64, by: By) -> Result<(), Refused> {
+        let Some(apic) = &mut self.apic else {
+            self.apic_base = value;
+            return Ok(());
+        };
+        apic.lapic.set_apic_base(value, by == By::Client).map_err(|_| Refused::Invalid)?;
+        apic.arm(&self.tsc);
+        self.show_cr8();
+        Ok(())
+    }
+
+    /// The task priority register may have changed: CR8 shows it.
+    pub(crate) fn show_cr8(&mut self) {
+        if let Some(apic) = &self.apic {
+            self.cpu.registers_mut(Groups::CONTROL).cr8 = apic.lapic.cr8();
+        }
+    }
+
+    /// KVM_GET_MSRS: how many of the entries could be read, in order.
+    pub(super) fn get_msrs(&mut self, arg: u64) -> Result<Outcome<B>, Errno> {
+        let mut entries = Self::msr_entries(arg)?;
+        let mut done = 0;
+        for entry in &mut entries {
+            let Ok(value) = self.read_msr(entry.index, By::Client) else { break };
+            entry.data = value;
+            done += 1;
+        }
+        uaccess::put_tail::<Mem<B>, KvmMsrs, _>(arg, &entries)?;
+        Ok(Outcome::Value(done))
+    }
+
+    /// KVM_SET_MSRS: how many of the entries could be written, in order.
+    pub(super) fn set_msrs(
+        &mut self,
+        arg: u64,
+        vm: &VmShared<B::Platform>,
+        reader: usize,
+    ) -> Result<Outcome<B>, Errno> {
+        let mut done = 0;
+        for entry in Self::msr_entries(arg)? {
+            if self.write_msr(entry.index, entry.data, By::Client, vm, reader).is_err() {
+                break;
+            }
+            done += 1;
+        }
+        Ok(Outcome::Value(done))
+    }
+
+    fn msr_entries(arg: u64) -> Result<Vec<KvmMsrEntry>, Errno> {
+        let header: KvmMsrs = uaccess::get::<Mem<B>, _>(arg)?;
+        uaccess::get_tail::<Mem<B>, KvmMsrs, KvmMsrEntry>(arg, header.nmsrs, MAX_ENTRIES)
+    }
+}

@@ -1,0 +1,259 @@
+//! KVM_RUN, from top to bottom.
+use core::sync::atomic::Ordering::SeqCst;
+
+use abi::*;
+use platform::{
+    Atomic, MaySleep, Platform,
+    wait::{WaitEnd, Waiter},
+};
+use x86::Exception;
+
+use super::{Inner, MpState, RunPage, Vcpu, VcpuShared, request, shared::InUse};
+use crate::{
+    Errno, Outcome,
+    backend::{Backend, BackendVcpu, Env, FlushTlb, Groups},
+    emulation::Completion,
+    exits,
+    stats::Counter,
+    vm::VmShared,
+};
+
+/// What follows after an exit has been handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Look around and enter again.
+    Continue,
+    /// Return to the client: `kvm_run` says why.
+    ToClient,
+}
+
+/// One call of KVM_RUN.
+pub(crate) struct Run<'a, B: Backend> {
+    pub(crate) inner: &'a mut Inner<B>,
+    pub(crate) vm: &'a VmShared<B::Platform>,
+    pub(crate) shared: &'a VcpuShared<B::Platform>,
+    pub(crate) index: usize,
+    pub(crate) page: RunPage<B::Platform>,
+    in_use: InUse<'a, B::Platform>,
+    /// The client wants to know when it can inject an interrupt.
+    pub(super) window: bool,
+}
+
+/// Tells the platform which thread runs the vCPU, for as long as it lives.
+struct Attached<'a, P: Platform>(&'a VcpuShared<P>);
+
+impl<'a, P: Platform> Attached<'a, P> {
+    fn new(shared: &'a VcpuShared<P>) -> Self {
+        // A signal before this moment shows in immediate_exit, or is still pending.
+        shared.requests.fetch_and(!request::SIGNAL, SeqCst);
+        shared.waiter.attach(Some(&shared.requests));
+        Self(shared)
+    }
+}
+
+impl<P: Platform> Drop for Attached<'_, P> {
+    fn drop(&mut self) {
+        self.0.waiter.attach(None);
+    }
+}
+
+impl<B: Backend> Vcpu<B> {
+    /// KVM_RUN.
+    pub(super) fn run(&self, inner: &mut Inner<B>, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
+        let page = self.run_page()?;
+        let (vm, shared) = (&**self.vm().shared(), self.shared());
+        let _attached = Attached::new(shared);
+        let window = page.load::<u8>(KVM_RUN_REQUEST_INTERRUPT_WINDOW_OFFSET)? != 0;
+        inner.ran = true;
+        shared.stats.count(Counter::Runs);
+        let in_use = shared.begin();
+        let mut run = Run { inner, vm, shared, index: self.0.index, page, in_use, window };
+        run.inner.cpu.load(&Atomic::at_entry());
+        let result = run.until_client(cx);
+        run.inner.cpu.put(&Atomic::at_entry());
+        run.save()?;
+        result.map(|()| Outcome::OK)
+    }
+}
+
+impl<B: Backend> Run<'_, B> {
+    /// Runs until the client is needed, with the reason in `kvm_run`.
+    fn until_client(&mut self, cx: &MaySleep) -> Result<(), Errno> {
+        let immediate_exit = self.page.load::<u8>(KVM_RUN_IMMEDIATE_EXIT_OFFSET)? != 0;
+        if self.inner.mp == MpState::Uninitialized || self.inner.mp == MpState::InitReceived {
+            return self.wait_for_start(immediate_exit, cx);
+        }
+        if self.inner.apic.is_none() {
+            let cr8 = self.page.load::<u64>(KVM_RUN_CR8_OFFSET)?;
+            if cr8 > 15 {
+                return Err(Errno::EINVAL);
+            }
+            self.inner.cpu.registers_mut(Groups::CONTROL).cr8 = cr8;
+        }
+        if self.complete(cx)? == Step::ToClient {
+            return Ok(());
+        }
+        if immediate_exit || B::Platform::signal_pending() {
+            return self.interrupted();
+        }
+        loop {
+            if self.serve_requests()? == Step::ToClient {
+                return self.interrupted();
+            }
+            if !self.runnable() {
+                if self.in_use.block(cx) == WaitEnd::Signal {
+                    return self.interrupted();
+                }
+                continue;
+            }
+            if self.inner.events.triple_fault {
+                self.inner.events.triple_fault = false;
+                return self.page.reason(KVM_EXIT_SHUTDOWN);
+            }
+            if self.window && self.ready_for_interrupt() {
+                self.shared.stats.count(Counter::RequestIrqExits);
+                return self.page.reason(KVM_EXIT_IRQ_WINDOW_OPEN);
+            }
+            self.prepare_events();
+            if !self.in_use.enter_guest() {
+                self.take_back();
+                continue;
+            }
+            let env = Env { memory: &self.vm.memory, reader: self.index, requests: &self.shared.requests };
+            let exit = self.inner.cpu.enter(&env);
+            self.in_use.left_guest();
+            self.take_back();
+            if exits::handle(self, exit, cx)? == Step::ToClient {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What the last exit left to do: MMIO and PIO that the client has carried out.
+    fn complete(&mut self, cx: &MaySleep) -> Result<Step, Errno> {
+        match self.inner.tx.take_completion() {
+            Completion::Nothing => Ok(Step::Continue),
+            Completion::Pio(pio) => self.complete_pio(&pio),
+            Completion::Access => self.complete_access(cx),
+            Completion::Hypercall => self.complete_hypercall(),
+        }
+    }
+
+    /// A signal ends KVM_RUN.
+    fn interrupted(&mut self) -> Result<(), Errno> {
+        self.shared.stats.count(Counter::SignalExits);
+        self.page.reason(KVM_EXIT_INTR)?;
+        Err(Errno::EINTR)
+    }
+
+    /// A processor that waits for INIT and SIPI: answers EAGAIN when it has been started, as Linux does.
+    fn wait_for_start(&mut self, immediate_exit: bool, cx: &MaySleep) -> Result<(), Errno> {
+        if immediate_exit {
+            return self.interrupted();
+        }
+        loop {
+            if self.serve_requests()? == Step::ToClient {
+                return self.interrupted();
+            }
+            self.accept_init_sipi();
+            if self.inner.mp == MpState::Runnable {
+                return Err(Errno::EAGAIN);
+            }
+            if self.in_use.block(cx) == WaitEnd::Signal {
+                return self.interrupted();
+            }
+        }
+    }
+
+    /// Takes the request bits and acts on them. Nothing of guest memory is held here. `ToClient`: a signal.
+    fn serve_requests(&mut self) -> Result<Step, Errno> {
+        let bits = self.shared.take_requests();
+        if bits == 0 {
+            return Ok(Step::Continue);
+        }
+        if bits & request::TLB_FLUSH_ALL != 0 {
+            self.inner.cpu.flush(FlushTlb::All);
+            self.shared.stats.count(Counter::TlbFlush);
+        } else if bits & request::TLB_FLUSH_PHYSICAL != 0 {
+            self.inner.cpu.flush(FlushTlb::Physical);
+            self.shared.stats.count(Counter::TlbFlush);
+        }
+        if bits & request::TIMER != 0 {
+            self.timer_expired();
+        }
+        if bits & request::CLOCK != 0 {
+            self.write_clock();
+        }
+        if bits & request::UNHALT != 0 {
+            self.inner.unhalted = true;
+        }
+        Ok(if bits & request::SIGNAL != 0 { Step::ToClient } else { Step::Continue })
+    }
+
+    fn timer_expired(&mut self) {
+        let inner = &mut *self.inner;
+        if let Some(apic) = &mut inner.apic
+            && apic.timer_expired(&inner.tsc)
+        {
+            self.shared.stats.count(Counter::TimerExpirations);
+        }
+    }
+
+    /// Writes kvmclock's structure where the guest wants it.
+    pub(crate) fn write_clock(&mut self) {
+        self.inner.write_clock(self.vm, self.index);
+    }
+
+    /// Whether the vCPU has instructions to execute or events to take; wakes it from HLT.
+    fn runnable(&mut self) -> bool {
+        self.accept_init_sipi();
+        match self.inner.mp {
+            MpState::Runnable => true,
+            MpState::Halted => {
+                let wakes =
+                    core::mem::take(&mut self.inner.unhalted) || self.inner.events.occupied() || self.has_event();
+                if wakes {
+                    self.shared.stats.count(Counter::HaltWakeup);
+                    self.inner.mp = MpState::Runnable;
+                }
+                wakes
+            }
+            _ => false,
+        }
+    }
+
+    /// Raises an exception in the guest.
+    pub(crate) fn raise(&mut self, exception: Exception) {
+        self.shared.stats.count(Counter::ExceptionInjections);
+        self.inner.events.raise(exception);
+    }
+
+    /// Moves RIP behind the instruction of `len` bytes that an exit has carried out. If the length is not known, it is
+    /// found by decoding.
+    pub(crate) fn skip(&mut self, len: u8) {
+        let len = if len == 0 { self.instruction_len() } else { len };
+        let state = self.inner.cpu.registers_mut(Groups::GENERAL.and(Groups::SEGMENTS));
+        let next = state.rip.wrapping_add(u64::from(len));
+        state.rip = if state.mode == x86::Mode::Long64 { next } else { next & 0xffff_ffff };
+        state.shadow = x86::Shadow::None;
+        let single_step = state.flags.control(x86::flags::TF);
+        state.flags.set_control(x86::flags::RF, 0);
+        if single_step {
+            self.raise(Exception::debug(x86::debug::DR6_BS));
+        }
+    }
+
+    /// Writes what every return to the client shows.
+    fn save(&mut self) -> Result<(), Errno> {
+        let ready = self.ready_for_interrupt();
+        let state = self.inner.cpu.registers(Groups::GENERAL.and(Groups::CONTROL));
+        let if_flag = state.flags.control(x86::flags::IF);
+        let cr8 = self.inner.apic.as_ref().map_or(state.cr8, |apic| apic.lapic.cr8());
+        let page = self.page;
+        page.store(KVM_RUN_IF_FLAG_OFFSET, u8::from(if_flag))?;
+        page.store(KVM_RUN_READY_FOR_INTERRUPT_INJECTION_OFFSET, u8::from(ready))?;
+        page.store(KVM_RUN_FLAGS_OFFSET, 0u16)?;
+        page.store(KVM_RUN_CR8_OFFSET, cr8)?;
+        page.store(KVM_RUN_APIC_BASE_OFFSET, self.inner.apic_base())
+    }
+}

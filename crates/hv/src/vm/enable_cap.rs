@@ -1,0 +1,70 @@
+//! KVM_ENABLE_CAP on a VM.
+use core::sync::atomic::Ordering::SeqCst;
+
+use abi::*;
+use mmu::dirty::ManualProtect;
+use platform::{MaySleep, Platform};
+
+use super::{Irqchip, Vm};
+use crate::{Errno, Outcome, backend::Backend, uaccess};
+
+/// The quirks that can be switched off.
+pub(crate) const QUIRKS: u64 = KVM_X86_QUIRK_LINT0_REENABLED
+    | KVM_X86_QUIRK_CD_NW_CLEARED
+    | KVM_X86_QUIRK_OUT_7E_INC_RIP
+    | KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
+    | KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS;
+
+type Mem<B> = <<B as Backend>::Platform as Platform>::Memory;
+
+impl<B: Backend> Vm<B> {
+    pub(super) fn enable_cap(&self, arg: u64, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
+        let cap: KvmEnableCap = uaccess::get::<Mem<B>, _>(arg)?;
+        if cap.flags != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let [value, ..] = cap.args;
+        let only = |bits: u64| if value & !bits == 0 { Ok(()) } else { Err(Errno::EINVAL) };
+        let shared = self.shared();
+        match cap.cap {
+            KVM_CAP_DISABLE_QUIRKS | KVM_CAP_DISABLE_QUIRKS2 => {
+                if cap.cap == KVM_CAP_DISABLE_QUIRKS2 {
+                    only(QUIRKS)?;
+                }
+                shared.settings.disabled_quirks.store(value, SeqCst);
+            }
+            KVM_CAP_SPLIT_IRQCHIP => {
+                let _config = self.0.config.lock();
+                if value > IOAPIC_PINS_MAX || shared.chips.mode() != Irqchip::None {
+                    return Err(if value > IOAPIC_PINS_MAX { Errno::EINVAL } else { Errno::EEXIST });
+                }
+                if self.vcpus().iter().next().is_some() {
+                    return Err(Errno::EINVAL);
+                }
+                shared.chips.create(Irqchip::Split)?;
+            }
+            KVM_CAP_X2APIC_API => {
+                only(KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK)?;
+                shared.chips.set_x2apic_api(
+                    value & KVM_X2APIC_API_USE_32BIT_IDS != 0,
+                    value & KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK != 0,
+                );
+            }
+            KVM_CAP_EXCEPTION_PAYLOAD => shared.settings.exception_payload.store(value != 0, SeqCst),
+            KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => {
+                only(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET)?;
+                let enabled = value & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE != 0;
+                let initially_set = value & KVM_DIRTY_LOG_INITIALLY_SET != 0;
+                if initially_set && !enabled {
+                    return Err(Errno::EINVAL);
+                }
+                shared.memory.set_manual_protect(ManualProtect { enabled, initially_set }, cx);
+            }
+            _ => return Err(Errno::EINVAL),
+        }
+        Ok(Outcome::OK)
+    }
+}
+
+/// Routes that a client may reserve for its own IOAPIC.
+const IOAPIC_PINS_MAX: u64 = 4096;
