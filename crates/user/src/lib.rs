@@ -6,6 +6,7 @@
 //!
 //! Almost everything here that is `unsafe` is a system call or one of the memory accessors.
 
+mod chain;
 pub mod device;
 pub mod fault;
 mod futex;

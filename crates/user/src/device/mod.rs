@@ -1,1 +1,148 @@
-//! /dev/kvm inside this process, behind a boundary that looks like the system call's.
+//! /dev/kvm inside this process, behind a boundary that looks like the system call's: a descriptor number goes in, a
+//! value or an error number comes out.
+//!
+//! The descriptors are real ones, so that the kernel hands out the numbers and they work wherever only a number is
+//! needed: a memfd for each object, a vCPU's holding the pages that it shares with its client. What a descriptor
+//! stands for is found in a table of this process ([`table`]), once for each call.
+mod fd;
+mod table;
+
+use std::{
+    ffi::CStr,
+    os::fd::RawFd,
+    ptr,
+    sync::{Arc, OnceLock},
+};
+
+use abi::KVM_RUN;
+use fd::{Pages, memfd};
+use hv::{Errno, Outcome};
+use platform::{MaySleep, Waiter};
+use soft::Soft;
+use table::{Object, TABLE, VcpuFile};
+
+use crate::{User, fault, signals::Window};
+
+/// The processor that guests of this device run on.
+type Cpu = Soft<User>;
+type Kvm = hv::Kvm<Cpu>;
+
+/// Bytes that a vCPU shares with its client: what KVM_GET_VCPU_MMAP_SIZE answers.
+const RUN_BYTES: u64 = hv::Vcpu::<Cpu>::RUN_PAGES * 4096;
+
+const EBADF: Errno = Errno(libc::EBADF);
+
+/// Every entry of this module is a place that may sleep.
+const CX: MaySleep = MaySleep::at_entry();
+
+/// `open("/dev/kvm")`: a new descriptor of the device.
+pub fn open() -> Result<RawFd, Errno> {
+    fault::install().map_err(|_| Errno::ENODEV)?;
+    static KVM: OnceLock<Kvm> = OnceLock::new();
+    let kvm = match KVM.get() {
+        Some(kvm) => kvm,
+        None => {
+            let kvm = Kvm::new(Cpu::new(), &CX)?;
+            KVM.get_or_init(|| kvm)
+        }
+    };
+    insert(c"rekvm", Object::Device(kvm.clone()))
+}
+
+/// `ioctl`: `nr` is the full request number.
+///
+/// # Safety
+/// `arg` is what the request asks for. An address that cannot be accessed is EFAULT; one that can is read and written
+/// by the request, at once or (guest memory) for as long as the VM uses it.
+pub unsafe fn ioctl(fd: RawFd, nr: u32, arg: u64) -> Result<i32, Errno> {
+    let outcome = match TABLE.get(fd).ok_or(EBADF)? {
+        Object::Device(kvm) => kvm.ioctl(nr, arg, &CX),
+        Object::Vm(vm) => vm.ioctl(nr, arg, &CX),
+        Object::Vcpu(file) => {
+            // The signal mask of KVM_SET_SIGNAL_MASK is in force during KVM_RUN only.
+            let _window = if nr == KVM_RUN { file.vcpu.signal_mask().map(Window::open) } else { None };
+            file.vcpu.ioctl(nr, arg, &CX)
+        }
+        Object::Stats(_) => Err(Errno::ENOTTY),
+    }?;
+    match outcome {
+        Outcome::Value(value) => Ok(value),
+        Outcome::NewVm(vm) => insert(c"rekvm-vm", Object::Vm(vm)),
+        Outcome::NewVcpu(vcpu) => {
+            let fd = memfd(c"rekvm-vcpu", RUN_BYTES)?;
+            let pages = Pages::map(&fd, RUN_BYTES)?;
+            vcpu.set_run_pages(pages.at());
+            TABLE.insert(fd, Object::Vcpu(VcpuFile { vcpu, _pages: pages }))
+        }
+        Outcome::NewStats(file) => insert(c"rekvm-stats", Object::Stats(Arc::new(file))),
+    }
+}
+
+fn insert(name: &CStr, object: Object) -> Result<RawFd, Errno> {
+    TABLE.insert(memfd(name, 0)?, object)
+}
+
+/// `mmap`, as of a vCPU's descriptor for `kvm_run`. Returns the address.
+pub fn mmap(fd: RawFd, len: usize, prot: i32, flags: i32, offset: u64) -> Result<*mut u8, Errno> {
+    match TABLE.get(fd).ok_or(EBADF)? {
+        Object::Vcpu(_) => {
+            let end = offset.checked_add(len as u64);
+            if end.is_none_or(|end| end > RUN_BYTES) || flags & libc::MAP_FIXED != 0 {
+                return Err(Errno::EINVAL);
+            }
+        }
+        Object::Vm(_) | Object::Device(_) | Object::Stats(_) => return Err(Errno::ENODEV),
+    }
+    let offset = libc::off_t::try_from(offset).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: a new mapping at a place of the kernel's choice.
+    let at = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, fd, offset) };
+    if at == libc::MAP_FAILED { Err(fd::last_errno()) } else { Ok(at.cast()) }
+}
+
+/// `munmap`.
+///
+/// # Safety
+/// The range comes from [`mmap`], and nothing refers to it any more.
+pub unsafe fn munmap(at: *mut u8, len: usize) -> Result<(), Errno> {
+    // SAFETY: as the caller promises.
+    if unsafe { libc::munmap(at.cast(), len) } == 0 { Ok(()) } else { Err(fd::last_errno()) }
+}
+
+/// `pread` of a descriptor that KVM_GET_STATS_FD made: how many bytes of `buf` were filled.
+pub fn pread(fd: RawFd, buf: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    match TABLE.get(fd).ok_or(EBADF)? {
+        Object::Stats(file) => Ok(file.read_at(offset, buf)),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `dup`: another descriptor of the same object.
+pub fn dup(fd: RawFd) -> Result<RawFd, Errno> {
+    let object = TABLE.get(fd).ok_or(EBADF)?;
+    TABLE.insert(fd::dup(fd)?, object)
+}
+
+/// `close`. The object goes with its last descriptor, and with the last call that is using it.
+pub fn close(fd: RawFd) -> Result<(), Errno> {
+    TABLE.remove(fd).ok_or(EBADF)
+}
+
+/// Whether a descriptor belongs to this device.
+pub fn owns(fd: RawFd) -> bool {
+    TABLE.get(fd).is_some()
+}
+
+/// Makes KVM_RUN of the vCPU `fd` return EINTR if some thread is inside it: what a signal to that thread does, for
+/// whoever cannot have [`crate::signals::note`] called in a handler. Has no effect on a KVM_RUN that begins later; set
+/// `immediate_exit` before for that, as with signals.
+pub fn kick(fd: RawFd) -> Result<(), Errno> {
+    match TABLE.get(fd).ok_or(EBADF)? {
+        Object::Vcpu(file) => {
+            let requests = file.vcpu.requests();
+            requests.fetch_or(hv::request::SIGNAL, std::sync::atomic::Ordering::SeqCst);
+            file.vcpu.waiter().wake(requests);
+            Ok(())
+        }
+        _ => Err(Errno::EINVAL),
+    }
+}

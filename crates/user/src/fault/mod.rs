@@ -4,16 +4,15 @@
 //! instructions that may fault has an entry in the section `rekvm_fault`: the instruction's address and the one at
 //! which to go on, which reports the failure. The handler looks the faulting instruction up there. Every other fault
 //! belongs to the client and goes to the handler that it had installed.
-mod chain;
-
 use std::{
     io,
     ptr::addr_of,
     sync::{Mutex, PoisonError},
 };
 
-use chain::Chain;
 use libc::{SIGBUS, SIGSEGV, c_int, c_void, siginfo_t, ucontext_t};
+
+use crate::chain::Chain;
 
 /// One instruction that may fault; both fields are distances from their own address.
 #[repr(C)]

@@ -4,6 +4,14 @@
 //! guest to stop calls [`note`], which sets the highest bit of that word: whether the thread executes guest
 //! instructions, sleeps on the word or is about to, it sees the change. A signal that arrives when the thread is
 //! not inside KVM_RUN leaves no trace, as with a stock kernel.
+//!
+//! A client's own handler knows nothing of [`note`]: [`wrap`] puts one that does in front of it. Signals that only
+//! KVM_SET_SIGNAL_MASK lets through are wrapped without being asked ([`Window`]).
+mod window;
+
+pub(crate) use window::Window;
+pub use window::wrap;
+
 use std::{
     cell::Cell,
     ptr,
@@ -38,7 +46,7 @@ pub fn note() {
 /// Whether a signal that ends KVM_RUN has arrived for the calling thread.
 #[inline]
 pub(crate) fn pending() -> bool {
-    word().is_some_and(|word| word.load(Ordering::SeqCst) & SIGNAL != 0)
+    window::noted() || word().is_some_and(|word| word.load(Ordering::SeqCst) & SIGNAL != 0)
 }
 
 #[cfg(test)]

@@ -1,0 +1,76 @@
+//! Real descriptors and the pages behind them.
+use std::{
+    ffi::CStr,
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    ptr,
+    sync::Arc,
+};
+
+use hv::Errno;
+use platform::Hva;
+
+/// The calling thread's `errno`.
+pub(super) fn last_errno() -> Errno {
+    Errno(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// A memfd of a fixed size. No program may shrink it under the hypervisor.
+pub(super) fn memfd(name: &CStr, bytes: u64) -> Result<OwnedFd, Errno> {
+    // SAFETY: the name is a C string; the descriptor is new and ours.
+    let fd = unsafe {
+        let fd = libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING);
+        if fd < 0 {
+            return Err(last_errno());
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    let bytes = libc::off_t::try_from(bytes).map_err(|_| Errno::EINVAL)?;
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: plain calls on a descriptor of ours.
+    let failed = unsafe {
+        libc::ftruncate(fd.as_raw_fd(), bytes) != 0 || libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) != 0
+    };
+    if failed { Err(last_errno()) } else { Ok(fd) }
+}
+
+/// Another descriptor of the same file.
+pub(super) fn dup(fd: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: the number is only borrowed for the call; if the client closed it meanwhile, the call fails or copies
+    // another descriptor of the client's, as dup(2) would.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    fd.try_clone_to_owned().map_err(|_| last_errno())
+}
+
+/// The hypervisor's own mapping of the pages that a vCPU shares with its client.
+#[derive(Debug)]
+pub(super) struct Pages {
+    at: *mut libc::c_void,
+    bytes: usize,
+}
+
+// SAFETY: only an address range, which is unmapped once.
+unsafe impl Send for Pages {}
+// SAFETY: as above; nothing is accessed through it.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    pub(super) fn map(fd: &OwnedFd, bytes: u64) -> Result<Arc<Self>, Errno> {
+        let bytes = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let at = unsafe { libc::mmap(ptr::null_mut(), bytes, prot, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
+        if at == libc::MAP_FAILED { Err(last_errno()) } else { Ok(Arc::new(Self { at, bytes })) }
+    }
+
+    pub(super) fn at(&self) -> Hva {
+        Hva(self.at as u64)
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping; the vCPU that used it has no descriptor and no running call any more.
+        unsafe { libc::munmap(self.at, self.bytes) };
+    }
+}
