@@ -86,10 +86,13 @@ pub fn allocate(size: u64) -> Result<GuestRam, MemoryError> {
     let ranges: Vec<_> = ranges(size).into_iter().map(|(gpa, len)| (GuestAddress(gpa), len as usize)).collect();
     let ram = GuestRam::from_ranges(&ranges)?;
     for region in ram.iter() {
-        // A child that tries a device must not share the guest's pages: should it hang, they
-        // would all be copied when the guest writes them. Only an optimisation can fail here.
-        // SAFETY: the range is this mapping's, and the advice does not change its contents here.
-        unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, libc::MADV_DONTFORK) };
+        // Large pages make both the host's and the guest's page tables cheaper. A child that
+        // tries a device must not share the guest's pages: should it hang, they would all be
+        // copied when the guest writes them. Both are advice, and may fail.
+        for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTFORK] {
+            // SAFETY: the range is this mapping's, and neither advice changes its contents here.
+            unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, advice) };
+        }
     }
     Ok(ram)
 }

@@ -67,9 +67,7 @@ pub fn run(options: &Options) -> Result<Ending, RunError> {
         eprintln!("rekvm: {}", console::HELP);
     }
     let raw = if on_terminal { Some(RawTerminal::enable().map_err(RunError::Console)?) } else { None };
-    let vcpus = Vcpus::start(vcpus, &board).inspect_err(|error| {
-        control.end(Ending::Host(error.to_string()));
-    })?;
+    let vcpus = Vcpus::start(vcpus, &board)?;
     // A terminal in the background must not be read: that would stop the process.
     let input = on_terminal || !std::io::IsTerminal::is_terminal(&std::io::stdin());
     let terminal = on_terminal;

@@ -7,13 +7,11 @@ use crate::report;
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use std::cell::Cell;
 use std::io;
-use std::os::fd::RawFd;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::accel::Sys;
 use crate::memory::GuestRam;
 
 /// What all virtual CPUs share.
@@ -28,9 +26,16 @@ pub struct Board {
     pub ram: Arc<GuestRam>,
 }
 
+/// How a signal handler interrupts this thread's vCPU.
+#[derive(Clone, Copy)]
+struct Interruption {
+    immediate_exit: ImmediateExit,
+    note: fn(),
+}
+
 thread_local! {
     /// The vCPU that this thread runs, for the signal handler.
-    static RUNNING: Cell<Option<ImmediateExit>> = const { Cell::new(None) };
+    static RUNNING: Cell<Option<Interruption>> = const { Cell::new(None) };
 }
 
 fn kick_signal() -> libc::c_int {
@@ -39,9 +44,10 @@ fn kick_signal() -> libc::c_int {
 
 /// Only there to interrupt `KVM_RUN`, also one that is just about to begin.
 extern "C" fn on_kick(_: libc::c_int) {
-    if let Some(vcpu) = RUNNING.get() {
+    if let Some(Interruption { immediate_exit, note }) = RUNNING.get() {
         // SAFETY: the cell is emptied before this thread's vCPU is dropped.
-        unsafe { vcpu.set() };
+        unsafe { immediate_exit.set() };
+        note();
     }
 }
 
@@ -56,15 +62,8 @@ fn install_kick_handler() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A running thread.
-struct Runner {
-    thread: JoinHandle<()>,
-    sys: Arc<dyn Sys>,
-    fd: RawFd,
-}
-
 /// All threads of a machine.
-pub struct Vcpus(Vec<Runner>);
+pub struct Vcpus(Vec<JoinHandle<()>>);
 
 impl Vcpus {
     /// Starts them all. Those that wait for the first one's start-up interrupt do so in the
@@ -76,14 +75,14 @@ impl Vcpus {
         install_kick_handler()?;
         let mut started = Self(Vec::new());
         for (id, vcpu) in (0..).zip(vcpus) {
-            let (sys, fd) = vcpu.kicker();
-            let board = board.clone();
+            let shared = board.clone();
             let spawned =
-                std::thread::Builder::new().name(format!("vcpu-{id}")).spawn(move || thread(id, vcpu, &board));
+                std::thread::Builder::new().name(format!("vcpu-{id}")).spawn(move || thread(id, vcpu, &shared));
             match spawned {
-                Ok(thread) => started.0.push(Runner { thread, sys, fd }),
+                Ok(thread) => started.0.push(thread),
                 Err(error) => {
-                    started.0.iter().for_each(Runner::kick);
+                    board.control.end(Ending::Host(error.to_string()));
+                    started.0.iter().for_each(kick);
                     return Err(error);
                 }
             }
@@ -97,26 +96,23 @@ impl Vcpus {
         let deadline = Instant::now() + patience;
         let mut pause = Duration::from_micros(200);
         loop {
-            self.0.retain(|runner| !runner.thread.is_finished());
+            self.0.retain(|thread| !thread.is_finished());
             if self.0.is_empty() {
                 return true;
             }
             if Instant::now() > deadline {
                 return false;
             }
-            self.0.iter().for_each(Runner::kick);
+            self.0.iter().for_each(kick);
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
         }
     }
 }
 
-impl Runner {
-    fn kick(&self) {
-        // SAFETY: the thread has not been joined, so its handle is valid.
-        unsafe { libc::pthread_kill(self.thread.as_pthread_t(), kick_signal()) };
-        self.sys.kick(self.fd);
-    }
+fn kick(thread: &JoinHandle<()>) {
+    // SAFETY: the thread has not been joined, so its handle is valid.
+    unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) };
 }
 
 /// Ends the machine when a thread panics: a guest with a dead processor is no guest.
@@ -133,7 +129,7 @@ impl Drop for EndOnPanic<'_> {
 fn thread(id: u32, mut vcpu: Vcpu, board: &Board) {
     let _guard = EndOnPanic(&board.control, id);
     unblock_kick();
-    RUNNING.set(Some(vcpu.immediate_exit()));
+    RUNNING.set(Some(Interruption { immediate_exit: vcpu.immediate_exit(), note: vcpu.signal_note() }));
     loop {
         vcpu.clear_immediate_exit();
         if board.control.ended() {

@@ -69,11 +69,11 @@ pub trait Sys: Send + Sync {
     /// `pread(2)`; statistics descriptors are read this way.
     fn pread(&self, fd: RawFd, buf: &mut [u8], offset: u64) -> Result<usize, Errno>;
 
-    /// Called right after the thread that runs `vcpu` was sent a signal. The
-    /// kernel notices signals by itself; a device in this process may need
-    /// to be told that `immediate_exit` has changed.
-    fn kick(&self, vcpu: RawFd) {
-        let _ = vcpu;
+    /// A function that a signal handler is to call on a thread that may be inside an ioctl. The
+    /// kernel notices signals by itself; a device in this process has to be told. The function
+    /// is async-signal-safe.
+    fn signal_note(&self) -> fn() {
+        || ()
     }
 }
 

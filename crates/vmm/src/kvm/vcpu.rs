@@ -1,9 +1,7 @@
 //! A virtual CPU: its registers and `KVM_RUN`.
 
 use super::*;
-use crate::accel::Sys;
 use kvm_bindings::{kvm_msr_entry, kvm_run};
-use std::os::fd::RawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -52,9 +50,9 @@ impl Vcpu {
         Ok(Self { handle, run, run_size })
     }
 
-    /// The handle by which [`Sys::kick`] knows this vCPU.
-    pub fn kicker(&self) -> (Arc<dyn Sys>, RawFd) {
-        (self.handle.sys().clone(), self.handle.fd())
+    /// What a signal handler on this vCPU's thread has to call, see [`Sys::signal_note`](crate::accel::Sys::signal_note).
+    pub fn signal_note(&self) -> fn() {
+        self.handle.sys().signal_note()
     }
 
     /// The byte that ends a `KVM_RUN` early.
