@@ -1,6 +1,5 @@
 //! What each descriptor of the device stands for.
 use std::{
-    mem,
     os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd},
     sync::{Arc, PoisonError, RwLock},
 };
@@ -49,7 +48,7 @@ impl Table {
             table.try_reserve(missing).map_err(|_| Errno::ENOMEM)?;
             table.resize(index + 1, None);
         }
-        let stale = table.get_mut(index).and_then(|place| mem::replace(place, Some(object)));
+        let stale = table.get_mut(index).and_then(|place| place.replace(object));
         drop(table);
         // The end of an object can take time and locks.
         drop(stale);
