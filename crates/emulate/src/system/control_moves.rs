@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     Cpu, Intercept, Op, Res, Stop,
+    fpu::in_use,
     op::gpr::{RAX, RCX, RDX},
 };
 
@@ -95,14 +96,13 @@ pub(super) fn xgetbv<C: Cpu>(cpu: &mut C, _op: &Op<C>) -> Res {
     require_xsave(cpu)?;
     let with_in_use = cpu.features().contains(Features::XGETBV1);
     let state = cpu.state_mut();
-    match state.gpr[RCX] as u32 {
-        0 => {}
-        // Every enabled component counts as in use: none is tracked.
-        1 if with_in_use => {}
+    let value = match state.gpr[RCX] as u32 {
+        0 => state.xcr0,
+        1 if with_in_use => state.xcr0 & in_use(&state.fpu),
         _ => return Err(Stop::GP0),
-    }
-    state.gpr[RAX] = state.xcr0 & 0xffff_ffff;
-    state.gpr[RDX] = state.xcr0 >> 32;
+    };
+    state.gpr[RAX] = value & 0xffff_ffff;
+    state.gpr[RDX] = value >> 32;
     Ok(())
 }
 

@@ -50,7 +50,7 @@ pub(crate) fn locate(state: &CpuState, selector: u16, bytes: u64) -> Option<u64>
     let (base, limit) = if selector & 4 == 0 {
         (state.gdtr.base, state.gdtr.limit as u64)
     } else {
-        if state.ldtr.attr.unusable() || is_null(state.ldtr.selector) && !state.ldtr.attr.present() {
+        if state.ldtr.attr.unusable() || !state.ldtr.attr.present() {
             return None;
         }
         (state.ldtr.base, state.ldtr.limit as u64)

@@ -13,6 +13,8 @@ pub mod debug;
 mod descriptor;
 pub mod event;
 mod far;
+#[cfg(test)]
+mod fuzz_tests;
 mod gate;
 mod interrupt;
 mod interrupt_flag;

@@ -327,6 +327,10 @@ fn efer_and_xcr0_rules() {
     assert_eq!(run(ax(&mut cpu, 7), &[0x0f, 0x01, 0xd1]), Ok(()));
     assert_eq!(run(ax(&mut cpu, 0), &[0x0f, 0x01, 0xd0]), Ok(()));
     assert_eq!((cpu.state.gpr[0], cpu.state.gpr[2], cpu.state.xcr0), (7, 0, 7));
+    cpu.state.gpr[1] = 1;
+    cpu.state.fpu.legacy.xmm[3][0] = 1;
+    assert_eq!(run(&mut cpu, &[0x0f, 0x01, 0xd0]), Ok(()));
+    assert_eq!(cpu.state.gpr[0] & 6, 2, "XMM registers are in use, YMM registers are not");
     cpu.state.gpr[1] = 2;
     assert_eq!(stops(&mut cpu, &[0x0f, 0x01, 0xd0]), Stop::GP0);
 }
@@ -478,7 +482,7 @@ fn translations() {
         (0u64, 5u64, 0x1000u64, Ok(Flush::PcidPage { pcid: 5, linear: 0x1000 })),
         (1, 5, 0, Ok(Flush::Pcid(5))),
         (2, 0, 0, Ok(Flush::All)),
-        (3, 0, 0, Ok(Flush::NonGlobal)),
+        (3, 0, 0, Ok(Flush::All)),
         (4, 0, 0, Err(Stop::GP0)),
         (0, 0, 1 << 47, Err(Stop::GP0)),
         (1, 0x1000, 0, Err(Stop::GP0)),

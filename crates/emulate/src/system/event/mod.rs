@@ -52,18 +52,32 @@ pub enum Delivery {
 
 /// Delivers `event`, and the exceptions that its delivery raises, by the rules for double faults (SDM vol. 3, table 6-5).
 pub fn deliver_event<C: Cpu>(cpu: &mut C, event: Event) -> Delivery {
-    let before = cpu.state().cr2;
-    let (dr6, dr7) = (cpu.state().dr6, cpu.state().dr7);
+    let (cr2, dr6, dr7) = (cpu.state().cr2, cpu.state().dr6, cpu.state().dr7);
     let mut event = event;
+    let mut in_new_task = false;
     for _ in 0..MAX_NESTING {
         let second = match deliver(cpu, event) {
             Ok(None) => return Delivery::Delivered,
-            Ok(Some(second)) => second,
-            Err(stop) => match stop.exception(cpu.payload()) {
-                Some(second) => second,
-                None => {
+            Ok(Some(trap)) if trap.vector == Vector::DB => {
+                // The T bit of the handler's task: the event has been delivered, this is another.
+                in_new_task = true;
+                event = Event::Exception(trap);
+                continue;
+            }
+            Ok(Some(second)) => {
+                in_new_task = true;
+                second
+            }
+            Err(stop) => match (stop.exception(cpu.payload()), event) {
+                (Some(second), _) => second,
+                (None, Event::Exception(exception)) if in_new_task => {
+                    // The event cannot be delivered again from the start.
+                    cpu.raise_after(exception);
+                    return Delivery::Delivered;
+                }
+                (None, _) => {
                     let state = cpu.state_mut();
-                    (state.cr2, state.dr6, state.dr7) = (before, dr6, dr7);
+                    (state.cr2, state.dr6, state.dr7) = (cr2, dr6, dr7);
                     return Delivery::Stopped(stop);
                 }
             },
