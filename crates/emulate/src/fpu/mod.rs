@@ -34,6 +34,9 @@ mod pointers;
 pub mod registers;
 mod xsave;
 
+#[cfg(test)]
+mod tests;
+
 pub use xsave::in_use;
 
 /// The function that executes `insn`, if it belongs to this family.

@@ -4,28 +4,16 @@ use std::arch::is_x86_feature_detected as host_has;
 use iced_x86::{Code, CpuidFeature};
 use x86::{Features, control::xcr0};
 
-/// Features that are emulated: guests can have them on any host.
-const EMULATED: Features = Features::all()
-    .difference(VECTOR)
-    // Vendor, and a mode that only helps software which does not know XSAVE.
-    .difference(Features::AMD)
-    .difference(Features::FFXSR);
-
-/// Features whose instructions the host executes.
-const VECTOR: Features = Features::SSE3
-    .union(Features::PCLMULQDQ)
-    .union(Features::SSSE3)
-    .union(Features::FMA)
-    .union(Features::SSE41)
-    .union(Features::SSE42)
-    .union(Features::AES)
-    .union(Features::AVX)
-    .union(Features::F16C)
-    .union(Features::AVX2)
-    .union(Features::SHA)
-    .union(Features::SSE4A)
-    .union(Features::VAES)
-    .union(Features::VPCLMULQDQ);
+/// What `emulate` does by itself, and what every host has that runs 64-bit programs.
+const EVERYWHERE: Features = Features::FPU
+    .union(Features::MMX)
+    .union(Features::FXSR)
+    .union(Features::SSE)
+    .union(Features::SSE2)
+    .union(Features::XSAVE)
+    .union(Features::XSAVEOPT)
+    .union(Features::XSAVEC)
+    .union(Features::XGETBV1);
 
 /// The vector features of the host.
 #[derive(Clone, Copy, Debug)]
@@ -82,13 +70,12 @@ impl Vector {
     }
 }
 
-/// What guests can be offered on this host: features, and the bits of XCR0.
+/// The features of the x87, MMX, SSE and AVX that guests can be offered on this host, and the bits of XCR0.
 ///
-/// The features are those that `emulate` implements, of which the vector ones only if the host has them. Vendor
-/// (`Features::AMD`) is the core's choice, and not in the result. Not among [`Features`], and not to be offered in CPUID:
-/// MISALIGNSSE, XSAVES, GFNI, AVX-VNNI, AVX-512, XOP, FMA4, 3DNow!.
+/// Not among [`Features`], and not to be offered in CPUID: MISALIGNSSE, XSAVES, GFNI, AVX-VNNI, AVX-512, XOP, FMA4,
+/// 3DNow!.
 pub fn offered() -> (Features, u64) {
     let host = Vector::detect().0;
     let avx = if host.contains(Features::AVX) { xcr0::AVX } else { 0 };
-    (EMULATED | host, xcr0::X87 | xcr0::SSE | avx)
+    (EVERYWHERE | host, xcr0::X87 | xcr0::SSE | avx)
 }

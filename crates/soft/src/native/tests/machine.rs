@@ -37,7 +37,7 @@ impl Machine {
             state,
             native: Native::new().unwrap(),
             buffer: Box::new(Buffer([0; BUFFER])),
-            features: native::offered().0,
+            features: native::offered().0 | Features::CMOV,
             bytes: Vec::new(),
             code: 0x10000,
             stores: 0,
