@@ -212,6 +212,8 @@ mod tests {
             (0xffff_ffff, P, DEVICE, xapic(3, 0, 0xf), false),
             (300, P, DEVICE, xapic(300, 0, 0xf), true),
             (300 & 0xff, P, DEVICE, xapic(300, 0, 0xf), true),
+            (3, P, DEVICE, Identity { xapic_id: 9, ..xapic(3, 0, 0xf) }, false),
+            (9, P, DEVICE, Identity { xapic_id: 9, ..xapic(3, 0, 0xf) }, true),
             // Flat model: one bit a processor.
             (0b0110, L, DEVICE, xapic(3, 0b0100, 0xf), true),
             (0b0110, L, DEVICE, xapic(3, 0b1000, 0xf), false),

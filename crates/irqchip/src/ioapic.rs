@@ -373,6 +373,8 @@ mod tests {
         assert_eq!(io.set_irq(9, USER, true, accept(&mut sent)), LineStatus::Coalesced);
         assert_eq!(sent.len(), 1);
         assert_eq!(io.eoi(0x51, Trigger::Level, accept(&mut sent)), 0);
+        assert_eq!(io.eoi(0x50, Trigger::Edge, accept(&mut sent)), 1 << 9);
+        assert!(io.redirection(9).unwrap().remote_irr(), "an edge interrupt with the same vector");
         assert_eq!(io.eoi(0x50, Trigger::Level, accept(&mut sent)), 1 << 9);
         assert_eq!(sent.len(), 2, "still asserted");
         io.set_irq(9, USER, false, accept(&mut sent));
@@ -456,6 +458,18 @@ mod tests {
         io.set_state(&state, accept(&mut sent));
         assert_eq!(sent.len(), 2);
         assert_eq!(io.state().irr, 1 << 8, "an edge that was sent is not sent again by the next restore");
+    }
+
+    #[test]
+    fn an_edge_that_came_while_masked_is_pending_in_the_state() {
+        let (mut io, mut sent) = (Ioapic::new(), Vec::new());
+        write_entry(&mut io, 4, 0x34, &mut sent);
+        io.set_irq(4, USER, true, accept(&mut sent));
+        assert_eq!(io.state().irr, 0);
+        io.set_irq(4, USER, false, accept(&mut sent));
+        write_entry(&mut io, 4, 0x1_0034, &mut sent);
+        io.set_irq(4, USER, true, accept(&mut sent));
+        assert_eq!(io.state().irr, 1 << 4);
     }
 
     #[derive(Clone, Debug)]

@@ -254,6 +254,13 @@ fn tsc_deadline() {
     let _ = lapic.set_tsc_deadline(60);
     let _ = write(&mut lapic, 0x320, 0x40, T0);
     assert_eq!(lapic.next_deadline(), None, "disarmed by the change of mode");
+    let _ = write(&mut lapic, 0x320, 0x4_0040, T0);
+    assert_eq!(lapic.next_deadline(), None, "and not armed again by changing back");
+    let _ = write(&mut lapic, 0x320, 0x40, T0);
+    let _ = write(&mut lapic, 0x380, 1000, T0);
+    let _ = write(&mut lapic, 0x320, 0x4_0040, T0);
+    let _ = write(&mut lapic, 0x320, 0x40, T0);
+    assert_eq!(lapic.next_deadline(), None, "nor the other way round");
     let without = Config { tsc_deadline: false, ..Config::default() };
     lapic.set_config(without);
     let _ = write(&mut lapic, 0x320, 0x4_0040, T0);
@@ -415,6 +422,16 @@ fn switched_off_apic_forgets_and_passes_the_pic() {
     lapic.set_apic_base(APIC_BASE_DEFAULT | APIC_BASE_ENABLE, false).unwrap();
     assert_eq!(lapic.pending_vector(), None);
     assert_eq!(read(&mut lapic, 0x20, T0), 7 << 24);
+}
+
+#[test]
+fn timer_of_an_apic_that_the_client_switched_off_stands() {
+    let shared = LapicShared::new(7);
+    let mut lapic = enabled(&shared);
+    let _ = write(&mut lapic, 0x380, 1000, T0);
+    lapic.set_apic_base(APIC_BASE_DEFAULT, true).unwrap();
+    assert_eq!(lapic.next_deadline(), None);
+    assert!(!lapic.timer_expired(ns(1 << 30)));
 }
 
 #[test]

@@ -186,6 +186,7 @@ fn one_shot_ticks_once() {
         let mut pit = Pit::new();
         program(&mut pit, 0, mode, 1000, 0);
         assert_eq!(pit.next_deadline(), Some(at(after)));
+        assert_eq!(pit.expired(at(after - 1)), 0);
         assert_eq!(pit.expired(at(after)), 1);
         assert_eq!(pit.next_deadline(), None);
         assert_eq!(pit.expired(u64::MAX), 0);
