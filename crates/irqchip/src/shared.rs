@@ -505,7 +505,7 @@ mod tests {
 
     #[test]
     fn no_request_is_lost_between_threads() {
-        const REQUESTS: u32 = 5_000;
+        const REQUESTS: u32 = 10_000;
         let shared = enabled();
         std::thread::scope(|s| {
             let sender = s.spawn(|| {
