@@ -10,7 +10,10 @@
 //! and calls that object's `ioctl`. An [`Outcome`] that is a new object becomes a new file descriptor. The objects
 //! are handles: cheap to clone, each keeping what it needs alive, so that descriptors can be closed in any order.
 #![no_std]
+#![cfg_attr(not(test), forbid(unsafe_code))]
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 pub mod backend;
 mod cpuid;
@@ -21,6 +24,10 @@ mod kvm;
 mod msr;
 mod outcome;
 mod stats;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod uaccess;
 mod vcpu;
 mod vm;

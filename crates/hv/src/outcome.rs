@@ -2,7 +2,6 @@
 use crate::{StatsFile, Vcpu, Vm, backend::Backend};
 
 /// The answer of an ioctl.
-#[derive(Debug)]
 pub enum Outcome<B: Backend> {
     /// The system call returns this number, never negative.
     Value(i32),
@@ -18,4 +17,15 @@ pub enum Outcome<B: Backend> {
 impl<B: Backend> Outcome<B> {
     /// The usual answer.
     pub const OK: Self = Self::Value(0);
+}
+
+impl<B: Backend> core::fmt::Debug for Outcome<B> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Value(value) => write!(f, "Value({value})"),
+            Self::NewVm(vm) => vm.fmt(f),
+            Self::NewVcpu(vcpu) => vcpu.fmt(f),
+            Self::NewStats(stats) => stats.fmt(f),
+        }
+    }
 }

@@ -1,4 +1,5 @@
 //! Accesses to guest-physical memory that did not go through.
+use abi::*;
 use platform::MaySleep;
 
 use crate::{
@@ -22,6 +23,19 @@ impl<B: Backend> Run<'_, B> {
         {
             return Ok(Step::Continue);
         }
+        if self.inner.events.injected.is_some() {
+            // The access was the processor's own, while it delivered an event: there is no instruction to emulate.
+            return self.delivery_failed(gpa);
+        }
         self.emulate(cx)
+    }
+
+    /// An event cannot be delivered: its stack or table is in device memory.
+    fn delivery_failed(&mut self, gpa: u64) -> Result<Step, Errno> {
+        let mut data = [0; 16];
+        data[0] = gpa;
+        let payload = KvmRunInternal { suberror: KVM_INTERNAL_ERROR_DELIVERY_EV, ndata: 1, data };
+        self.page.exit(KVM_EXIT_INTERNAL_ERROR, &payload)?;
+        Ok(Step::ToClient)
     }
 }

@@ -20,11 +20,16 @@ const VM_NAMES: &[&str] = &["vcpus"];
 
 /// What the descriptor of KVM_GET_STATS_FD reads: the binary format of `abi::stats`. Values are taken when they are
 /// read.
-#[derive(Debug)]
 pub struct StatsFile<B: Backend> {
     vm: Vm<B>,
     /// A vCPU by its index, or the whole VM.
     vcpu: Option<usize>,
+}
+
+impl<B: Backend> core::fmt::Debug for StatsFile<B> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("StatsFile").field("vm", &self.vm).field("vcpu", &self.vcpu).finish()
+    }
 }
 
 impl<B: Backend> Clone for StatsFile<B> {

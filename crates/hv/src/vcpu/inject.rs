@@ -26,9 +26,20 @@ impl<B: Backend> Run<'_, B> {
         if let Some(event) = event {
             self.inner.cpu.inject(event);
         }
-        let interrupt = self.waiting_interrupt().is_some() || self.window;
+        let blocked = self.interrupts_blocked();
+        let interrupt = self.waiting_interrupt().is_some() || self.window && self.client_interrupts();
         let nmi = self.shared.lapic.nmi_count() != 0;
-        self.inner.cpu.request_window(interrupt, nmi);
+        self.inner.cpu.request_window(interrupt && !blocked, nmi && !blocked);
+    }
+
+    /// The client's debugger steps, and wants no handler in between (KVM_GUESTDBG_BLOCKIRQ).
+    fn interrupts_blocked(&self) -> bool {
+        self.inner.debug.block_interrupts && self.inner.debug.single_step
+    }
+
+    /// Whether interrupts come from the client at all: not with the controllers in the hypervisor.
+    fn client_interrupts(&self) -> bool {
+        self.inner.apic.is_none() || self.vm.chips.mode() != Irqchip::Kernel
     }
 
     fn next_event(&mut self) -> Option<Event> {
@@ -41,13 +52,14 @@ impl<B: Backend> Run<'_, B> {
             // The handler returns to the instruction that faulted; a debug trap's RF is the back end's business.
             return Some(Event { kind: EventKind::Exception(exception) });
         }
-        if self.inner.debug.block_interrupts && self.inner.debug.single_step {
+        if self.interrupts_blocked() {
             return None;
         }
         let nmi_blocked = self.inner.cpu.nmi_blocked();
         let state = self.inner.cpu.registers(Groups::GENERAL);
         let (shadow, interruptible) = (state.shadow, interruptible(state));
-        if shadow == Shadow::None && !nmi_blocked && self.shared.lapic.take_nmi() {
+        // STI holds back maskable interrupts only.
+        if shadow != Shadow::MovSs && !nmi_blocked && self.shared.lapic.take_nmi() {
             stats.count(Counter::NmiInjections);
             return Some(Event { kind: EventKind::Nmi });
         }
@@ -101,11 +113,7 @@ impl<B: Backend> Run<'_, B> {
         if self.inner.events.occupied() || self.inner.events.client_irq().is_some() {
             return false;
         }
-        // With the controllers in the hypervisor the client has nothing to queue.
-        if self.inner.apic.is_some() && self.vm.chips.mode() == Irqchip::Kernel {
-            return false;
-        }
-        interruptible(self.inner.cpu.registers(Groups::GENERAL))
+        self.client_interrupts() && interruptible(self.inner.cpu.registers(Groups::GENERAL))
     }
 
     /// After an exit, or an entry that did not happen: what was not delivered is to be injected again.

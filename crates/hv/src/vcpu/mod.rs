@@ -8,6 +8,7 @@ mod inject;
 mod ioctl;
 mod mp_state;
 mod msr;
+mod para_2007;
 mod regs;
 pub mod request;
 mod run;
@@ -85,6 +86,8 @@ pub(crate) struct Inner<B: Backend> {
     pub(crate) pv: PvClock,
     /// KVM_HC_KICK_CPU came while the vCPU was not halted: the next HLT ends at once.
     pub(crate) unhalted: bool,
+    /// The page of 2007's hypercalls that the guest has announced.
+    pub(crate) para_2007: Option<u64>,
     /// KVM_RUN has been called: CPUID is fixed.
     pub(crate) ran: bool,
 }
@@ -119,6 +122,7 @@ impl<B: Backend> Vcpu<B> {
             tsc: Tsc::new(shared.clock.tsc_offset()),
             pv: PvClock::default(),
             unhalted: false,
+            para_2007: None,
             ran: false,
         };
         *inner.cpu.registers_mut(Groups::ALL) = CpuState::reset(0);
@@ -166,6 +170,12 @@ impl<B: Backend> Vcpu<B> {
     /// the thread's own mask stays. Packaging switches masks around the ioctl KVM_RUN.
     pub fn signal_mask(&self) -> Option<u64> {
         self.0.has_signal_mask.load(SeqCst).then(|| self.0.signal_mask.load(SeqCst))
+    }
+
+    /// The state, for tests that look behind the ioctls.
+    #[cfg(test)]
+    pub(crate) fn with_inner<R>(&self, f: impl FnOnce(&mut Inner<B>) -> R) -> R {
+        f(&mut self.0.inner.lock())
     }
 
     fn set_signal_mask(&self, mask: Option<u64>) {

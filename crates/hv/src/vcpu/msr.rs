@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use platform::Platform;
 use x86::msr;
 
-use super::{Inner, LocalApic, clock::ClockWriter};
+use super::{Inner, LocalApic, clock::ClockWriter, para_2007};
 use crate::{
     Errno, Outcome,
     backend::{Backend, BackendVcpu, FlushTlb, Groups},
@@ -46,6 +46,7 @@ impl<B: Backend> Inner<B> {
             msr::TSC => return Ok(self.tsc.read::<B::Platform>()),
             msr::TSC_ADJUST if by == By::Client || self.cpuid.has_tsc_adjust() => return Ok(self.tsc.adjust()),
             msr::APIC_BASE => return Ok(self.apic_base()),
+            msr::KVM_API_MAGIC_2007 => return Ok(self.para_2007.unwrap_or(0)),
             msr::TSC_DEADLINE if by == By::Client || self.cpuid.has_tsc_deadline() => {
                 return Ok(self.apic.as_ref().map_or(0, |apic| apic.lapic.tsc_deadline()));
             }
@@ -88,6 +89,10 @@ impl<B: Backend> Inner<B> {
                 return Ok(self.tsc_changed(vm, reader));
             }
             msr::APIC_BASE => return self.set_apic_base(value, by),
+            msr::KVM_API_MAGIC_2007 => {
+                self.para_2007 = para_2007::announce(value, self.features, vm, reader)?.then_some(value);
+                return Ok(());
+            }
             msr::TSC_DEADLINE if by == By::Client || self.cpuid.has_tsc_deadline() => {
                 if let Some(apic) = &mut self.apic {
                     let effects = apic.lapic.set_tsc_deadline(value);

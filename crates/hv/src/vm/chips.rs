@@ -35,7 +35,6 @@ pub(crate) enum Irqchip {
 pub(crate) struct Chips<P: Platform> {
     mode: AtomicU32,
     pit_exists: AtomicBool,
-    speaker: AtomicBool,
     /// The 8259A's INTR line.
     intr: AtomicBool,
     /// Vectors whose end of interrupt the IOAPIC has to hear of.
@@ -69,7 +68,6 @@ impl<P: Platform> Chips<P> {
         Ok(Self {
             mode: AtomicU32::new(Irqchip::None as u32),
             pit_exists: AtomicBool::new(false),
-            speaker: AtomicBool::new(false),
             intr: AtomicBool::new(false),
             eoi_vectors: [const { AtomicU64::new(0) }; 4],
             ids_32bit: AtomicBool::new(false),
@@ -300,13 +298,12 @@ impl<P: Platform> Chips<P> {
 /// The interval timer.
 impl<P: Platform> Chips<P> {
     /// KVM_CREATE_PIT2. `vm` is the VM that these chips are of. The caller excludes other changes.
-    pub(crate) fn create_pit(&self, vm: &Shared<VmShared<P>>, speaker: bool) -> Result<(), Errno> {
+    pub(crate) fn create_pit(&self, vm: &Shared<VmShared<P>>) -> Result<(), Errno> {
         if self.has_pit() {
             return Err(Errno::EEXIST);
         }
         let timer = P::Timer::new(PitTick(vm.clone()))?;
         *self.pit.lock() = PitUnit { pit: Pit::new(), timer: Some(timer) };
-        self.speaker.store(speaker, SeqCst);
         self.pit_exists.store(true, SeqCst);
         let notified = self.timer_pins();
         self.publish_eoi_vectors(&self.ioapic.lock(), notified);
@@ -322,11 +319,6 @@ impl<P: Platform> Chips<P> {
 
     pub(crate) fn has_pit(&self) -> bool {
         self.pit_exists.load(SeqCst)
-    }
-
-    /// Whether port 0x61 is the hypervisor's.
-    pub(crate) fn has_speaker(&self) -> bool {
-        self.speaker.load(SeqCst)
     }
 
     /// The timer's model, to be looked at or changed; it is armed again afterwards.

@@ -52,7 +52,7 @@ impl<B: Backend> Vm<B> {
         if speaker {
             shared.bus.register(Space::Pio, &[(0x61, 1)], Device::Speaker, cx)?;
         }
-        shared.chips.create_pit(shared, speaker)?;
+        shared.chips.create_pit(shared)?;
         Ok(Outcome::OK)
     }
 

@@ -1,0 +1,257 @@
+//! A deterministic host: time stands until a test moves it, signals come when a test sends them, and client memory is
+//! what a test has allocated.
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::{
+    boxed::Box,
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    sync::{Arc, Condvar, Mutex},
+    vec::Vec,
+};
+
+use platform::{
+    Atomic, BadAddress, Hva, Level, MaySleep, Memory, OutOfMemory, Platform, RawLock, Word,
+    time::{Timer, TimerCallback},
+    wait::{WaitEnd, Waiter},
+};
+
+pub(crate) struct Host;
+
+std::thread_local! {
+    static NOW: Cell<u64> = const { Cell::new(1_000_000) };
+    static SIGNAL: Cell<bool> = const { Cell::new(false) };
+    static TIMERS: RefCell<Vec<Arc<Alarm>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Moves this thread's clock, and fires the timers that were armed on it.
+pub(crate) fn advance(ns: u64) {
+    NOW.set(NOW.get() + ns);
+    loop {
+        let due = TIMERS.with_borrow(|timers| timers.iter().find(|t| t.take_due(NOW.get())).cloned());
+        let Some(due) = due else { break };
+        (due.fire)();
+    }
+}
+
+/// A signal is pending for this thread, or no longer.
+pub(crate) fn set_signal(pending: bool) {
+    SIGNAL.set(pending);
+}
+
+impl Platform for Host {
+    type Memory = Client;
+    type RawMutex = Lock;
+    type RawSpin = Lock;
+    type Waiter = Sleeper;
+    type Timer<C: TimerCallback> = Alarmed;
+
+    fn now_ns() -> u64 {
+        NOW.get()
+    }
+    fn wall_clock_ns() -> u64 {
+        NOW.get() + 1_700_000_000_000_000_000
+    }
+    fn tsc() -> u64 {
+        NOW.get() * 2
+    }
+    fn tsc_khz() -> u32 {
+        2_000_000
+    }
+    fn random(buf: &mut [u8]) {
+        buf.fill(4);
+    }
+    fn signal_pending() -> bool {
+        SIGNAL.get()
+    }
+    fn relax(_cx: &MaySleep) {
+        std::thread::yield_now();
+    }
+    fn log(_level: Level, _message: core::fmt::Arguments<'_>) {}
+}
+
+pub(crate) struct Lock(AtomicBool);
+
+impl RawLock for Lock {
+    fn new(_rank: u8) -> Result<Self, OutOfMemory> {
+        Ok(Self(AtomicBool::new(false)))
+    }
+    fn lock(&self) {
+        while !self.try_lock() {
+            std::thread::yield_now();
+        }
+    }
+    fn try_lock(&self) -> bool {
+        !self.0.swap(true, SeqCst)
+    }
+    unsafe fn unlock(&self) {
+        self.0.store(false, SeqCst);
+    }
+}
+
+/// Sleeps for real; a sleep that nobody could end counts as interrupted by a signal.
+pub(crate) struct Sleeper {
+    mutex: Mutex<()>,
+    changed: Condvar,
+    attached: AtomicBool,
+}
+
+impl Waiter for Sleeper {
+    fn new() -> Result<Self, OutOfMemory> {
+        Ok(Self { mutex: Mutex::new(()), changed: Condvar::new(), attached: AtomicBool::new(false) })
+    }
+    fn wait(&self, word: &AtomicU32, value: u32, _cx: &MaySleep) -> WaitEnd {
+        assert!(self.attached.load(SeqCst), "a sleep outside of KVM_RUN");
+        if SIGNAL.get() {
+            return WaitEnd::Signal;
+        }
+        let mut guard = self.mutex.lock().unwrap();
+        let limit = std::time::Duration::from_secs(5);
+        while word.load(SeqCst) == value {
+            let (next, timeout) = self.changed.wait_timeout(guard, limit).unwrap();
+            guard = next;
+            assert!(!timeout.timed_out(), "nobody woke the vCPU");
+        }
+        WaitEnd::Woken
+    }
+    fn wake(&self, _word: &AtomicU32) {
+        drop(self.mutex.lock().unwrap());
+        self.changed.notify_all();
+    }
+    fn kick(&self) {}
+    fn attach(&self, word: Option<&AtomicU32>) {
+        assert_ne!(self.attached.swap(word.is_some(), SeqCst), word.is_some());
+    }
+}
+
+struct Alarm {
+    deadline: Mutex<Option<u64>>,
+    fire: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Alarm {
+    fn take_due(&self, now: u64) -> bool {
+        self.deadline.lock().unwrap().take_if(|d| *d <= now).is_some()
+    }
+}
+
+pub(crate) struct Alarmed(Arc<Alarm>);
+
+impl<C: TimerCallback> Timer<C> for Alarmed {
+    fn new(callback: C) -> Result<Self, OutOfMemory> {
+        let fire = Box::new(move || callback.expired(&Atomic::at_entry()));
+        let alarm = Arc::new(Alarm { deadline: Mutex::new(None), fire });
+        TIMERS.with_borrow_mut(|timers| timers.push(alarm.clone()));
+        Ok(Self(alarm))
+    }
+    fn arm(&self, deadline_ns: u64) {
+        *self.0.deadline.lock().unwrap() = Some(deadline_ns);
+    }
+    fn cancel(&self) {
+        *self.0.deadline.lock().unwrap() = None;
+    }
+}
+
+impl Drop for Alarmed {
+    fn drop(&mut self) {
+        // The list of another thread keeps a timer that never fires.
+        let _ = TIMERS.try_with(|timers| timers.borrow_mut().retain(|t| !Arc::ptr_eq(t, &self.0)));
+    }
+}
+
+/// Ranges that the client has mapped: start and length.
+static MAPPED: Mutex<BTreeMap<u64, u64>> = Mutex::new(BTreeMap::new());
+
+/// Memory of the client, unmapped when dropped.
+pub(crate) struct Mapping {
+    bytes: Box<[core::cell::UnsafeCell<u64>]>,
+}
+
+// SAFETY: all access goes through `Client`, under its lock.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// `len` zero bytes, page aligned.
+    pub(crate) fn new(len: usize) -> Self {
+        let words = len / 8 + 512;
+        let bytes: Box<[_]> = (0..words).map(|_| core::cell::UnsafeCell::new(0)).collect();
+        let mapping = Self { bytes };
+        MAPPED.lock().unwrap().insert(mapping.at(), len as u64);
+        mapping
+    }
+
+    pub(crate) fn at(&self) -> u64 {
+        (self.bytes.as_ptr() as u64).next_multiple_of(4096)
+    }
+
+    /// The client takes it away.
+    pub(crate) fn unmap(&self) {
+        MAPPED.lock().unwrap().remove(&self.at());
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        self.unmap();
+    }
+}
+
+pub(crate) struct Client;
+
+/// Runs `f` on the bytes at `at`, if all are mapped.
+fn bytes<R>(at: Hva, len: usize, f: impl FnOnce(&mut [u8]) -> R) -> Result<R, BadAddress> {
+    let mapped = MAPPED.lock().unwrap();
+    let (start, size) = mapped.range(..=at.0).next_back().ok_or(BadAddress)?;
+    let offset = at.0 - start;
+    if offset >= *size || size - offset < len as u64 {
+        return Err(BadAddress);
+    }
+    // SAFETY: the range belongs to a `Mapping` that is alive while it is in the table, and the table is locked.
+    Ok(f(unsafe { core::slice::from_raw_parts_mut(at.0 as *mut u8, len) }))
+}
+
+fn word<T: Word>(bytes: &[u8]) -> T {
+    let mut wide = [0; 16];
+    wide[..bytes.len()].copy_from_slice(bytes);
+    let value = u128::from_le_bytes(wide);
+    T::from_halves(value as u64, (value >> 64) as u64)
+}
+
+fn put<T: Word>(bytes: &mut [u8], value: T) {
+    let wide = (u128::from(value.low()) | u128::from(value.high()) << 64).to_le_bytes();
+    let len = bytes.len();
+    bytes.copy_from_slice(&wide[..len]);
+}
+
+impl Memory for Client {
+    fn load<T: Word>(at: Hva) -> Result<T, BadAddress> {
+        bytes(at, T::BYTES as usize, |b| word(b))
+    }
+    fn store<T: Word>(at: Hva, value: T) -> Result<(), BadAddress> {
+        bytes(at, T::BYTES as usize, |b| put(b, value))
+    }
+    fn compare_exchange<T: Word>(at: Hva, old: T, new: T) -> Result<T, BadAddress> {
+        bytes(at, T::BYTES as usize, |b| {
+            let seen: T = word(b);
+            if seen == old {
+                put(b, new);
+            }
+            seen
+        })
+    }
+    fn copy_from(at: Hva, to: &mut [u8]) -> Result<(), BadAddress> {
+        bytes(at, to.len(), |b| to.copy_from_slice(b))
+    }
+    fn copy_to(at: Hva, from: &[u8]) -> Result<(), BadAddress> {
+        bytes(at, from.len(), |b| b.copy_from_slice(from))
+    }
+    fn copy_within(from: Hva, to: Hva, count: u64) -> u64 {
+        (0..count)
+            .take_while(|i| Self::load::<u8>(from.add(*i)).and_then(|b| Self::store(to.add(*i), b)).is_ok())
+            .count() as u64
+    }
+    fn fill<T: Word>(at: Hva, value: T, count: u64) -> u64 {
+        (0..count).take_while(|i| Self::store(at.add(i * T::BYTES), value).is_ok()).count() as u64
+    }
+}

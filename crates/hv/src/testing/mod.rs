@@ -1,0 +1,6 @@
+//! What the tests of this crate run on: a deterministic host, a scripted processor, and a client that speaks ioctls.
+mod client;
+pub(crate) mod host;
+pub(crate) mod script;
+
+pub(crate) use client::{CODE, Machine, RAM, cx};

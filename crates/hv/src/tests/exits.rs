@@ -1,0 +1,262 @@
+//! Each exit, and what the client or the guest sees of it.
+use abi::*;
+use x86::{Exception, Mode, Vector};
+
+use crate::{
+    Errno,
+    backend::{CrOp, Event, EventKind, Exit, PioExit},
+    testing::{CODE, Machine, script::Note},
+};
+
+fn event(exception: Exception) -> Event {
+    Event { kind: EventKind::Exception(exception) }
+}
+
+const GP: Exception = Exception::with_code(Vector::GP, 0);
+
+#[test]
+fn exits_that_only_return_to_the_client() {
+    for (exit, reason) in [
+        (Exit::Shutdown, KVM_EXIT_SHUTDOWN),
+        (Exit::FailEntry { reason: 7 }, KVM_EXIT_FAIL_ENTRY),
+        (Exit::Unknown { reason: 7 }, KVM_EXIT_UNKNOWN),
+        (Exit::Hlt { len: 1 }, KVM_EXIT_HLT),
+        (Exit::Debug { dr6: 1 }, KVM_EXIT_DEBUG),
+        (Exit::Invlpg { gva: 0, len: 1 }, KVM_EXIT_INTERNAL_ERROR),
+        (Exit::Cr { op: CrOp::Write { number: 8, value: 0 }, len: 3 }, KVM_EXIT_SET_TPR),
+    ] {
+        let m = Machine::new();
+        m.set_run_field(KVM_RUN_CR8_OFFSET as u64, 9u64);
+        m.script.exit(exit);
+        assert_eq!(m.run(), Ok(reason), "{exit:?}");
+        if reason == KVM_EXIT_FAIL_ENTRY || reason == KVM_EXIT_UNKNOWN {
+            assert_eq!(m.payload::<u64>(), 7);
+        }
+    }
+    let m = Machine::new();
+    m.script.exit(Exit::BadAddress { gpa: 0 });
+    assert_eq!(m.run(), Err(Errno::EFAULT));
+}
+
+#[test]
+fn exits_that_stay_inside() {
+    for (exit, rip) in [
+        (Exit::Interrupted, CODE),
+        (Exit::InterruptWindow, CODE),
+        (Exit::Pause { len: 2 }, CODE + 2),
+        (Exit::CacheFlush { len: 2 }, CODE + 2),
+        (Exit::MonitorMwait { len: 3, wait: true }, CODE + 3),
+        (Exit::Cpuid { len: 2 }, CODE + 2),
+        (Exit::Hypercall { len: 3 }, CODE + 3),
+    ] {
+        let m = Machine::new();
+        m.script.exit(exit);
+        assert_eq!((m.run(), m.state(|s| s.rip)), (Ok(KVM_EXIT_UNKNOWN), rip), "{exit:?}");
+    }
+}
+
+#[test]
+fn exits_that_are_exceptions_of_the_guest() {
+    let ud = Exception::plain(Vector::UD);
+    for (exit, exception) in [
+        (Exit::Rdpmc { len: 2 }, GP),
+        (Exit::Rsm, ud),
+        (Exit::Exception { exception: ud }, ud),
+        (Exit::Cr { op: CrOp::Write { number: 8, value: 16 }, len: 3 }, GP),
+    ] {
+        let m = Machine::new();
+        m.script.exit(exit);
+        assert_eq!(m.run(), Ok(KVM_EXIT_UNKNOWN));
+        assert_eq!((m.script.take_injected(), m.state(|s| s.rip)), ([event(exception)].to_vec(), CODE), "{exit:?}");
+    }
+}
+
+#[test]
+fn cpuid_is_the_clients_table() {
+    let m = Machine::new();
+    m.state(|s| (s.gpr[0], s.gpr[1]) = (0xffff_ffff_4000_0000, 0));
+    m.script.exit(Exit::Cpuid { len: 2 });
+    m.run().unwrap();
+    m.state(|s| {
+        let text = [s.gpr[3], s.gpr[1], s.gpr[2]].map(|r| (r as u32).to_le_bytes()).concat();
+        assert_eq!(text, b"KVMKVMKVM\0\0\0");
+    });
+}
+
+#[test]
+fn msrs_are_read_written_and_refused() {
+    let m = Machine::new();
+    m.state(|s| (s.gpr[1], s.gpr[0], s.gpr[2]) = (x86::msr::STAR.into(), 0x1111_2222, 0x3333));
+    m.script.exit(Exit::MsrWrite { len: 2 });
+    m.script.exit(Exit::MsrRead { len: 2 });
+    m.run().unwrap();
+    m.state(|s| assert_eq!((s.star, s.gpr[0], s.gpr[2], s.rip), (0x3333_1111_2222, 0x1111_2222, 0x3333, CODE + 4)));
+    m.state(|s| s.gpr[1] = 0xdead_beef);
+    m.script.take_notes();
+    m.script.exit(Exit::MsrRead { len: 2 });
+    m.run().unwrap();
+    assert_eq!(m.script.take_injected(), [event(GP)]);
+}
+
+#[test]
+fn hypercalls_answer_in_rax_and_keep_the_rest() {
+    for (nr, cpl, answer) in [(1, 0, 0), (5, 0, 0), (999, 0, -1000i64 as u64), (5, 3, -1i64 as u64)] {
+        let m = Machine::new();
+        m.state(|s| {
+            (s.mode, s.cpl, s.gpr[0], s.gpr[3], s.gpr[1]) = (Mode::Long64, cpl, nr, 77, 0);
+        });
+        m.script.exit(Exit::Hypercall { len: 3 });
+        m.run().unwrap();
+        m.state(|s| assert_eq!((s.gpr[0], s.gpr[3]), (answer, 77), "call {nr} at CPL {cpl}"));
+    }
+}
+
+const fn pio(port: u16, size: u8, write: bool) -> Exit {
+    Exit::Pio(PioExit { port, size, write, string: false, len: 2 })
+}
+
+#[test]
+fn port_reads_and_writes_go_through_the_data_page() {
+    for (size, rax) in [(1u8, 0x1122_3344_5566_77eeu64), (2, 0x1122_3344_5566_ddee), (4, 0xbbcc_ddee)] {
+        let m = Machine::new();
+        m.state(|s| s.gpr[0] = 0x1122_3344_5566_7788);
+        m.script.exit(pio(0x3f8, size, false));
+        assert_eq!(m.run(), Ok(KVM_EXIT_IO));
+        let io: KvmRunIo = m.payload();
+        assert_eq!((io.direction, io.size, io.port, io.count, io.data_offset), (KVM_EXIT_IO_IN, size, 0x3f8, 1, 4096));
+        assert_eq!(m.state(|s| s.rip), CODE);
+        m.set_run_field(4096, [0xee, 0xdd, 0xcc, 0xbbu8]);
+        // What the client leaves in the exit itself means nothing.
+        m.set_run_field(KVM_RUN_UNION_OFFSET as u64, [0xffu8; 16]);
+        m.run().unwrap();
+        m.state(|s| assert_eq!((s.gpr[0], s.rip), (rax, CODE + 2)));
+    }
+    let m = Machine::new();
+    m.state(|s| s.gpr[0] = 0x55);
+    m.script.exit(pio(0x80, 1, true));
+    assert_eq!(m.run(), Ok(KVM_EXIT_IO));
+    let io: KvmRunIo = m.payload();
+    assert_eq!((io.direction, m.run_field::<u8>(4096)), (KVM_EXIT_IO_OUT, 0x55));
+    m.run().unwrap();
+    assert_eq!(m.state(|s| s.rip), CODE + 2);
+}
+
+#[test]
+fn an_out_that_resets_the_machine_is_not_finished() {
+    let m = Machine::new();
+    m.script.exit(pio(0xcf9, 1, true));
+    m.run().unwrap();
+    let mut regs: KvmRegs = m.get(KVM_GET_REGS);
+    regs.rip = 0xfff0;
+    m.ioctl(KVM_SET_REGS, &mut regs).unwrap();
+    m.run().unwrap();
+    assert_eq!(m.state(|s| s.rip), 0xfff0);
+}
+
+#[test]
+fn string_output_comes_element_by_element() {
+    let m = Machine::new();
+    m.poke(CODE, &[0xf3, 0x6e]); // rep outsb
+    m.poke(0x500, b"hi");
+    m.state(|s| (s.gpr[1], s.gpr[2], s.gpr[6]) = (2, 0x3f8, 0x500));
+    for byte in b"hi" {
+        m.script.exit(Exit::Pio(PioExit { port: 0x3f8, size: 1, write: true, string: true, len: 2 }));
+        assert_eq!(m.run(), Ok(KVM_EXIT_IO));
+        let io: KvmRunIo = m.payload();
+        assert_eq!((io.port, io.size, io.direction), (0x3f8, 1, KVM_EXIT_IO_OUT));
+        assert_eq!(m.run_field::<u8>(io.data_offset), *byte);
+    }
+    m.run().unwrap();
+    m.state(|s| assert_eq!((s.gpr[1], s.gpr[6]), (0, 0x502)));
+}
+
+#[test]
+fn string_input_lands_in_memory() {
+    let m = Machine::new();
+    m.poke(CODE, &[0x6d]); // insw
+    m.state(|s| (s.gpr[2], s.gpr[7]) = (0x1f0, 0x600));
+    m.script.exit(Exit::Pio(PioExit { port: 0x1f0, size: 2, write: false, string: true, len: 1 }));
+    assert_eq!(m.run(), Ok(KVM_EXIT_IO));
+    m.set_run_field(4096, 0x1234u16);
+    m.run().unwrap();
+    assert_eq!(m.peek::<u16>(0x600), 0x1234);
+    m.state(|s| assert_eq!((s.gpr[7], s.rip), (0x602, CODE + 1)));
+}
+
+#[test]
+fn devices_inside_the_hypervisor_answer_without_the_client() {
+    let m = Machine::with_irqchip();
+    m.state(|s| s.gpr[0] = 0x5a);
+    m.script.exit(pio(0x21, 1, true));
+    m.script.entry(|s, _| {
+        s.gpr[0] = 0;
+        pio(0x21, 1, false)
+    });
+    assert_eq!(m.run(), Ok(KVM_EXIT_UNKNOWN));
+    assert_eq!(m.state(|s| s.gpr[0]), 0x5a);
+}
+
+#[test]
+fn a_lower_task_priority_is_told_and_cr8_goes_both_ways() {
+    let m = Machine::new();
+    m.set_run_field(KVM_RUN_CR8_OFFSET as u64, 5u64);
+    m.script.exit(Exit::Cr { op: CrOp::Write { number: 8, value: 9 }, len: 4 });
+    m.script.exit(Exit::Cr { op: CrOp::Write { number: 8, value: 3 }, len: 4 });
+    assert_eq!(m.run(), Ok(KVM_EXIT_SET_TPR));
+    assert_eq!(m.run_field::<u64>(KVM_RUN_CR8_OFFSET as u64), 3);
+    m.set_run_field(KVM_RUN_CR8_OFFSET as u64, 16u64);
+    assert_eq!(m.run(), Err(Errno::EINVAL));
+}
+
+#[test]
+fn debug_exits_say_where() {
+    let m = Machine::new();
+    let mut debug = KvmGuestDebug { control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP, ..KvmGuestDebug::default() };
+    m.ioctl(KVM_SET_GUEST_DEBUG, &mut debug).unwrap();
+    m.script.exit(Exit::Exception { exception: Exception::plain(Vector::BP) });
+    assert_eq!(m.run(), Ok(KVM_EXIT_DEBUG));
+    let arch: KvmDebugExitArch = m.payload();
+    assert_eq!((arch.exception, arch.pc), (3, CODE));
+    assert!(matches!(m.script.take_notes()[0], Note::Debug(d) if d.software_breakpoints));
+    debug.control = 1 << 7;
+    assert_eq!(m.ioctl(KVM_SET_GUEST_DEBUG, &mut debug).unwrap_err(), Errno::EINVAL);
+}
+
+#[test]
+fn single_step_over_a_handled_exit_traps() {
+    let m = Machine::new();
+    m.state(|s| s.flags.set(x86::flags::TF));
+    m.script.exit(Exit::Cpuid { len: 2 });
+    m.run().unwrap();
+    assert_eq!(m.script.take_injected(), [event(Exception::debug(x86::debug::DR6_BS))]);
+}
+
+#[test]
+fn a_guest_of_2007_has_its_own_hypercalls() {
+    let m = Machine::new();
+    let page = KvmVcpuPara { guest_version: 1, size: 24, ret: 99, hypercall_gpa: 0x3000, ..KvmVcpuPara::default() };
+    m.poke(0x2000, page.bytes());
+    m.state(|s| (s.gpr[1], s.gpr[0], s.gpr[2]) = (MSR_KVM_API_MAGIC.into(), 0x2000, 0));
+    m.script.exit(Exit::MsrWrite { len: 2 });
+    m.script.entry(|s, _| {
+        (s.mode, s.gpr[0], s.gpr[7], s.gpr[9]) = (Mode::Long64, 3, 0x11, 0x66);
+        Exit::Hypercall { len: 3 }
+    });
+    assert_eq!(m.run(), Ok(KVM_EXIT_HYPERCALL));
+    let page: KvmVcpuPara = m.peek(0x2000);
+    assert_eq!((page.host_version, page.ret), (1, 0));
+    assert_eq!(m.peek::<[u8; 4]>(0x3000), [0x0f, 0x01, 0xd9, 0xc3]);
+    let call: KvmRunHypercall2007 = m.payload();
+    assert_eq!((call.args[0], call.args[5], call.longmode), (0x11, 0x66, 1));
+    m.set_run_field(KVM_RUN_UNION_OFFSET as u64 + 48, 0x77u64);
+    m.run().unwrap();
+    m.state(|s| assert_eq!((s.gpr[0], s.gpr[7], s.rip), (0x77, 0x11, CODE + 5)));
+    // A page that is not there, or not aligned, is #GP.
+    for gpa in [0x2001u64, 0x100_0000] {
+        m.state(|s| (s.gpr[1], s.gpr[0]) = (MSR_KVM_API_MAGIC.into(), gpa));
+        m.script.take_notes();
+        m.script.exit(Exit::MsrWrite { len: 2 });
+        m.run().unwrap();
+        assert_eq!(m.script.take_injected(), [event(GP)]);
+    }
+}

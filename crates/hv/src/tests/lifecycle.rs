@@ -1,0 +1,68 @@
+//! Making and closing: any order is safe, numbers are bounded, nothing is left behind.
+use abi::*;
+use std::vec::Vec;
+
+use crate::{
+    Errno, Kvm, Outcome,
+    testing::{Machine, cx, script::Scripted},
+};
+
+fn vms(kvm: &Kvm<Scripted>) -> Vec<u32> {
+    let mut all = Vec::new();
+    kvm.for_each_vm(|n| all.push(n));
+    all
+}
+
+#[test]
+fn each_vm_is_in_the_list_once_while_it_lives() {
+    let kvm = Kvm::new(Scripted::default(), &cx()).unwrap();
+    let make = || match kvm.ioctl(KVM_CREATE_VM, 0, &cx()).unwrap() {
+        Outcome::NewVm(vm) => vm,
+        other => panic!("{other:?}"),
+    };
+    let (a, b) = (make(), make());
+    let again = a.clone();
+    assert_eq!(vms(&kvm), [1, 2]);
+    drop(a);
+    assert_eq!(vms(&kvm), [1, 2]);
+    drop(again);
+    assert_eq!(vms(&kvm), [2]);
+    drop(b);
+    assert_eq!(vms(&kvm), []);
+}
+
+#[test]
+fn a_vcpu_keeps_its_vm_and_statistics_keep_it_too() {
+    let m = Machine::with_irqchip();
+    m.vm_ioctl(KVM_CREATE_PIT2, &mut KvmPitConfig::default()).unwrap();
+    let Outcome::NewStats(stats) = m.vm.ioctl(KVM_GET_STATS_FD, 0, &cx()).unwrap() else { panic!() };
+    let Machine { kvm, vm, vcpu, .. } = m;
+    drop(vm);
+    assert_eq!(vms(&kvm), [1]);
+    assert!(vcpu.ioctl(KVM_GET_TSC_KHZ, 0, &cx()).is_ok());
+    drop(vcpu);
+    assert!(stats.read_at(0, &mut [0; 64]) == 64);
+    drop(stats);
+    assert_eq!(vms(&kvm), [], "a timer or a handle keeps the VM");
+}
+
+#[test]
+fn vcpu_numbers_are_bounded_and_used_once() {
+    let m = Machine::new();
+    let create = |id| m.vm.ioctl(KVM_CREATE_VCPU, id, &cx()).map(drop);
+    assert_eq!(create(0), Err(Errno::EEXIST));
+    assert_eq!(create(255), Ok(()));
+    for id in [256, 1 << 32, u64::MAX] {
+        assert_eq!(create(id), Err(Errno::EINVAL));
+    }
+    assert_eq!(m.vm.vcpu_ids().collect::<Vec<_>>(), [0, 255]);
+}
+
+#[test]
+fn what_must_precede_vcpus_is_refused_after_one() {
+    let m = Machine::new();
+    let irqchip = m.vm.ioctl(KVM_CREATE_IRQCHIP, 0, &cx()).map(drop);
+    assert_eq!(irqchip, Err(Errno::EINVAL));
+    assert_eq!(m.vm.ioctl(KVM_SET_BOOT_CPU_ID, 1, &cx()).map(drop), Err(Errno::EBUSY));
+    assert_eq!(m.vm_ioctl(KVM_SET_IDENTITY_MAP_ADDR, &mut 0u64).map(drop), Err(Errno::EINVAL));
+}
