@@ -38,6 +38,6 @@ fn run(arguments: &args::Run) -> ExitCode {
 
 /// One line for what is wrong.
 fn fail(error: &dyn std::error::Error, status: u8) -> ExitCode {
-    eprintln!("rekvm: {error}");
+    vmm::console::say(format_args!("{error}"));
     ExitCode::from(status)
 }

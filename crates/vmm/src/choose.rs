@@ -1,6 +1,6 @@
 //! Which back end runs the guest, and why. What was chosen is always told.
 
-use crate::accel::{Sys, kernel::Kernel, soft};
+use crate::accel::{Sys, kernel::Kernel, soft::Soft};
 use crate::probe::{self, ProbeError};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -24,12 +24,6 @@ pub enum ChooseError {
     /// The device was demanded and does not work.
     #[error("{0}; --accel soft runs without it")]
     Device(#[from] ProbeError),
-    /// The software CPU was demanded and is not there.
-    #[error("no back end: {0}")]
-    Soft(#[from] soft::Unavailable),
-    /// Neither works.
-    #[error("no back end: {0}, and {1}")]
-    Neither(soft::Unavailable, ProbeError),
     /// the device's path contains a NUL character
     #[error("the device's path contains a NUL character")]
     Path,
@@ -51,25 +45,23 @@ pub struct BackEnd {
 /// [`ChooseError`] when what was asked for cannot be had.
 pub fn choose(accel: Accel, device: &Path) -> Result<BackEnd, ChooseError> {
     let path = CString::new(device.as_os_str().as_bytes()).map_err(|_| ChooseError::Path)?;
-    let software = |path, reason: &dyn std::fmt::Display| -> Result<BackEnd, soft::Unavailable> {
-        let description = format!("software CPU (in process); {reason}");
-        Ok(BackEnd { sys: soft::device()?, path, description })
+    let software = |path, reason: &dyn std::fmt::Display| BackEnd {
+        sys: Arc::new(Soft),
+        path,
+        description: format!("software CPU (in process); {reason}"),
     };
     if accel == Accel::Soft {
-        return Ok(software(path, &"asked for by --accel soft")?);
+        return Ok(software(path, &"asked for by --accel soft"));
     }
     let sys: Arc<dyn Sys> = Arc::new(Kernel);
     match probe::probe(sys.clone(), &path) {
         Ok(took) => {
-            let description =
-                format!("{} (the kernel's); it ran a test guest in {} ms", device.display(), took.as_millis());
+            let device = device.display();
+            let description = format!("{device} (the kernel's); it ran a test guest in {} ms", took.as_millis());
             Ok(BackEnd { sys, path, description })
         }
         Err(why) if accel == Accel::Kvm => Err(why.into()),
-        Err(why) => match software(path, &why) {
-            Ok(back_end) => Ok(back_end),
-            Err(unavailable) => Err(ChooseError::Neither(unavailable, why)),
-        },
+        Err(why) => Ok(software(path, &why)),
     }
 }
 
@@ -81,5 +73,11 @@ mod tests {
     fn kvm_never_becomes_soft() {
         let error = choose(Accel::Kvm, Path::new("/nonexistent")).err().unwrap();
         assert!(matches!(error, ChooseError::Device(_)), "{error}");
+    }
+
+    #[test]
+    fn auto_says_why_it_is_soft() {
+        let back_end = choose(Accel::Auto, Path::new("/nonexistent")).unwrap();
+        assert!(back_end.description.starts_with("software CPU (in process); /nonexistent cannot be opened"));
     }
 }

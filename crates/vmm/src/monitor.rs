@@ -1,7 +1,7 @@
 //! What the main thread does while the guest runs: hands it input, and waits
 //! for signals and the end.
 
-use crate::console::{Action, Escape, Output};
+use crate::console::{self, Action, Escape, Output};
 use crate::control::{Control, Ending};
 use crate::devices::serial::Com1;
 use crate::signals::Signals;
@@ -86,7 +86,7 @@ impl Monitor<'_> {
         }
         match escape.filter(typed, pending) {
             Some(Action::Quit) => self.control.end(Ending::Quit),
-            Some(Action::Help) => eprintln!("\nrekvm: {}", crate::console::HELP),
+            Some(Action::Help) => console::say_below(console::HELP),
             None => {}
         }
         pending.truncate(KEEP);

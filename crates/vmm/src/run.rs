@@ -53,18 +53,18 @@ pub fn run(options: &Options) -> Result<Ending, RunError> {
     console::guard_fatal_signals();
     let loaded = Loaded::new(&options.config)?;
     let back_end = choose(options.accel, &options.device)?;
-    eprintln!("rekvm: back end: {}", back_end.description);
+    console::say(format_args!("back end: {}", back_end.description));
     let signals = Signals::new()?;
     let control = Arc::new(Control::new()?);
     let Machine { board, vcpus, com1, stats } = Machine::build(loaded, &back_end, &control)?;
     // Statistics are no reason not to run.
     let server = Server::start(back_end.description, stats, board.ram.clone())
-        .inspect_err(|error| eprintln!("rekvm: no statistics: {error}"))
+        .inspect_err(|error| console::say(format_args!("no statistics: {error}")))
         .ok();
 
     let on_terminal = console::is_foreground_terminal();
     if on_terminal && !options.quiet {
-        eprintln!("rekvm: {}", console::HELP);
+        console::say(format_args!("{}", console::HELP));
     }
     let raw = if on_terminal { Some(RawTerminal::enable().map_err(RunError::Console)?) } else { None };
     let vcpus = Vcpus::start(vcpus, &board)?;
@@ -77,7 +77,7 @@ pub fn run(options: &Options) -> Result<Ending, RunError> {
     drop(raw);
     drop(server);
     if !stopped {
-        eprintln!("rekvm: a virtual CPU does not stop; leaving it behind");
+        console::say(format_args!("a virtual CPU does not stop; leaving it behind"));
     }
     Ok(control.ending().unwrap_or_else(|| Ending::Host("no reason is known".to_owned())))
 }
@@ -86,13 +86,13 @@ pub fn run(options: &Options) -> Result<Ending, RunError> {
 pub fn tell(ending: &Ending, quiet: bool) {
     match ending {
         Ending::PowerOff | Ending::Quit if quiet => {}
-        Ending::PowerOff => eprintln!("rekvm: the guest switched itself off"),
-        Ending::Quit => eprintln!("\nrekvm: ended by the escape key"),
+        Ending::PowerOff => console::say(format_args!("the guest switched itself off")),
+        Ending::Quit => console::say_below(format_args!("ended by the escape key")),
         Ending::Reset if quiet => {}
-        Ending::Reset => eprintln!("rekvm: the guest asked for a reset"),
-        Ending::Signal(number) => eprintln!("\nrekvm: ended by signal {number}"),
-        Ending::Crash(what) => eprintln!("\nrekvm: the guest crashed: {what}"),
-        Ending::Hypervisor(what) => eprintln!("\nrekvm: the back end cannot run the guest: {what}"),
-        Ending::Host(what) => eprintln!("\nrekvm: {what}"),
+        Ending::Reset => console::say(format_args!("the guest asked for a reset")),
+        Ending::Signal(number) => console::say_below(format_args!("ended by signal {number}")),
+        Ending::Crash(what) => console::say_below(format_args!("the guest crashed: {what}")),
+        Ending::Hypervisor(what) => console::say_below(format_args!("the back end cannot run the guest: {what}")),
+        Ending::Host(what) => console::say_below(format_args!("{what}")),
     }
 }

@@ -57,6 +57,9 @@ impl RawTerminal {
         unsafe { libc::cfmakeraw(&raw mut raw) };
         raw.c_oflag = now.c_oflag;
         RAW.store(true, Ordering::SeqCst);
+        // Should this process be in the background when it ends, the terminal can still be put right.
+        // SAFETY: ignoring a signal runs no code.
+        unsafe { libc::signal(libc::SIGTTOU, libc::SIG_IGN) };
         // SAFETY: the structure is valid.
         if unsafe { libc::tcsetattr(STDIN, libc::TCSANOW, &raw const raw) } != 0 {
             return Err(io::Error::last_os_error());
