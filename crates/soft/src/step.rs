@@ -42,6 +42,10 @@ impl<P: Platform> SoftVcpu<P> {
         if !self.state.flags.control(flags::RF) && self.state.shadow != Shadow::MovSs {
             let hits = self.breakpoints(self.linear_rip(), 1, |watch| watch == Watch::Execute);
             if hits != 0 {
+                if self.debug.hardware.is_none() {
+                    // The handler returns to this instruction, which then runs.
+                    self.state.flags.set_control(flags::RF, flags::RF);
+                }
                 return self.debug_trap(hits);
             }
         }
