@@ -1,8 +1,10 @@
 //! Plain words for a guest that cannot go on.
 
 use crate::kvm::Vcpu;
+use crate::memory::GuestRam;
 use kvm_bindings::{kvm_segment, kvm_sregs};
 use std::fmt::Write;
+use vm_memory::{Bytes, GuestAddress};
 
 /// What `KVM_EXIT_INTERNAL_ERROR` means.
 pub fn internal_error(suberror: u32, data: &[u64]) -> String {
@@ -31,8 +33,8 @@ pub fn internal_error(suberror: u32, data: &[u64]) -> String {
     text
 }
 
-/// The registers of a vCPU, as lines of text.
-pub fn registers(vcpu: &Vcpu) -> String {
+/// The registers of a vCPU and the code it is at, as lines of text.
+pub fn registers(vcpu: &Vcpu, ram: &GuestRam) -> String {
     let (regs, sregs) = match (vcpu.regs(), vcpu.sregs()) {
         (Ok(regs), Ok(sregs)) => (regs, sregs),
         (Err(error), _) | (_, Err(error)) => return format!("  registers unknown: {error}"),
@@ -71,6 +73,7 @@ pub fn registers(vcpu: &Vcpu) -> String {
         text.push('\n');
     }
     segments(&mut text, &sregs);
+    code(&mut text, vcpu, ram, sregs.cs.base.wrapping_add(regs.rip));
     text.truncate(text.trim_end().len());
     text
 }
@@ -108,6 +111,20 @@ fn segments(text: &mut String, sregs: &kvm_sregs) {
     }
     for (name, t) in [("gdtr", &sregs.gdt), ("idtr", &sregs.idt)] {
         let _ = writeln!(text, "  {name:<6}      base {:016x} limit {:08x}", t.base, t.limit);
+    }
+}
+
+/// The bytes at the instruction pointer, as far as they can be found on its page.
+fn code(text: &mut String, vcpu: &Vcpu, ram: &GuestRam, gva: u64) {
+    let Ok(Some(gpa)) = vcpu.translate(gva) else { return };
+    let mut bytes = [0; 16];
+    let len = bytes.len().min((0x1000 - (gpa & 0xfff)) as usize);
+    if ram.read_slice(&mut bytes[..len], GuestAddress(gpa)).is_ok() {
+        let _ = write!(text, "  code  ");
+        for byte in &bytes[..len] {
+            let _ = write!(text, " {byte:02x}");
+        }
+        text.push('\n');
     }
 }
 

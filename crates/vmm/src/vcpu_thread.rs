@@ -136,7 +136,7 @@ fn thread(id: u32, mut vcpu: Vcpu, board: &Board) {
             break;
         }
         if let Some(stop) = step(&mut vcpu, board) {
-            board.control.end(stop.ending(id, &vcpu));
+            board.control.end(stop.ending(id, &vcpu, &board.ram));
         }
     }
     RUNNING.set(None);
@@ -162,12 +162,14 @@ enum Stop {
 
 impl Stop {
     /// The ending, with the registers where they help.
-    fn ending(self, id: u32, vcpu: &Vcpu) -> Ending {
+    fn ending(self, id: u32, vcpu: &Vcpu, ram: &GuestRam) -> Ending {
         match self {
             Self::PowerOff => Ending::PowerOff,
             Self::Reset => Ending::Reset,
-            Self::Crash(what) => Ending::Crash(format!("{what} on vCPU {id}\n{}", report::registers(vcpu))),
-            Self::Hypervisor(what) => Ending::Hypervisor(format!("vCPU {id}: {what}\n{}", report::registers(vcpu))),
+            Self::Crash(what) => Ending::Crash(format!("{what} on vCPU {id}\n{}", report::registers(vcpu, ram))),
+            Self::Hypervisor(what) => {
+                Ending::Hypervisor(format!("vCPU {id}: {what}\n{}", report::registers(vcpu, ram)))
+            }
         }
     }
 }

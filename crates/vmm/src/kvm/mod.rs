@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use kvm_bindings::{
     CpuId, KVMIO, Msrs, kvm_cpuid_entry2, kvm_fpu, kvm_irq_level, kvm_mp_state, kvm_pit_config, kvm_regs, kvm_sregs,
-    kvm_userspace_memory_region,
+    kvm_translation, kvm_userspace_memory_region,
 };
 
 use crate::accel::{Errno, Handle, Sys};
@@ -80,6 +80,7 @@ calls! {
     KVM_SET_REGS = iow::<kvm_regs>(0x82);
     KVM_GET_SREGS = ior::<kvm_sregs>(0x83);
     KVM_SET_SREGS = iow::<kvm_sregs>(0x84);
+    KVM_TRANSLATE = iowr::<kvm_translation>(0x85);
     KVM_SET_MSRS = iow::<kvm_bindings::kvm_msrs>(0x89);
     KVM_SET_FPU = iow::<kvm_fpu>(0x8d);
     KVM_SET_CPUID2 = iow::<kvm_bindings::kvm_cpuid2>(0x90);
@@ -100,12 +101,17 @@ fn by_ref<T>(handle: &Handle, call: Call, arg: &T) -> Result<i32, KvmError> {
         .map_err(|errno| KvmError { call: call.name, errno })
 }
 
+/// Runs an ioctl that reads a structure and writes its answer there.
+fn by_mut<T>(handle: &Handle, call: Call, arg: &mut T) -> Result<i32, KvmError> {
+    // SAFETY: the reference is valid for the call and of the type in the request's size field.
+    unsafe { handle.ioctl(call.nr, std::ptr::from_mut(arg) as usize) }
+        .map_err(|errno| KvmError { call: call.name, errno })
+}
+
 /// Runs an ioctl that fills a structure.
 fn filled<T: Default>(handle: &Handle, call: Call) -> Result<T, KvmError> {
     let mut value = T::default();
-    // SAFETY: the structure is valid for writes; every bit pattern is a value of these types.
-    unsafe { handle.ioctl(call.nr, std::ptr::from_mut(&mut value) as usize) }
-        .map_err(|errno| KvmError { call: call.name, errno })?;
+    by_mut(handle, call, &mut value)?;
     Ok(value)
 }
 
@@ -130,6 +136,7 @@ mod tests {
         assert_eq!(KVM_SET_REGS.nr, 0x4090_ae82);
         assert_eq!(KVM_GET_SREGS.nr, 0x8138_ae83);
         assert_eq!(KVM_SET_SREGS.nr, 0x4138_ae84);
+        assert_eq!(KVM_TRANSLATE.nr, 0xc018_ae85);
         assert_eq!(KVM_SET_MSRS.nr, 0x4008_ae89);
         assert_eq!(KVM_SET_FPU.nr, 0x41a0_ae8d);
         assert_eq!(KVM_SET_CPUID2.nr, 0x4008_ae90);

@@ -104,6 +104,14 @@ impl Vcpu {
         by_ref(&self.handle, KVM_SET_SREGS, sregs).map(drop)
     }
 
+    /// `KVM_TRANSLATE`: the guest-physical address behind a linear one, by the guest's own page
+    /// tables; `None` if it has none.
+    pub fn translate(&self, gva: u64) -> Result<Option<u64>, KvmError> {
+        let mut translation = kvm_translation { linear_address: gva, ..Default::default() };
+        by_mut(&self.handle, KVM_TRANSLATE, &mut translation)?;
+        Ok((translation.valid != 0).then_some(translation.physical_address))
+    }
+
     /// `KVM_SET_FPU`.
     pub fn set_fpu(&self, fpu: &kvm_fpu) -> Result<(), KvmError> {
         by_ref(&self.handle, KVM_SET_FPU, fpu).map(drop)
