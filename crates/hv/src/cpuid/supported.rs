@@ -95,8 +95,8 @@ pub(crate) fn supported(features: Features, xcr0: u64, tsc_khz: u32) -> Result<V
     t.leaf(5, [0; 4])?;
     // ARAT: the APIC timer never stops.
     t.leaf(6, [1 << 2, 0, 0, 0])?;
-    // TSC_ADJUST.
-    t.sub(7, 0, [0, 1 << 1, 0, 0])?;
+    // TSC_ADJUST; REP MOVSB and STOSB are fast.
+    t.sub(7, 0, [0, 1 << 1 | 1 << 9, 0, 0])?;
     t.leaf(0xa, [0; 4])?;
     t.sub(0xb, 0, [0; 4])?;
     let size = super::xsave_size(xcr0);

@@ -1,4 +1,5 @@
 //! Tests of the core as a whole: a client in front, a scripted processor behind.
+mod clock;
 mod events;
 mod exits;
 mod ioctls;

@@ -138,7 +138,7 @@ impl<P: Platform> ClockWriter<'_, P> {
             return;
         }
         let gpa = pv.system_time & !1;
-        let now = self.vm.clock.read::<P>();
+        let base = self.vm.clock.base();
         let scale = Scale::new(self.vm.tsc_khz());
         let mut flags = TSC_STABLE;
         if core::mem::take(&mut pv.stopped) {
@@ -148,8 +148,8 @@ impl<P: Platform> ClockWriter<'_, P> {
         let mut info = [0u8; 32];
         let mut put = |at: usize, value: &[u8]| info[at..at + value.len()].copy_from_slice(value);
         put(0, &pv.version.wrapping_sub(1).to_le_bytes());
-        put(8, &now.host_tsc.wrapping_add(tsc.offset()).to_le_bytes());
-        put(16, &now.kvmclock.to_le_bytes());
+        put(8, &base.host_tsc.wrapping_add(tsc.offset()).to_le_bytes());
+        put(16, &base.kvmclock.to_le_bytes());
         put(24, &scale.multiplier.to_le_bytes());
         put(28, &scale.shift.to_le_bytes());
         put(29, &[flags]);

@@ -1,14 +1,19 @@
-//! The clock of a VM: its time-stamp counter and kvmclock, which is nanoseconds since the VM was made.
-use core::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
+//! The clock of a VM: its time-stamp counter, and kvmclock, which is nanoseconds since the VM was made.
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use platform::Platform;
 
 /// The time of one VM.
+///
+/// kvmclock counts by the host's TSC from one moment that all vCPUs share: guests are told that it is the same on
+/// every vCPU, and would see it go backwards if each had a moment of its own.
 pub(crate) struct Clock {
     /// Guest TSC = host TSC + this, for vCPUs whose counter has not been set otherwise.
     tsc_offset: AtomicU64,
-    /// kvmclock = monotonic nanoseconds + this.
-    offset: AtomicI64,
+    /// The moment from which kvmclock counts: host TSC, monotonic nanoseconds, and kvmclock then.
+    base_tsc: AtomicU64,
+    base_ns: AtomicU64,
+    base_clock: AtomicU64,
 }
 
 /// One reading of both clocks.
@@ -21,9 +26,12 @@ pub(crate) struct Reading {
 impl Clock {
     /// Both begin at 0.
     pub(crate) fn new<P: Platform>() -> Self {
+        let tsc = P::tsc();
         Self {
-            tsc_offset: AtomicU64::new(P::tsc().wrapping_neg()),
-            offset: AtomicI64::new((P::now_ns() as i64).wrapping_neg()),
+            tsc_offset: AtomicU64::new(tsc.wrapping_neg()),
+            base_tsc: AtomicU64::new(tsc),
+            base_ns: AtomicU64::new(P::now_ns()),
+            base_clock: AtomicU64::new(0),
         }
     }
 
@@ -47,14 +55,27 @@ impl Clock {
         new
     }
 
-    pub(crate) fn read<P: Platform>(&self) -> Reading {
-        let kvmclock = P::now_ns().wrapping_add_signed(self.offset.load(SeqCst));
-        Reading { host_tsc: P::tsc(), kvmclock }
+    /// The moment from which kvmclock counts.
+    pub(crate) fn base(&self) -> Reading {
+        Reading { host_tsc: self.base_tsc.load(SeqCst), kvmclock: self.base_clock.load(SeqCst) }
     }
 
-    /// KVM_SET_CLOCK.
+    /// Now, as a guest computes it.
+    pub(crate) fn read<P: Platform>(&self) -> Reading {
+        let base = self.base();
+        let host_tsc = P::tsc();
+        let passed = match u128::from(P::tsc_khz()) {
+            0 => P::now_ns().saturating_sub(self.base_ns.load(SeqCst)),
+            khz => (u128::from(host_tsc.saturating_sub(base.host_tsc)) * 1_000_000 / khz) as u64,
+        };
+        Reading { host_tsc, kvmclock: base.kvmclock.wrapping_add(passed) }
+    }
+
+    /// KVM_SET_CLOCK. The vCPUs are told by a request.
     pub(crate) fn set<P: Platform>(&self, kvmclock: u64) {
-        self.offset.store((kvmclock as i64).wrapping_sub(P::now_ns() as i64), SeqCst);
+        self.base_tsc.store(P::tsc(), SeqCst);
+        self.base_ns.store(P::now_ns(), SeqCst);
+        self.base_clock.store(kvmclock, SeqCst);
     }
 
     /// Nanoseconds since 1970 at kvmclock 0.
