@@ -8,6 +8,7 @@ use x86::{CpuState, Exception, Features};
 use crate::{
     SoftVcpu,
     memory::Want,
+    native,
     tlb::{DATA_ENTRIES, Keys, index, key, tag},
 };
 
@@ -244,8 +245,18 @@ impl<P: Platform> Cpu for SoftVcpu<P> {
         self.end = 0;
     }
 
+    fn vector(&mut self, op: &Op<Self>, memory: Option<u64>) -> Res {
+        native::execute(self, op, memory)
+    }
+
     fn data_breakpoints(&self) -> bool {
         self.watches_data()
+    }
+}
+
+impl<P: Platform> native::Host for SoftVcpu<P> {
+    fn native(&mut self) -> &mut native::Native {
+        &mut self.native
     }
 }
 

@@ -13,6 +13,8 @@
 //! Every access goes through the soft TLB ([`tlb`]): one compare, then a host move through the platform's accessors, which
 //! survive memory that the client takes away. Misses walk the guest's tables with `mmu::walk`.
 //!
+//! x87, SSE and AVX instructions are executed by the host's own unit on the guest's registers ([`native`]).
+//!
 //! # Code that changes
 //! A block is a copy of memory, so something must tell when memory has changed. Three things do:
 //! 1. *Stores of vCPUs* to pages with decoded code are seen as they happen, down to 64 bytes ([`code_map`]); the storing
@@ -52,7 +54,7 @@ use core::marker::PhantomData;
 
 use hv::backend::Backend;
 use platform::{MaySleep, OutOfMemory, Platform};
-use x86::{CpuState, Features, Mode, control::xcr0};
+use x86::{Features, Mode};
 
 pub use stats::Stats;
 pub use vcpu::SoftVcpu;
@@ -62,6 +64,7 @@ pub use vm::SoftVm;
 #[derive(Debug)]
 pub struct Soft<P> {
     features: Features,
+    xcr0: u64,
     platform: PhantomData<fn() -> P>,
 }
 
@@ -70,7 +73,8 @@ impl<P: Platform> Soft<P> {
     pub fn new() -> Self {
         // The decoder allocates its tables when it is first used: not while a guest runs.
         let _ = emulate::decode::<SoftVcpu<P>>(&[0x90], Mode::Long64, Features::empty());
-        Self { features: INTEGER, platform: PhantomData }
+        let (vector, xcr0) = native::offered();
+        Self { features: INTEGER | vector, xcr0, platform: PhantomData }
     }
 }
 
@@ -132,14 +136,7 @@ impl<P: Platform> Backend for Soft<P> {
     }
 
     fn xcr0(&self) -> u64 {
-        let mut bits = xcr0::X87;
-        if self.features.contains(Features::XSAVE) {
-            bits |= xcr0::SSE;
-            if self.features.contains(Features::AVX) {
-                bits |= xcr0::AVX;
-            }
-        }
-        bits
+        self.xcr0
     }
 
     fn create_vm(&self, _cx: &MaySleep) -> Result<SoftVm<P>, OutOfMemory> {
@@ -147,11 +144,6 @@ impl<P: Platform> Backend for Soft<P> {
     }
 
     fn create_vcpu(&self, vm: &SoftVm<P>, index: usize, _cx: &MaySleep) -> Result<SoftVcpu<P>, OutOfMemory> {
-        SoftVcpu::new(vm, index, self.features, self.xcr0())
+        SoftVcpu::new(vm, index, self.features, self.xcr0)
     }
-}
-
-/// The signature that a vCPU's EDX shows at reset until the core says otherwise.
-fn reset_state() -> CpuState {
-    CpuState::reset(0)
 }

@@ -10,6 +10,7 @@ use x86::{CpuState, Cr0, Cr4, Efer, Exception, Features, Mode};
 use crate::{
     SoftVm, Stats,
     cache::{Cache, Limits},
+    native::Native,
     tlb::{Keys, NEVER, Spaces, Tlb, USER},
     vm::Common,
 };
@@ -116,6 +117,7 @@ pub struct SoftVcpu<P: Platform> {
     pub(crate) pauses: u32,
     /// What the emulator executes INT3 with.
     pub(crate) int3: Option<Handler<Self>>,
+    pub(crate) native: Native,
     /// Each instruction is to be looked at: debugging, single step, a shadow that holds back a window.
     pub(crate) slow: bool,
     pub(crate) stats: Stats,
@@ -137,7 +139,8 @@ impl<P: Platform> core::fmt::Debug for SoftVcpu<P> {
 impl<P: Platform> SoftVcpu<P> {
     pub(crate) fn new(vm: &SoftVm<P>, index: usize, features: Features, xcr0: u64) -> Result<Self, OutOfMemory> {
         vm.0.code.add_vcpu(index)?;
-        let state = crate::reset_state();
+        // The core sets the signature in EDX when it knows it.
+        let state = CpuState::reset(0);
         let spaces = Spaces::default();
         let physical_bits = 40;
         Ok(Self {
@@ -180,6 +183,7 @@ impl<P: Platform> SoftVcpu<P> {
             after: None,
             pauses: 0,
             int3: None,
+            native: Native::new().map_err(|_| OutOfMemory)?,
             slow: false,
             stats: Stats::default(),
             state,
