@@ -12,7 +12,8 @@ use iced_x86::{Code, Encoder, EncodingKind, Instruction, MemoryOperand, Mnemonic
 use x86::{CpuState, Fpu, fpu::Legacy};
 
 use super::{
-    context::{FATAL, FLAGS, FX, HOST_MXCSR, MXCSR, RAISED},
+    context::{FATAL, FLAGS, FSW, FX, HOST_FCW, HOST_MXCSR, MXCSR, RAISED},
+    light::{self, Conditions, Light},
     stubs::Kind,
 };
 
@@ -373,19 +374,28 @@ fn rebuild<C>(op: &Op<C>, gpr: Register) -> Option<Instruction> {
 
 /// The code of the stub for `op` and what has to be done around it; None if there is no such instruction.
 /// The returned vector is to be given back to the encoder.
-pub(super) fn stub<C>(encoder: &mut Encoder, op: &Op<C>) -> Option<(Vec<u8>, Kind)> {
+/// x87 instructions get a light stub if they can, unless `complete` is set.
+pub(super) fn stub<C>(encoder: &mut Encoder, op: &Op<C>, complete: bool) -> Option<(Vec<u8>, Kind, Conditions)> {
     let mut buffer = encoder.take_buffer();
     buffer.clear();
     encoder.set_buffer(buffer);
     let mut a = Assembler { encoder, failed: false };
-    let (kind, branch) = if is_x87(op.code) { (x87(&mut a, op), None) } else { simd(&mut a, op) };
+    let mut conditions = Conditions::default();
+    let (kind, branch) = if !is_x87(op.code) {
+        simd(&mut a, op)
+    } else if let (Some(plan), false) = (light::plan(op.code, st_operand(op), op.is_memory()), complete) {
+        conditions = plan.conditions();
+        (x87_light(&mut a, op, &plan), None)
+    } else {
+        (x87(&mut a, op), None)
+    };
     a.put(Ok(Instruction::with(Code::Retnq)));
     let failed = a.failed;
     let mut code = encoder.take_buffer();
     if let Some((at, target)) = branch {
         *code.get_mut(at)? = u8::try_from(target - at - 1).ok()?;
     }
-    if failed { None } else { Some((code, kind)) }
+    if failed { None } else { Some((code, kind, conditions)) }
 }
 
 fn x87<C>(a: &mut Assembler<'_>, op: &Op<C>) -> Kind {
@@ -405,6 +415,54 @@ fn x87<C>(a: &mut Assembler<'_>, op: &Op<C>) -> Kind {
     a.control(Code::Fxsave64_m512byte, FX);
     a.put(Ok(Instruction::with(Code::Fninit)));
     if x87_stores(op.code) && op.is_memory() { Kind::X87Store } else { Kind::X87 }
+}
+
+/// The number of the x87 register operand that is not ST(0), or 0.
+fn st_operand<C>(op: &Op<C>) -> u8 {
+    op.regs.iter().filter(|&&r| r != NO_REG && class_of(r) == class::ST).map(|r| r & 7).max().unwrap_or(0)
+}
+
+/// A stub that loads the instruction's operands on the host's empty stack and leaves it empty. See [`light`].
+fn x87_light<C>(a: &mut Assembler<'_>, op: &Op<C>, plan: &Light) -> Kind {
+    let flags = x87_flags(op.code);
+    // The exceptions that are flagged afterwards are to be this instruction's: fnstsw ax; test al, 0x3f; je; fnclex.
+    for byte in [0xdf, 0xe0, 0xa8, 0x3f, 0x74, 0x02, 0xdb, 0xe2] {
+        a.encoder.write_u8(byte);
+    }
+    a.control(Code::Fnstcw_m2byte, HOST_FCW);
+    a.put(Instruction::with1(Code::Fldcw_m2byte, fpu_at(offset_of!(Fpu, legacy) + offset_of!(Legacy, fcw))));
+    if let Some(i) = plan.other {
+        a.put(Instruction::with1(Code::Fld_m80fp, mm_slot(i, 0)));
+    }
+    if plan.full & 1 != 0 {
+        a.put(Instruction::with1(Code::Fld_m80fp, mm_slot(0, 0)));
+    }
+    if flags == X87Flags::Reads {
+        a.put(Instruction::with1(Code::Push_rm64, context_at(FLAGS)));
+        a.put(Ok(Instruction::with(Code::Popfq)));
+    }
+    // On the host's stack the other operand is ST(1).
+    let mut moved = *op;
+    for reg in &mut moved.regs {
+        if *reg != NO_REG && class_of(*reg) == class::ST && *reg & 7 != 0 {
+            *reg = class::ST | 1;
+        }
+    }
+    a.guest(&moved);
+    a.control(Code::Fnstsw_m2byte, FSW);
+    if flags == X87Flags::Writes {
+        a.take_flags();
+    }
+    for i in plan.results.into_iter().flatten() {
+        a.put(Instruction::with1(Code::Fstp_m80fp, mm_slot(i, 0)));
+    }
+    for _ in 0..plan.drop {
+        a.put(Instruction::with1(Code::Fstp_sti, Register::ST0));
+    }
+    a.control(Code::Fldcw_m2byte, HOST_FCW);
+    // Whoever unmasks exceptions in this process must not find ours.
+    a.put(Ok(Instruction::with(Code::Fnclex)));
+    if x87_stores(op.code) && op.is_memory() { Kind::LightStore } else { Kind::Light }
 }
 
 /// Position of a branch displacement that has to be set, and its target.

@@ -17,6 +17,10 @@ pub(super) struct Context {
     pub fatal: u32,
     /// RFLAGS after the instruction; before it, for FCMOVcc.
     pub flags: u64,
+    /// x87 status word after the instruction.
+    pub fsw: u16,
+    /// x87 control word of the host.
+    pub host_fcw: u16,
     /// FXSAVE image for x87 instructions.
     pub fx: FxImage,
 }
@@ -32,12 +36,24 @@ pub(super) const HOST_MXCSR: usize = offset_of!(Context, host_mxcsr);
 pub(super) const RAISED: usize = offset_of!(Context, raised);
 pub(super) const FATAL: usize = offset_of!(Context, fatal);
 pub(super) const FLAGS: usize = offset_of!(Context, flags);
+pub(super) const FSW: usize = offset_of!(Context, fsw);
+pub(super) const HOST_FCW: usize = offset_of!(Context, host_fcw);
 pub(super) const FX: usize = offset_of!(Context, fx);
 
 const _: () = assert!(MEMORY == 0);
 
 impl Default for Context {
     fn default() -> Self {
-        Self { memory: [0; 2], mxcsr: 0x1f80, host_mxcsr: 0x1f80, raised: 0, fatal: 0, flags: 0, fx: FxImage([0; 64]) }
+        Self {
+            memory: [0; 2],
+            mxcsr: 0x1f80,
+            host_mxcsr: 0x1f80,
+            raised: 0,
+            fatal: 0,
+            flags: 0,
+            fsw: 0,
+            host_fcw: 0x37f,
+            fx: FxImage([0; 64]),
+        }
     }
 }

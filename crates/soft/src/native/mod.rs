@@ -33,6 +33,7 @@ mod assemble;
 mod code;
 mod context;
 mod host;
+mod light;
 mod simd;
 mod stubs;
 mod x87;
@@ -138,6 +139,7 @@ pub fn execute<C: Host>(cpu: &mut C, op: &Op<C>, memory: Option<u64>) -> Res {
             simd::commit(cpu, context);
             Ok(())
         }
+        Kind::Light | Kind::LightStore => x87::execute_light(cpu, context, stub, op, memory),
         Kind::X87 | Kind::X87Store => x87::execute(cpu, context, stub, op, memory),
     }
 }

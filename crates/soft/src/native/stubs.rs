@@ -4,7 +4,7 @@ use iced_x86::Encoder;
 use platform::fallible::try_vec;
 use x86::CpuState;
 
-use super::{NativeError, assemble, code::CodeMemory, context::Context, host};
+use super::{NativeError, assemble, code::CodeMemory, context::Context, host, light::Conditions};
 
 /// Bytes of code; about 4,000 stubs.
 const CODE_SIZE: usize = 512 << 10;
@@ -35,6 +35,10 @@ pub(super) enum Kind {
     X87,
     /// x87, and the result goes to memory.
     X87Store,
+    /// x87, under the conditions of [`super::light`].
+    Light,
+    /// The same, and the result goes to memory.
+    LightStore,
 }
 
 /// A stub that can be called until the next [`Stubs::find`].
@@ -42,6 +46,8 @@ pub(super) enum Kind {
 pub(super) struct Stub {
     pub entry: Entry,
     pub kind: Kind,
+    /// For the light kinds.
+    pub light: Conditions,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +82,10 @@ fn key<C>(op: &Op<C>) -> u64 {
     op.code as u64 | immediates << 16 | (u32::from_le_bytes(op.regs) as u64) << 32
 }
 
+/// Set in the keys of all but complete x87 stubs: no instruction has a vector register, or an x87 register, as its
+/// fourth operand with this bit clear.
+const LIGHT: u64 = 1 << 63;
+
 #[inline(always)]
 fn hash(key: u64) -> usize {
     (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 51) as usize & (SLOTS - 1)
@@ -101,7 +111,17 @@ impl Stubs {
     /// The stub for `op`; None if the host cannot execute it.
     #[inline(always)]
     pub fn find<C>(&mut self, op: &Op<C>) -> Option<Stub> {
-        let key = key(op);
+        self.look_up(op, key(op))
+    }
+
+    /// The stub for the x87 instruction `op` that works under all conditions.
+    #[cold]
+    pub fn find_complete<C>(&mut self, op: &Op<C>) -> Option<Stub> {
+        self.look_up(op, key(op) & !LIGHT)
+    }
+
+    #[inline(always)]
+    fn look_up<C>(&mut self, op: &Op<C>, key: u64) -> Option<Stub> {
         let mut at = hash(key);
         loop {
             let slot = &self.slots[at];
@@ -122,7 +142,7 @@ impl Stubs {
         if !self.features.has(op.code) {
             return None;
         }
-        let (code, kind) = assemble::stub(&mut self.encoder, op)?;
+        let (code, kind, light) = assemble::stub(&mut self.encoder, op, key & LIGHT == 0)?;
         if self.live >= LIMIT {
             self.flush();
         }
@@ -137,7 +157,7 @@ impl Stubs {
         // SAFETY: `entry` is the start of a stub, which is a function of this type, in memory that lives as long as
         // this table.
         let entry = unsafe { std::mem::transmute::<*mut u8, Entry>(entry.as_ptr()) };
-        let stub = Stub { entry, kind };
+        let stub = Stub { entry, kind, light };
         let mut at = hash(key);
         while self.slots[at].key != 0 {
             at = (at + 1) & (SLOTS - 1);

@@ -32,6 +32,7 @@ const CASES: &[(&str, &[u8])] = &[
 #[ignore = "a measurement"]
 fn cost() {
     let mut m = Machine::new();
+    m.state.fpu = x86::Fpu::default();
     m.state.gpr[10] = m.at();
     for i in 0..16 {
         m.state.fpu.legacy.xmm[i] = (1.0f64.to_bits() as u128).to_le_bytes();
