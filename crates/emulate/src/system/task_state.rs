@@ -110,8 +110,10 @@ impl Layout {
             value
         };
         let mut task = TaskState { ip: next(cpu)?, flags: next(cpu)?, ..TaskState::default() };
+        // A 16-bit task finds ones in the upper halves of its registers.
+        let upper = if self == Self::Bits16 { 0xffff_0000 } else { 0 };
         for register in &mut task.gpr {
-            *register = next(cpu)?;
+            *register = next(cpu)? | upper;
         }
         for selector in task.selectors.iter_mut().take(self.segments()) {
             *selector = next(cpu)? as u16;

@@ -174,7 +174,9 @@ fn sixteen_bit_and_virtual_8086_tasks() {
         cpu.write(NEW_TSS + 14 + n as u64 * 2, &word.to_le_bytes());
     }
     assert_eq!(run(&mut cpu, &call(FREE)), Ok(()));
-    assert_eq!((cpu.state.rip, cpu.state.gpr[0], cpu.state.gpr[4], cpu.state.tr.attr.typ()), (0x1234, 1, 0x800, 3));
+    let registers = (cpu.state.gpr[0], cpu.state.gpr[4], cpu.state.gpr[7]);
+    assert_eq!(registers, (0xffff_0001, 0xffff_0800, 0xffff_0008));
+    assert_eq!((cpu.state.rip, cpu.state.tr.attr.typ()), (0x1234, 3));
     cpu.state.gpr[3] = 0x1_5555;
     assert_eq!(run(&mut cpu, &[0xcf]), Ok(()));
     assert_eq!((cpu.state.rip, cpu.state.tr.selector), (CODE + 7, TASK));
