@@ -32,6 +32,7 @@ mod moves;
 mod native;
 mod pointers;
 pub mod registers;
+mod stack;
 mod xsave;
 
 #[cfg(test)]
@@ -51,6 +52,7 @@ pub fn lookup<C: Cpu>(insn: &Instruction) -> Option<Handler<C>> {
         .or_else(|| environment::lookup(insn))
         .or_else(|| fxsave::lookup(insn))
         .or_else(|| xsave::lookup(insn))
+        .or_else(|| stack::lookup(insn))
         .or_else(|| native::lookup(insn))
 }
 

@@ -53,8 +53,13 @@ pub fn top(fpu: &Fpu) -> u32 {
 /// Moves the stack top; the physical registers keep what they hold, so that ST(i) is renumbered.
 pub fn set_top(fpu: &mut Fpu, to: u32) {
     let to = to & 7;
-    let by = to.wrapping_sub(top(fpu)) & 7;
-    fpu.legacy.st.rotate_left(by as usize);
+    // The common distances as constants: they are then plain moves.
+    match to.wrapping_sub(top(fpu)) & 7 {
+        0 => {}
+        1 => fpu.legacy.st.rotate_left(1),
+        7 => fpu.legacy.st.rotate_right(1),
+        by => fpu.legacy.st.rotate_left(by as usize),
+    }
     fpu.legacy.fsw = fpu.legacy.fsw & !TOP | (to as u16) << 11;
 }
 
