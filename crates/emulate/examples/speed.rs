@@ -153,83 +153,52 @@ fn run(code: &[u8]) -> (u64, f64) {
     }
 }
 
+/// Loops of ten or twenty million rounds.
+const PROGRAMS: [(&str, &[u8]); 4] = [
+    (
+        // mov ecx, 20000000; 1: lea rax, [rax+rcx*4+7]; add rdx, rax; xor rbx, rdx; shr rax, 3; imul rsi, rbx;
+        // sub rdi, rsi; dec ecx; jne 1b
+        "registers",
+        &[
+            0xb9, 0x00, 0x2d, 0x31, 0x01, 0x48, 0x8d, 0x44, 0x88, 0x07, 0x48, 0x01, 0xc2, 0x48, 0x31, 0xd3, 0x48, 0xc1,
+            0xe8, 0x03, 0x48, 0x0f, 0xaf, 0xf3, 0x48, 0x29, 0xf7, 0xff, 0xc9, 0x75, 0xe6,
+        ],
+    ),
+    (
+        // mov ecx, 20000000; mov esi, 0x1000; 1: mov rax, [rsi+8]; add rax, rcx; mov [rsi+16], rax;
+        // movzx edx, byte [rsi+16]; add dword [rsi+rdx*4+64], 1; cmp byte [rsi+32], 0; dec ecx; jne 1b
+        "memory",
+        &[
+            0xb9, 0x00, 0x2d, 0x31, 0x01, 0xbe, 0x00, 0x10, 0x00, 0x00, 0x48, 0x8b, 0x46, 0x08, 0x48, 0x01, 0xc8, 0x48,
+            0x89, 0x46, 0x10, 0x0f, 0xb6, 0x56, 0x10, 0x83, 0x44, 0x96, 0x40, 0x01, 0x80, 0x7e, 0x20, 0x00, 0xff, 0xc9,
+            0x75, 0xe4,
+        ],
+    ),
+    (
+        // mov ecx, 20000000; mov eax, 1; 1: test eax, 1; jne 2f; shr eax, 1; jmp 3f; 2: lea eax, [rax+rax*2+1];
+        // 3: cmp eax, 1000; cmova eax, ecx; dec ecx; jne 1b
+        "branches",
+        &[
+            0xb9, 0x00, 0x2d, 0x31, 0x01, 0xb8, 0x01, 0x00, 0x00, 0x00, 0xa9, 0x01, 0x00, 0x00, 0x00, 0x75, 0x04, 0xd1,
+            0xe8, 0xeb, 0x04, 0x8d, 0x44, 0x40, 0x01, 0x3d, 0xe8, 0x03, 0x00, 0x00, 0x0f, 0x47, 0xc1, 0xff, 0xc9, 0x75,
+            0xe5,
+        ],
+    ),
+    (
+        // mov ecx, 10000000; 1: call 2f; dec ecx; jne 1b; jmp 3f; 2: push rbp; mov rbp, rsp; push rbx; mov rbx, rdi;
+        // mov rax, [rbp+8]; pop rbx; pop rbp; ret; 3: nop
+        "calls",
+        &[
+            0xb9, 0x80, 0x96, 0x98, 0x00, 0xe8, 0x06, 0x00, 0x00, 0x00, 0xff, 0xc9, 0x75, 0xf7, 0xeb, 0x0f, 0x55, 0x48,
+            0x89, 0xe5, 0x53, 0x48, 0x89, 0xfb, 0x48, 0x8b, 0x45, 0x08, 0x5b, 0x5d, 0xc3, 0x90,
+        ],
+    ),
+];
+
 fn main() {
-    use iced_x86::code_asm::*;
-    let programs: [(&str, fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>); 4] = [
-        ("registers", |a| {
-            let mut top = a.create_label();
-            a.mov(ecx, 20_000_000)?;
-            a.set_label(&mut top)?;
-            a.lea(rax, ptr(rax + rcx * 4 + 7))?;
-            a.add(rdx, rax)?;
-            a.xor(rbx, rdx)?;
-            a.shr(rax, 3)?;
-            a.imul_2(rsi, rbx)?;
-            a.sub(rdi, rsi)?;
-            a.dec(ecx)?;
-            a.jne(top)
-        }),
-        ("memory", |a| {
-            let mut top = a.create_label();
-            a.mov(ecx, 20_000_000)?;
-            a.mov(esi, 0x1000)?;
-            a.set_label(&mut top)?;
-            a.mov(rax, qword_ptr(rsi + 8))?;
-            a.add(rax, rcx)?;
-            a.mov(qword_ptr(rsi + 16), rax)?;
-            a.movzx(edx, byte_ptr(rsi + 16))?;
-            a.add(dword_ptr(rsi + rdx * 4 + 64), 1)?;
-            a.cmp(byte_ptr(rsi + 32), 0)?;
-            a.dec(ecx)?;
-            a.jne(top)
-        }),
-        ("branches", |a| {
-            let (mut top, mut odd, mut next) = (a.create_label(), a.create_label(), a.create_label());
-            a.mov(ecx, 20_000_000)?;
-            a.mov(eax, 1)?;
-            a.set_label(&mut top)?;
-            a.test(eax, 1)?;
-            a.jne(odd)?;
-            a.shr(eax, 1)?;
-            a.jmp(next)?;
-            a.set_label(&mut odd)?;
-            a.lea(eax, ptr(rax + rax * 2 + 1))?;
-            a.set_label(&mut next)?;
-            a.cmp(eax, 1000)?;
-            a.cmova(eax, ecx)?;
-            a.dec(ecx)?;
-            a.jne(top)
-        }),
-        ("calls", |a| {
-            let (mut top, mut f, mut end) = (a.create_label(), a.create_label(), a.create_label());
-            a.mov(ecx, 10_000_000)?;
-            a.set_label(&mut top)?;
-            a.call(f)?;
-            a.dec(ecx)?;
-            a.jne(top)?;
-            a.jmp(end)?;
-            a.set_label(&mut f)?;
-            a.push(rbp)?;
-            a.mov(rbp, rsp)?;
-            a.push(rbx)?;
-            a.mov(rbx, rdi)?;
-            a.mov(rax, qword_ptr(rbp + 8))?;
-            a.pop(rbx)?;
-            a.pop(rbp)?;
-            a.ret()?;
-            a.set_label(&mut end)?;
-            a.nop()
-        }),
-    ];
-    for (name, program) in programs {
-        let mut a = CodeAssembler::new(64).unwrap();
-        program(&mut a).unwrap();
-        let code = a.assemble(0).unwrap();
-        let (count, seconds) = run(&code);
-        println!(
-            "{name:10} {:7.1} M instructions/s, {:.2} ns each",
-            count as f64 / seconds / 1e6,
-            seconds * 1e9 / count as f64
-        );
+    for (name, code) in PROGRAMS {
+        let (count, seconds) = run(code);
+        let (millions, nanoseconds) = (count as f64 / seconds / 1e6, seconds * 1e9 / count as f64);
+        println!("{name:10} {millions:7.1} M instructions/s, {nanoseconds:.2} ns each");
     }
 }

@@ -140,18 +140,21 @@ pub(crate) fn plain(linear: u64, bytes: u64) -> bool {
 /// Checks an access in 64-bit mode and returns `linear`.
 #[inline(always)]
 fn long<C: Cpu>(cpu: &mut C, seg: u8, linear: u64, bytes: u64) -> Res<u64> {
-    if plain(linear, bytes) { Ok(linear) } else { long_slow(cpu, seg, linear, bytes) }
+    if !plain(linear, bytes) {
+        long_slow(cpu, seg, linear, bytes)?;
+    }
+    Ok(linear)
 }
 
 #[cold]
 #[inline(never)]
-fn long_slow<C: Cpu>(cpu: &mut C, seg: u8, linear: u64, bytes: u64) -> Res<u64> {
+fn long_slow<C: Cpu>(cpu: &mut C, seg: u8, linear: u64, bytes: u64) -> Res {
     let bits = cpu.state().linear_bits();
     let last = linear.wrapping_add(bytes - 1);
     if !paging::canonical(linear, bits) || !paging::canonical(last, bits) {
         return Err(limit_fault(seg));
     }
-    aligned(cpu.state(), linear, bytes)
+    aligned(cpu.state(), linear, bytes).map(|_| ())
 }
 
 /// Checks that `bytes` bytes at the linear address `linear` are canonical in 64-bit mode (true in other modes).

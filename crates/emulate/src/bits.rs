@@ -42,12 +42,7 @@ fn bit_string<C: Cpu, W: Width, const KIND: u8, const LOCK: bool>(cpu: &mut C, o
     let bit = number as u32 & (W::BITS - 1);
     let words = number >> W::BITS.trailing_zeros();
     let offset = op.offset(state).wrapping_add((words * W::BYTES as i64) as u64);
-    let offset = match op.address_size {
-        8 => offset,
-        4 => offset as u32 as u64,
-        _ => offset as u16 as u64,
-    };
-    let at = address::segment_offset(cpu, op.seg, offset, W::BYTES, KIND != TEST)?;
+    let at = address::segment_offset(cpu, op.seg, op.wrap(offset), W::BYTES, KIND != TEST)?;
     let value = if KIND == TEST {
         cpu.load::<W>(at, Access::Program)?.low()
     } else if LOCK {

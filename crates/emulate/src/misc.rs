@@ -64,9 +64,13 @@ fn salc<C: Cpu>(cpu: &mut C, _op: &Op<C>) -> Res {
 }
 
 fn bound<C: Cpu, W: Width>(cpu: &mut C, op: &Op<C>) -> Res {
-    let at = address::linear(cpu, op, 2 * W::BYTES, false)?;
-    let low = cpu.load::<W>(at, Access::Program)?.low();
-    let high = cpu.load::<W>(at.wrapping_add(W::BYTES) as u32 as u64, Access::Program)?.low();
+    let offset = op.offset(cpu.state());
+    let mut bound = |offset: u64| {
+        let at = address::segment_offset(cpu, op.seg, offset, W::BYTES, false)?;
+        Ok(cpu.load::<W>(at, Access::Program)?.low())
+    };
+    let low = bound(offset)?;
+    let high = bound(op.wrap(offset.wrapping_add(W::BYTES)))?;
     let signed = |value| W::sign_extend(value) as i64;
     let index = signed(W::get(cpu.state(), op.regs[0]));
     if index < signed(low) || index > signed(high) { Err(Stop::fault(Vector::BR)) } else { Ok(()) }

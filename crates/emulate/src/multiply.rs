@@ -117,7 +117,7 @@ fn idiv<C: Cpu, W: Width, S: Source>(cpu: &mut C, op: &Op<C>) -> Res {
         Some((W::sign_extend(high) << (W::BITS & 63) | low) as i64)
     };
     let (quotient, remainder) = match narrow.and_then(|n| Some((n.checked_div(divisor)?, n.checked_rem(divisor)?))) {
-        Some((q, r)) => (q as i128, r as i64),
+        Some((q, r)) => (q as i128, r),
         None => {
             let all = ((high as u128) << 64 | low as u128) as i128;
             let wide = divisor as i128;

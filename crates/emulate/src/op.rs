@@ -126,6 +126,12 @@ impl<C> Op<C> {
         if self.index < 16 {
             offset = offset.wrapping_add(state.gpr[self.index as usize & 15] << self.scale);
         }
+        self.wrap(offset)
+    }
+
+    /// `offset` wrapped to the address size.
+    #[inline(always)]
+    pub fn wrap(&self, offset: u64) -> u64 {
         match self.address_size {
             8 => offset,
             4 => offset as u32 as u64,

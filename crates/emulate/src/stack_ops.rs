@@ -141,10 +141,7 @@ fn enter<C: Cpu, W: Width>(cpu: &mut C, op: &Op<C>) -> Res {
     cpu.probe_write(top, W::BYTES, Access::Program)?;
     let state = cpu.state_mut();
     stack.commit(state);
-    state.gpr[gpr::RBP] = base & !stack.mask | frame & stack.mask;
-    if state.mode != Mode::Long64 && stack.mask == 0xffff_ffff {
-        state.gpr[gpr::RBP] &= stack.mask;
-    }
+    W::set(state, gpr::RBP as u8, frame);
     Ok(())
 }
 
@@ -160,11 +157,10 @@ fn leave<C: Cpu, W: Width>(cpu: &mut C, _op: &Op<C>) -> Res {
 }
 
 /// LEAVE in 64-bit mode with its usual operand size.
-fn leave_long<C: Cpu>(cpu: &mut C, op: &Op<C>) -> Res {
+fn leave_long<C: Cpu>(cpu: &mut C, _op: &Op<C>) -> Res {
     let state = cpu.state_mut();
     let (pointer, frame) = (state.gpr[gpr::RSP], state.gpr[gpr::RBP]);
     state.gpr[gpr::RSP] = frame;
-    let _ = op;
     match stack::top::<C, u64>(cpu) {
         Ok(value) => {
             let state = cpu.state_mut();

@@ -75,7 +75,8 @@ fn run<C: Cpu, W: Width, A: Width>(cpu: &mut C, seg: u8, reg: u8, count: u64, wr
 /// Whether elements can be done in bulk at all: ascending, and nobody watches single accesses.
 fn plain<C: Cpu>(cpu: &C) -> bool {
     let state = cpu.state();
-    !state.flags.control(flags::DF) && !(state.cpl == 3 && state.flags.control(flags::AC)) && !cpu.data_breakpoints()
+    let checked = state.cpl == 3 && state.flags.control(flags::AC);
+    !(state.flags.control(flags::DF) || checked || cpu.data_breakpoints())
 }
 
 enum Movs {}

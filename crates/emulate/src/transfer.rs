@@ -78,12 +78,7 @@ fn lea_long<C: Cpu, const INDEX: bool>(cpu: &mut C, op: &Op<C>) -> Res {
 fn xlat<C: Cpu>(cpu: &mut C, op: &Op<C>) -> Res {
     let state = cpu.state();
     let offset = state.gpr[gpr::RBX].wrapping_add(state.gpr[gpr::RAX] & 0xff);
-    let offset = match op.address_size {
-        2 => offset as u16 as u64,
-        4 => offset as u32 as u64,
-        _ => offset,
-    };
-    let at = address::segment_offset(cpu, op.seg, offset, 1, false)?;
+    let at = address::segment_offset(cpu, op.seg, op.wrap(offset), 1, false)?;
     let value = cpu.load::<u8>(at, Access::Program)?;
     u8::set(cpu.state_mut(), gpr::RAX as u8, value as u64);
     Ok(())
