@@ -5,8 +5,6 @@ use crate::{Cpu, Res, Stop};
 
 /// #MF.
 pub(super) const MF: Stop = Stop::fault(Vector::MF);
-/// Exception summary in the x87 status word: an unmasked exception is pending.
-pub(super) const ES: u16 = 1 << 7;
 
 const EM: u64 = Cr0::EM.bits();
 const TS: u64 = Cr0::TS.bits();
@@ -68,10 +66,12 @@ fn vex_fault<C: Cpu, const F: u64>(cpu: &C) -> Stop {
     if exists { Stop::NM } else { Stop::UD }
 }
 
-/// A pending unmasked x87 exception is #MF.
+/// A pending unmasked x87 exception is #MF. The summary bit ES would tell too, but whoever sets the state from outside
+/// may have left it wrong, as a processor's own never is.
 #[inline(always)]
 pub(super) fn pending(state: &CpuState) -> Res {
-    if state.fpu.legacy.fsw & ES == 0 { Ok(()) } else { Err(MF) }
+    let legacy = &state.fpu.legacy;
+    if legacy.fsw & !legacy.fcw & 0x3f == 0 { Ok(()) } else { Err(MF) }
 }
 
 /// For x87 instructions that do not wait for pending exceptions.

@@ -94,7 +94,8 @@ fn writes_memory(insn: &Instruction) -> bool {
     insn.op_count() > 0 && insn.op_kind(0) == iced_x86::OpKind::Memory
 }
 
-/// Whether a 16-byte memory operand of this legacy SSE instruction may be misaligned.
+/// Whether a 16-byte memory operand of this legacy SSE instruction may be misaligned. The manuals have the SHA
+/// instructions fault, AMD's processors do not: nothing that works on either depends on the fault.
 fn unaligned(code: Code) -> bool {
     use Code::*;
     matches!(
@@ -105,7 +106,7 @@ fn unaligned(code: Code) -> bool {
             | Pcmpestri64_xmm_xmmm128_imm8
             | Pcmpistrm_xmm_xmmm128_imm8
             | Pcmpistri_xmm_xmmm128_imm8
-    )
+    ) || matches!(code.cpuid_features(), [CpuidFeature::SHA])
 }
 
 /// Integer instructions that CPUID counts as SSE; they belong to other families.

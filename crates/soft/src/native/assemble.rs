@@ -12,7 +12,7 @@ use iced_x86::{Code, Encoder, EncodingKind, Instruction, MemoryOperand, Mnemonic
 use x86::{CpuState, Fpu, fpu::Legacy};
 
 use super::{
-    context::{FATAL, FLAGS, FSW, FX, HOST_FCW, HOST_MXCSR, MXCSR, RAISED},
+    context::{FATAL, FLAGS, FSW, FX, HOST_FCW, HOST_MXCSR, MEMORY, MXCSR, RAISED},
     light::{self, Conditions, Light},
     stubs::Kind,
 };
@@ -79,6 +79,11 @@ fn traits(code: Code) -> Traits {
         writes_rcx: index,
         reads_lengths: explicit,
     }
+}
+
+/// VCVTPS2PH, whose result is in the context's buffer also if it goes to a register.
+pub(super) fn is_to_half(code: Code) -> bool {
+    code.mnemonic() == Mnemonic::Vcvtps2ph
 }
 
 /// Whether MXCSR matters. RCPPS, RSQRTPS and moves, shuffles, logic, blends have nothing to do with it.
@@ -480,6 +485,9 @@ fn simd<C>(a: &mut Assembler<'_>, op: &Op<C>) -> (Kind, Branch) {
     a.guest(op);
     if t.flags {
         a.take_flags();
+    }
+    if is_to_half(op.code) && op.regs[0] != NO_REG {
+        a.put(Instruction::with2(Code::VEX_Vmovups_xmmm128_xmm, context_at(MEMORY), xmm(op.regs[0])));
     }
     let mut branch = None;
     if t.float {

@@ -130,7 +130,7 @@ pub fn execute<C: Host>(cpu: &mut C, op: &Op<C>, memory: Option<u64>) -> Res {
             if stub.kind != Kind::FloatStore {
                 load_operand(cpu, context, op, memory)?;
             }
-            simd::execute(cpu, context, stub)?;
+            simd::execute(cpu, context, stub, op)?;
             match stub.kind {
                 Kind::FloatFlags => simd::take_flags(cpu, context),
                 Kind::FloatStore => store_operand(cpu, context, op, memory)?,

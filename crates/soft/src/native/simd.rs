@@ -1,10 +1,10 @@
 //! SSE and AVX instructions that depend on MXCSR.
 use std::ptr::NonNull;
 
-use emulate::{Cpu, Res, Stop};
+use emulate::{Cpu, Op, Res, Stop};
 use x86::{Cr4, Vector, flags};
 
-use super::{call, context::Context, stubs::Stub};
+use super::{assemble, call, context::Context, stubs::Stub};
 
 /// The six exception flags of MXCSR; their masks are 7 bits higher.
 const EXCEPTIONS: u32 = 0x3f;
@@ -23,30 +23,49 @@ const NEVER: u32 = ALL_MASKED;
 /// before but for the flags in MXCSR, and #XM (#UD without CR4.OSXMMEXCPT) is the result. The flags of masked
 /// exceptions are left for [`commit`].
 #[inline(always)]
-pub(super) fn execute<C: Cpu>(cpu: &mut C, context: NonNull<Context>, stub: Stub) -> Res {
+pub(super) fn execute<C: Cpu>(cpu: &mut C, context: NonNull<Context>, stub: Stub, op: &Op<C>) -> Res {
     let guest = cpu.state().fpu.legacy.mxcsr;
     let unmasked = !(guest >> 7) & EXCEPTIONS;
     if unmasked & UNDERFLOW != 0 {
-        return execute_trapping_underflow(cpu, context, stub, unmasked);
+        return execute_trapping_underflow(cpu, context, stub, unmasked, assemble::is_to_half(op.code));
     }
     let raised = run(cpu, context, stub, guest & MODES, unmasked);
     if raised & unmasked == 0 { Ok(()) } else { Err(fault(cpu, raised, unmasked)) }
 }
 
-/// Unmasked underflow is raised for every tiny result, masked underflow only for the inexact ones (SDM vol. 1, 4.9.1.5), and
-/// flushing to zero works only while it is masked. Flushing raises underflow for every tiny result, so a first run
-/// with it tells.
+/// Unmasked underflow is raised for every tiny result, masked underflow only for the inexact ones (SDM vol. 1,
+/// 4.9.1.5), and flushing to zero works only while it is masked. Flushing raises underflow for every tiny result, so a
+/// first run with it tells; but conversions `to_half` precision never flush, and show by their results.
 #[cold]
-fn execute_trapping_underflow<C: Cpu>(cpu: &mut C, context: NonNull<Context>, stub: Stub, unmasked: u32) -> Res {
+fn execute_trapping_underflow<C: Cpu>(
+    cpu: &mut C,
+    context: NonNull<Context>,
+    stub: Stub,
+    unmasked: u32,
+    to_half: bool,
+) -> Res {
     let modes = cpu.state().fpu.legacy.mxcsr & MODES & !FLUSH_TO_ZERO;
-    // Without a write-back unless nothing at all is raised, in which case flushing made no difference.
-    let first = run(cpu, context, stub, modes | FLUSH_TO_ZERO, EXCEPTIONS);
-    if first == 0 {
-        return Ok(());
+    if to_half {
+        // A result of 64 bits leaves the rest as it is.
+        // SAFETY: the context is live, and no stub runs.
+        unsafe { (*context.as_ptr()).memory[0] = 0 };
     }
-    let fatal = if first & UNDERFLOW != 0 { NEVER } else { unmasked };
-    let raised = run(cpu, context, stub, modes, fatal) | first & UNDERFLOW;
+    let mut tiny = run(cpu, context, stub, modes | FLUSH_TO_ZERO, NEVER) & UNDERFLOW;
+    // SAFETY: as above.
+    if to_half && has_denormal_half(unsafe { (*context.as_ptr()).memory[0] }) {
+        tiny = UNDERFLOW;
+    }
+    let fatal = if tiny != 0 { NEVER } else { unmasked };
+    let raised = run(cpu, context, stub, modes, fatal) | tiny;
     if raised & unmasked == 0 { Ok(()) } else { Err(fault(cpu, raised, unmasked)) }
+}
+
+/// Whether one of eight half-precision numbers is denormal.
+fn has_denormal_half(halves: u128) -> bool {
+    (0..8).any(|i| {
+        let half = (halves >> (16 * i)) as u16;
+        half & 0x7c00 == 0 && half & 0x3ff != 0
+    })
 }
 
 /// Runs `stub` once; returns the exceptions that it raised. Registers are written back unless one is among `fatal`.

@@ -6,7 +6,7 @@
 use std::ptr::NonNull;
 
 use emulate::{Cpu, Op, Res, Stop, fpu::registers};
-use x86::{Fpu, flags};
+use x86::{Fpu, Vector, flags};
 
 use super::{
     Host, assemble, call,
@@ -92,6 +92,11 @@ pub(super) fn execute<C: Cpu>(
     op: &Op<C>,
     memory: Option<u64>,
 ) -> Res {
+    let legacy = &cpu.state().fpu.legacy;
+    if legacy.fsw & !legacy.fcw & EXCEPTIONS != 0 {
+        // `emulate` has looked; but the host must not find a pending exception when it executes the instruction.
+        return Err(Stop::fault(Vector::MF));
+    }
     if stub.kind == Kind::X87 {
         load_operand(cpu, context, op, memory)?;
     } else if let Some(linear) = memory {
