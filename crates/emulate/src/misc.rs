@@ -65,7 +65,7 @@ fn salc<C: Cpu>(cpu: &mut C, _op: &Op<C>) -> Res {
 
 fn bound<C: Cpu, W: Width>(cpu: &mut C, op: &Op<C>) -> Res {
     let offset = op.offset(cpu.state());
-    let mut bound = |offset: u64| {
+    let mut bound = |offset: u64| -> Res<u64> {
         let at = address::segment_offset(cpu, op.seg, offset, W::BYTES, false)?;
         Ok(cpu.load::<W>(at, Access::Program)?.low())
     };
