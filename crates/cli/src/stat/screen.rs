@@ -86,10 +86,7 @@ impl View {
 
 fn line(row: &Row) -> TableRow<'static> {
     let rate = row.rate.map_or(String::new(), |rate| format!("{rate:.0}"));
-    let parts: Vec<_> = match &row.parts[..] {
-        [_] => Vec::new(),
-        parts => parts.iter().map(u64::to_string).collect(),
-    };
+    let parts: Vec<_> = row.parts.iter().map(u64::to_string).collect();
     TableRow::new([
         Cell::new(row.name.clone()),
         Cell::new(format!("{:>14}", row.total)),

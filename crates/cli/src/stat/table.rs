@@ -10,16 +10,18 @@ pub fn heading(snapshot: &Snapshot) -> String {
     format!("{}  up {hours}:{minutes:02}:{seconds:02}  {}", snapshot.pid, snapshot.back_end)
 }
 
-/// A statistic summed over the groups that have it.
+/// A statistic of the VM, of its vCPUs, or of both.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
     /// The name, with its unit.
     pub name: String,
+    /// The VM counts it itself.
+    of_vm: bool,
     /// The value now.
     pub total: u64,
     /// Growth a second, for what only grows.
     pub rate: Option<f64>,
-    /// The value of each group that has it.
+    /// The value of each vCPU that has it.
     pub parts: Vec<u64>,
 }
 
@@ -31,22 +33,28 @@ fn name(statistic: &Statistic) -> String {
     }
 }
 
-/// All rows of a snapshot: the VM's statistics first, then those of the vCPUs, summed.
+/// All rows of a snapshot: the VM's statistics first, then those that only vCPUs have, summed.
 /// With an earlier snapshot of the same machine, rates too.
 pub fn rows(now: &Snapshot, before: Option<&Snapshot>) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
-    for group in &now.groups {
+    // The first group is the VM's. What it counts itself is not the vCPUs' sum again.
+    for (index, group) in now.groups.iter().enumerate() {
         for statistic in &group.statistics {
             let (name, value) = (name(statistic), statistic.total());
-            match rows.iter_mut().find(|row| row.name == name) {
-                Some(row) => {
-                    row.total = row.total.saturating_add(value);
-                    row.parts.push(value);
-                }
+            let row = match rows.iter().position(|row| row.name == name) {
+                Some(at) => &mut rows[at],
                 None => {
                     let rate = statistic.grows.then_some(0.0);
-                    rows.push(Row { name, total: value, rate, parts: vec![value] });
+                    rows.push(Row { name, of_vm: index == 0, total: 0, rate, parts: Vec::new() });
+                    let last = rows.len() - 1;
+                    &mut rows[last]
                 }
+            };
+            if index > 0 {
+                row.parts.push(value);
+            }
+            if index == 0 || !row.of_vm {
+                row.total = row.total.saturating_add(value);
             }
         }
     }
@@ -97,9 +105,10 @@ mod tests {
     fn snapshot(uptime_ms: u64, exits: [u64; 2]) -> Snapshot {
         let vcpu = |n: usize| Group {
             id: format!("kvm-1/vcpu-{n}"),
-            statistics: vec![statistic("exits", true, &[exits[n]]), statistic("blocked", false, &[1])],
+            statistics: vec![statistic("exits", true, &[exits[n]]), statistic("halts", true, &[4 + n as u64])],
         };
-        let vm = Group { id: "kvm-1".into(), statistics: vec![statistic("pages", false, &[7])] };
+        let of_vm = vec![statistic("pages", false, &[7]), statistic("halts", true, &[9])];
+        let vm = Group { id: "kvm-1".into(), statistics: of_vm };
         Snapshot { pid: 5, back_end: "soft".into(), uptime_ms, absent: None, groups: vec![vm, vcpu(0), vcpu(1)] }
     }
 
@@ -109,7 +118,9 @@ mod tests {
         let exits = rows.iter().find(|r| r.name == "exits").unwrap();
         assert_eq!((exits.total, exits.rate, &exits.parts[..]), (100, Some(40.0), &[70, 30][..]));
         let pages = rows.iter().find(|r| r.name == "pages").unwrap();
-        assert_eq!((pages.total, pages.rate), (7, None));
+        assert_eq!((pages.total, pages.rate, &pages.parts[..]), (7, None, &[][..]));
+        let halts = rows.iter().find(|r| r.name == "halts").unwrap();
+        assert_eq!((halts.total, &halts.parts[..]), (9, &[4, 5][..]), "the VM's own count is the sum");
     }
 
     #[test]
