@@ -173,6 +173,47 @@ fn a_spinning_guest_is_stopped() {
 }
 
 #[test]
+fn a_signal_that_the_mask_lets_through_ends_the_run_and_stays_pending() {
+    let signal = libc::SIGRTMIN() + 1;
+    // Another signal is pending already when KVM_RUN begins, but the mask blocks it.
+    let blocked = libc::SIGRTMIN() + 2;
+    // SAFETY: sets and times are valid for the calls, which concern this test's own thread.
+    unsafe {
+        let mut both: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&mut both, signal);
+        libc::sigaddset(&mut both, blocked);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &both, ptr::null_mut());
+        libc::raise(blocked);
+    }
+    let guest = Guest::new(SPIN);
+    let mut mask = [0u8; 12];
+    mask[..4].copy_from_slice(&8u32.to_le_bytes());
+    mask[4..].copy_from_slice(&(!(1u64 << (signal - 1))).to_le_bytes());
+    ioctl(guest.vcpu, KVM_SET_SIGNAL_MASK, &mut mask).unwrap();
+    // SAFETY: this thread lives until the scope ends.
+    let thread = unsafe { libc::pthread_self() };
+    thread::scope(|s| {
+        s.spawn(|| {
+            thread::sleep(Duration::from_millis(20));
+            // SAFETY: as above.
+            unsafe { libc::pthread_kill(thread, signal) };
+        });
+        assert_eq!(guest.run(), Err(Errno::EINTR));
+    });
+    // Until the client takes it, the next call ends at once.
+    assert_eq!(guest.run(), Err(Errno::EINTR));
+    for expected in [signal, blocked] {
+        // SAFETY: as above.
+        let taken = unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigaddset(&mut set, expected);
+            libc::sigtimedwait(&set, ptr::null_mut(), &libc::timespec { tv_sec: 0, tv_nsec: 0 })
+        };
+        assert_eq!(taken, expected);
+    }
+}
+
+#[test]
 fn closing_in_any_order() {
     let guest = Guest::new(ADD);
     device::close(guest.kvm).unwrap();
