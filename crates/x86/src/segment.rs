@@ -101,7 +101,7 @@ impl Segment {
 
     /// Parses an 8-byte code, data or system descriptor (SDM vol. 3, figure 3-8).
     pub const fn from_descriptor(selector: u16, d: u64) -> Self {
-        let attr = (d >> 40 & 0xff) as u16 | (d >> 52 & 0xf) as u16 * (1 << 8);
+        let attr = (d >> 40 & 0xff) as u16 | ((d >> 52 & 0xf) as u16) << 8;
         let raw = (d & 0xffff) as u32 | (d >> 32 & 0xf_0000) as u32;
         let limit = if attr & Attr::G != 0 { raw << 12 | 0xfff } else { raw };
         let base = d >> 16 & 0xff_ffff | d >> 32 & 0xff00_0000;
