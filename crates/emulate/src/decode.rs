@@ -29,8 +29,8 @@ pub fn decode<C: Cpu>(bytes: &[u8], mode: Mode, features: Features) -> Result<Op
     decoder.decode_out(&mut insn);
     match decoder.last_error() {
         DecoderError::None => {}
-        DecoderError::NoMoreBytes if bytes.len() >= MAX_LEN => return Err(DecodeError::TooLong),
         DecoderError::NoMoreBytes => return Err(DecodeError::More),
+        _ if too_long(bytes, mode, features) => return Err(DecodeError::TooLong),
         _ => return Err(DecodeError::Invalid),
     }
     if !exists(&insn, mode) {
@@ -47,6 +47,15 @@ pub fn decode<C: Cpu>(bytes: &[u8], mode: Mode, features: Features) -> Result<Op
     }
     .ok_or(DecodeError::Invalid)?;
     Ok(op)
+}
+
+/// Whether bytes that are no instruction are more than 15: the decoder does not tell these two apart.
+#[cold]
+fn too_long(bytes: &[u8], mode: Mode, features: Features) -> bool {
+    let Some(start) = bytes.get(..MAX_LEN - 1) else { return false };
+    let mut decoder = Decoder::with_ip(mode.bitness(), start, 0, options(features));
+    decoder.decode_out(&mut Instruction::default());
+    bytes.len() >= MAX_LEN && decoder.last_error() == DecoderError::NoMoreBytes
 }
 
 /// Processors without BMI1 or LZCNT execute TZCNT as BSF and LZCNT as BSR. AMD's and Intel's treat the operand-size

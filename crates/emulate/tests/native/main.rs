@@ -240,7 +240,8 @@ fn compare(setting: Setting, insn: &Instruction, bytes: &[u8], at: u64, random: 
     before.gpr = registers(setting, insn, random);
     let data = memory(setting, insn, &mut before, random);
     before.start = at as u32;
-    let alignment = if random.below(8) == 0 { flags::AC } else { 0 };
+    // AMD's processors read 32 bits for the pointless 16-bit form of MOVSXD, of which they use 16.
+    let alignment = if random.below(8) == 0 && code != Code::Movsxd_r16_rm16 { flags::AC } else { 0 };
     before.flags = random.next() & (flags::STATUS | flags::DF) | alignment | flags::FIXED | flags::IF;
 
     let mut cpu = setting.cpu(&data);
@@ -267,7 +268,8 @@ fn compare(setting: Setting, insn: &Instruction, bytes: &[u8], at: u64, random: 
     if let Err(stop) = ours {
         let exception = stop.exception(cpu.payload()).unwrap();
         let vector = exception.vector.0 as u64;
-        let either = alignment != 0 && matches!(vector, 14 | 17) && matches!(after.vector, 14 | 17);
+        // Which of a misaligned operand and an inaccessible one is reported is the processor's choice.
+        let either = alignment != 0 && (vector == 17 || after.vector == 17);
         assert!(vector == after.vector || either, "{stop:?}: {}", context());
         if vector == 14 && after.vector == 14 {
             assert_eq!((exception.code.unwrap() as u64, exception.payload), (after.error, after.cr2), "{}", context());
