@@ -77,6 +77,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn features(&self) -> Features;
     /// XCR0 bits that guests may set.
     fn xcr0(&self) -> u64;
+    /// IA32_ARCH_CAPABILITIES of guests whose vendor is not AMD: flaws that this processor does *not* have (SDM vol. 4,
+    /// MSR 0x10a). 0 promises nothing, and CPUID then does not offer the register.
+    fn arch_capabilities(&self) -> u64 {
+        0
+    }
     /// A new VM.
     fn create_vm(&self, cx: &MaySleep) -> Result<Self::Vm, OutOfMemory>;
     /// A new vCPU, in reset state.

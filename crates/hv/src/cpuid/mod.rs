@@ -8,7 +8,7 @@ use platform::OutOfMemory;
 use x86::{CpuState, Cr4, Features, control::xcr0};
 
 use features::{BITS, Reg};
-pub(crate) use supported::{PV_CLOCK, PV_CLOCK_NEW, supported};
+pub(crate) use supported::{Offer, PV_CLOCK, PV_CLOCK_NEW, supported};
 
 /// Most entries of a table, as Linux has it.
 pub(crate) const MAX_ENTRIES: usize = 256;
@@ -120,6 +120,10 @@ impl Cpuid {
             || self.register(0x8000_0008, 0, Reg::Ebx) & (1 << 12 | 1 << 14 | 1 << 15 | 1 << 24) != 0
     }
 
+    pub(crate) fn has_arch_capabilities(&self) -> bool {
+        self.register(7, 0, Reg::Edx) & supported::ARCH_CAPABILITIES != 0
+    }
+
     /// CPUID as the guest executes it: `eax` and `ecx` are its inputs. `apic_enabled` is IA32_APIC_BASE.EN.
     pub(crate) fn execute(&self, eax: u32, ecx: u32, state: &CpuState, apic_enabled: bool) -> Answer {
         let Some(e) = self.find(eax, ecx).or_else(|| self.out_of_range(eax, ecx)) else { return [0; 4] };
@@ -134,10 +138,8 @@ impl Cpuid {
                     set(&mut answer[3], 9, false);
                 }
             }
-            7 if e.index == 0 => {
-                if answer[2] & 1 << 3 != 0 {
-                    set(&mut answer[2], 4, state.cr4 & Cr4::PKE.bits() != 0);
-                }
+            7 if e.index == 0 && answer[2] & 1 << 3 != 0 => {
+                set(&mut answer[2], 4, state.cr4 & Cr4::PKE.bits() != 0);
             }
             // Sizes of the area for what is enabled, in standard form and in compacted form.
             0xd if e.index <= 1 => answer[1] = xsave_size(state.xcr0),
@@ -169,16 +171,19 @@ pub(crate) fn xsave_size(components: u64) -> u32 {
 mod tests {
     use super::*;
 
+    fn offered(features: Features, tsc_khz: u32) -> Cpuid {
+        Cpuid::new(supported(&Offer { features, xcr0: 7, tsc_khz, arch_capabilities: 1 }).unwrap())
+    }
+
     fn table() -> Cpuid {
-        let features = Features::all();
-        Cpuid::new(supported(features, 7, 2_000_000).unwrap())
+        offered(Features::all(), 2_000_000)
     }
 
     #[test]
     fn what_is_offered_is_what_the_table_says() {
         let features = Features::all() - Features::RDPID - Features::XSAVEC;
         for features in [features, features - Features::AMD - Features::SSE4A, Features::all(), Features::FPU] {
-            assert_eq!(Cpuid::new(supported(features, 7, 0).unwrap()).features(), features);
+            assert_eq!(offered(features, 0).features(), features);
         }
     }
 
@@ -200,7 +205,7 @@ mod tests {
     fn leaves_out_of_range_follow_the_vendor() {
         let state = CpuState::reset(0);
         assert_eq!(table().execute(0x7777, 0, &state, true), [0; 4]);
-        let intel = Cpuid::new(supported(Features::all() - Features::AMD, 7, 2_000_000).unwrap());
+        let intel = offered(Features::all() - Features::AMD, 2_000_000);
         let highest = intel.execute(0, 0, &state, true)[0];
         assert_eq!(intel.execute(0x7777, 0, &state, true), intel.execute(highest, 0, &state, true));
         assert_eq!(intel.execute(5, 0, &state, true), [0; 4]);

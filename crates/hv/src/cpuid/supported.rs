@@ -28,6 +28,11 @@ const PV_UNHALT: u32 = 1 << 7;
 /// kvmclock is the same on every vCPU.
 const PV_CLOCK_STABLE: u32 = 1 << 24;
 
+/// Leaf 7 EDX: SPEC_CTRL and PRED_CMD.
+const SPEC_CTRL: u32 = 1 << 26;
+/// Leaf 7 EDX: IA32_ARCH_CAPABILITIES.
+pub(super) const ARCH_CAPABILITIES: u32 = 1 << 29;
+
 /// Bits of a guest-physical address: what the software CPU and today's processors can walk.
 const PHYSICAL_BITS: u32 = 46;
 
@@ -71,15 +76,28 @@ impl Table {
     }
 }
 
-/// The table for a back end with `features` and `xcr0`; `tsc_khz` is 0 if the host has no usable TSC.
-pub(crate) fn supported(features: Features, xcr0: u64, tsc_khz: u32) -> Result<Vec<KvmCpuidEntry2>, OutOfMemory> {
+/// What the table is made from.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Offer {
+    pub(crate) features: Features,
+    pub(crate) xcr0: u64,
+    /// 0 if the host has no usable TSC.
+    pub(crate) tsc_khz: u32,
+    /// IA32_ARCH_CAPABILITIES; 0 does not offer it.
+    pub(crate) arch_capabilities: u64,
+}
+
+/// The table for a back end.
+pub(crate) fn supported(offer: &Offer) -> Result<Vec<KvmCpuidEntry2>, OutOfMemory> {
+    let Offer { features, xcr0, tsc_khz, arch_capabilities } = *offer;
     let amd = features.contains(Features::AMD);
     let mut t = Table { features, entries: Vec::new() };
     let [b, d, c] = if amd { AMD } else { INTEL };
     let highest = if tsc_khz != 0 { 0x15 } else { 0xd };
     t.leaf(0, [highest, b, c, d])?;
-    // A signature that names no erratum: AMD family 0xf model 0x6b, as emulators have long used; Intel family 6.
-    let signature = if amd { 0x0006_0fb1 } else { 0x0006_06a0 };
+    // Signatures that name no erratum and no model-specific register, as emulators have long used: AMD family 0xf model
+    // 0x6b, Intel family 0xf model 6.
+    let signature = if amd { 0x0006_0fb1 } else { 0x0f61 };
     // CLFLUSH of 64 bytes. APIC, MTRR, MCA, PAT exist on every vCPU; x2APIC, TSC deadline; a hypervisor is present.
     let ecx = 1 << 21 | 1 << 24 | 1 << 31;
     let edx = 1 << 9 | 1 << 12 | 1 << 14 | 1 << 16;
@@ -96,7 +114,8 @@ pub(crate) fn supported(features: Features, xcr0: u64, tsc_khz: u32) -> Result<V
     // ARAT: the APIC timer never stops.
     t.leaf(6, [1 << 2, 0, 0, 0])?;
     // TSC_ADJUST; REP MOVSB and STOSB are fast.
-    t.sub(7, 0, [0, 1 << 1 | 1 << 9, 0, 0])?;
+    let speculation = if arch_capabilities != 0 && !amd { SPEC_CTRL | ARCH_CAPABILITIES } else { 0 };
+    t.sub(7, 0, [0, 1 << 1 | 1 << 9, 0, speculation])?;
     t.leaf(0xa, [0; 4])?;
     t.sub(0xb, 0, [0; 4])?;
     let size = super::xsave_size(xcr0);

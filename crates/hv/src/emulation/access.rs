@@ -13,7 +13,7 @@ use crate::{
 
 impl<B: Backend> Run<'_, B> {
     /// Asks the client for the next device access, if there is one.
-    pub(super) fn to_client(&mut self) -> Result<Step, Errno> {
+    pub(super) fn ask_client(&mut self) -> Result<Step, Errno> {
         let Some(access) = self.inner.tx.next_for_client() else { return Ok(Step::Continue) };
         match access.space {
             Space::Mmio => self.mmio_exit(&access)?,
@@ -66,7 +66,7 @@ impl<B: Backend> Run<'_, B> {
                 return Err(Errno::ENOMEM);
             }
         };
-        if self.to_client()? == Step::ToClient {
+        if self.ask_client()? == Step::ToClient {
             return Ok(Step::ToClient);
         }
         if unfinished { self.emulate(cx) } else { Ok(Step::Continue) }

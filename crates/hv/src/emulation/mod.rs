@@ -39,11 +39,11 @@ impl<B: Backend> Run<'_, B> {
             match self.emulate_once() {
                 End::Done => {
                     self.inner.tx.finished();
-                    return self.to_client();
+                    return self.ask_client();
                 }
                 End::Restart => {
                     self.inner.tx.finished();
-                    if self.to_client()? == Step::ToClient {
+                    if self.ask_client()? == Step::ToClient {
                         return Ok(Step::ToClient);
                     }
                     if self.shared.requests.load(Relaxed) != 0 {
@@ -53,11 +53,11 @@ impl<B: Backend> Run<'_, B> {
                 End::Fault(exception) => {
                     self.inner.tx.finished();
                     self.raise(exception);
-                    return self.to_client();
+                    return self.ask_client();
                 }
                 End::Exit(Why::Device) => {
                     self.inner.tx.stopped();
-                    return self.to_client();
+                    return self.ask_client();
                 }
                 End::Exit(Why::BadAddress) => {
                     self.inner.tx.abandon();

@@ -4,7 +4,12 @@ use alloc::vec::Vec;
 use platform::{MaySleep, Platform, fallible::try_push};
 
 use super::Kvm;
-use crate::{Errno, Outcome, Vcpu, backend::Backend, cpuid, msr, uaccess};
+use crate::{
+    Errno, Outcome, Vcpu,
+    backend::Backend,
+    cpuid::{self, Offer},
+    msr, uaccess,
+};
 
 type Mem<B> = <<B as Backend>::Platform as Platform>::Memory;
 
@@ -30,7 +35,7 @@ impl<B: Backend> Kvm<B> {
             KVM_GET_SUPPORTED_CPUID => self.get_supported_cpuid(arg),
             KVM_GET_EMULATED_CPUID => self.put_cpuid(arg, &[]),
             KVM_GET_MSR_INDEX_LIST => put_msr_list::<B>(arg, msr::list()),
-            KVM_GET_MSR_FEATURE_INDEX_LIST => put_msr_list::<B>(arg, msr::FEATURE_LIST.iter().map(|(index, _)| *index)),
+            KVM_GET_MSR_FEATURE_INDEX_LIST => put_msr_list::<B>(arg, msr::FEATURE_LIST.iter().copied()),
             KVM_GET_MSRS => self.get_feature_msrs(arg),
             KVM_X86_GET_MCE_CAP_SUPPORTED => {
                 uaccess::put::<Mem<B>, u64>(arg, &(msr::MCE_CAPABILITIES | msr::MCE_BANKS as u64))?;
@@ -42,7 +47,12 @@ impl<B: Backend> Kvm<B> {
 
     fn get_supported_cpuid(&self, arg: u64) -> Result<Outcome<B>, Errno> {
         let backend = self.backend();
-        let entries = cpuid::supported(backend.features(), backend.xcr0(), B::Platform::tsc_khz())?;
+        let entries = cpuid::supported(&Offer {
+            features: backend.features(),
+            xcr0: backend.xcr0(),
+            tsc_khz: B::Platform::tsc_khz(),
+            arch_capabilities: backend.arch_capabilities(),
+        })?;
         self.put_cpuid(arg, &entries)
     }
 
@@ -62,8 +72,8 @@ impl<B: Backend> Kvm<B> {
         let mut entries = uaccess::get_tail::<Mem<B>, KvmMsrs, KvmMsrEntry>(arg, header.nmsrs, cpuid::MAX_ENTRIES)?;
         let mut done = 0;
         for entry in &mut entries {
-            let Some((_, value)) = msr::FEATURE_LIST.iter().find(|(index, _)| *index == entry.index) else { break };
-            entry.data = *value;
+            let Some(value) = msr::feature(entry.index, self.backend().arch_capabilities()) else { break };
+            entry.data = value;
             done += 1;
         }
         uaccess::put_tail::<Mem<B>, KvmMsrs, _>(arg, &entries)?;

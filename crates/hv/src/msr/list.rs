@@ -18,6 +18,7 @@ const PROCESSOR: &[u32] = &[
     msr::EFER,
     msr::TSC_AUX,
     msr::TSC_DEADLINE,
+    msr::ARCH_CAPABILITIES,
     msr::UCODE_REV,
     msr::KVM_WALL_CLOCK,
     msr::KVM_SYSTEM_TIME,
@@ -30,8 +31,19 @@ pub(crate) fn list() -> impl Iterator<Item = u32> {
     PROCESSOR.iter().copied().chain(stored::indices()).chain(mtrr::indices()).chain(mce::indices())
 }
 
-/// Registers that tell features of the processor, with the value that guests get.
-pub(crate) const FEATURES: &[(u32, u64)] = &[(msr::UCODE_REV, 0x0100_0065), (msr::DE_CFG, 1 << 1)];
+/// Registers that tell features of the processor.
+pub(crate) const FEATURES: &[u32] = &[msr::ARCH_CAPABILITIES, msr::UCODE_REV, msr::DE_CFG];
+
+/// The value of one of [`FEATURES`] that guests can be given.
+pub(crate) fn feature(index: u32, arch_capabilities: u64) -> Option<u64> {
+    match index {
+        msr::ARCH_CAPABILITIES => Some(arch_capabilities),
+        msr::UCODE_REV => Some(0x0100_0065),
+        // LFENCE is serialising.
+        msr::DE_CFG => Some(1 << 1),
+        _ => None,
+    }
+}
 
 #[cfg(test)]
 mod tests {

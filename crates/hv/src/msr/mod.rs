@@ -13,7 +13,7 @@ mod stored;
 use x86::{CpuState, Efer, msr};
 
 use crate::cpuid::Cpuid;
-pub(crate) use list::{FEATURES as FEATURE_LIST, list};
+pub(crate) use list::{FEATURES as FEATURE_LIST, feature, list};
 pub(crate) use mce::{BANKS as MCE_BANKS, CAPABILITIES as MCE_CAPABILITIES, Mce};
 pub(crate) use registers::valid_efer;
 
@@ -41,23 +41,26 @@ pub(crate) struct Effects {
 }
 
 /// The registers of one vCPU that are neither the processor's nor a device's.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Msrs {
     stored: stored::Stored,
     mtrr: mtrr::Mtrr,
     pub(crate) mce: Mce,
-}
-
-impl Default for Msrs {
-    fn default() -> Self {
-        Self { stored: stored::Stored::default(), mtrr: mtrr::Mtrr::default(), mce: Mce::default() }
-    }
+    /// IA32_ARCH_CAPABILITIES.
+    pub(crate) arch_capabilities: u64,
 }
 
 impl Msrs {
+    pub(crate) fn new(arch_capabilities: u64) -> Self {
+        Self { arch_capabilities, ..Self::default() }
+    }
+
     pub(crate) fn read(&self, index: u32, by: By, state: &CpuState, cpuid: &Cpuid) -> Result<u64, Refused> {
         if let Some(value) = registers::read(index, state, cpuid, by) {
             return Ok(value);
+        }
+        if index == msr::ARCH_CAPABILITIES && (by == By::Client || cpuid.has_arch_capabilities()) {
+            return Ok(self.arch_capabilities);
         }
         if let Some(value) = self.stored.read(index, cpuid, by) {
             return Ok(value);
@@ -82,6 +85,10 @@ impl Msrs {
             registers::write_efer(value, by, state, cpuid)?;
             return Ok(Effects { flush: (old ^ state.efer) & Efer::NXE.bits() != 0 });
         }
+        if index == msr::ARCH_CAPABILITIES && by == By::Client {
+            self.arch_capabilities = value;
+            return Ok(Effects::default());
+        }
         let answer = registers::write(index, value, state, cpuid, by)
             .or_else(|| self.stored.write(index, value, cpuid, by))
             .or_else(|| self.mtrr.write(index, value))
@@ -97,7 +104,8 @@ mod tests {
     use x86::Features;
 
     fn vcpu(features: Features) -> (Msrs, CpuState, Cpuid) {
-        let cpuid = Cpuid::new(crate::cpuid::supported(features, 7, 2_000_000).unwrap());
+        let offer = crate::cpuid::Offer { features, xcr0: 7, tsc_khz: 2_000_000, arch_capabilities: 1 };
+        let cpuid = Cpuid::new(crate::cpuid::supported(&offer).unwrap());
         (Msrs::default(), CpuState::reset(0), cpuid)
     }
 

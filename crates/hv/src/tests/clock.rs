@@ -28,7 +28,7 @@ fn pvclock(m: &Machine, gpa: u64, tsc: u64) -> u64 {
     let (shift, multiplier) = (info[28] as i8, u64::from(word(24) as u32));
     let delta = tsc.wrapping_sub(word(8));
     let delta = if shift < 0 { delta >> -shift } else { delta << shift };
-    word(16) + (u128::from(delta) * u128::from(multiplier) >> 32) as u64
+    word(16) + ((u128::from(delta) * u128::from(multiplier)) >> 32) as u64
 }
 
 #[test]

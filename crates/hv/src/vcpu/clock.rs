@@ -179,7 +179,7 @@ mod tests {
             let scale = Scale::new(khz);
             let ticks = u128::from(khz) * 1000; // one second
             let shifted = if scale.shift < 0 { ticks >> -scale.shift } else { ticks << scale.shift };
-            let ns = shifted * u128::from(scale.multiplier) >> 32;
+            let ns = (shifted * u128::from(scale.multiplier)) >> 32;
             assert!(ns.abs_diff(1_000_000_000) < 1000, "{khz} kHz: {ns} ns, {scale:?}");
         }
     }

@@ -112,7 +112,7 @@ impl<B: Backend> Vcpu<B> {
             features: Features::empty(),
             xcr0: 1,
             physical_bits: 36,
-            msrs: Msrs::default(),
+            msrs: Msrs::new(backend.arch_capabilities()),
             apic,
             apic_base: irqchip::lapic::APIC_BASE_DEFAULT
                 | irqchip::lapic::APIC_BASE_ENABLE

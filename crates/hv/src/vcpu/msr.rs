@@ -82,11 +82,13 @@ impl<B: Backend> Inner<B> {
                 } else {
                     self.tsc.set_offset(vm.clock.set_tsc::<B::Platform>(value));
                 }
-                return Ok(self.tsc_changed(vm, reader));
+                self.tsc_changed(vm, reader);
+                return Ok(());
             }
             msr::TSC_ADJUST if by == By::Client || self.cpuid.has_tsc_adjust() => {
                 self.tsc.set_adjust(value, by == By::Guest);
-                return Ok(self.tsc_changed(vm, reader));
+                self.tsc_changed(vm, reader);
+                return Ok(());
             }
             msr::APIC_BASE => return self.set_apic_base(value, by),
             msr::KVM_API_MAGIC_2007 => {

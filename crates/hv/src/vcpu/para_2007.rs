@@ -23,7 +23,7 @@ pub(super) fn announce<P: Platform>(
 ) -> Result<bool, Refused> {
     let view = vm.memory.view(reader).ok_or(Refused::Invalid)?;
     let mut para = KvmVcpuPara::default();
-    if gpa % PAGE_SIZE != 0 || view.read(gpa, para.bytes_mut()).is_err() {
+    if !gpa.is_multiple_of(PAGE_SIZE) || view.read(gpa, para.bytes_mut()).is_err() {
         return Err(Refused::Invalid);
     }
     let code = if features.contains(Features::AMD) { VMMCALL } else { VMCALL };
