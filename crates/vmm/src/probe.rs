@@ -204,7 +204,7 @@ const CODE: u64 = 0x1000;
 /// Rounds of a loop of three instructions. A processor needs milliseconds for them, an emulated
 /// one that can still boot a kernel some tenths of a second. A device that emulates each
 /// instruction runs into the deadline: with it, a kernel would seem to hang.
-const ROUNDS: u32 = 4_000_000;
+const ROUNDS: u32 = 2_000_000;
 
 fn run_test_guest(sys: Arc<dyn Sys>, path: &CStr, say: &dyn Fn(&[u8])) -> Result<(), Failure> {
     say(&[0]);
