@@ -503,3 +503,15 @@ fn vzeroupper_spares_registers_that_the_mode_lacks() {
     run(&mut c, &[0xc5, 0xfc, 0x77]).unwrap();
     assert_eq!(c.state.fpu.legacy.xmm[7], [0; 16]);
 }
+
+#[test]
+fn images_at_the_end_of_the_address_space_wrap_or_fault() {
+    for bytes in [FXSAVE, FXRSTOR, XSAVE, XRSTOR, XSAVEOPT, XSAVEC, FNSTENV, FLDENV, FNSAVE, FRSTOR] {
+        for mode in [Mode::Long64, Mode::Protected32] {
+            let mut c = cpu(mode);
+            (c.state.gpr[0], c.state.gpr[2]) = (7, 0);
+            c.state.gpr[3] = if mode == Mode::Long64 { u64::MAX - 63 } else { 0xffff_ffc0 };
+            assert!(run(&mut c, bytes).is_err(), "{bytes:02x?}");
+        }
+    }
+}

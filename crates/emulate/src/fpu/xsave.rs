@@ -62,17 +62,17 @@ fn write<C: Cpu>(cpu: &mut C, linear: u64, which: u64, with_mxcsr: bool, wide: b
             *word = u128::from_le_bytes(*st);
         }
         cpu.store(linear, first, Access::Program)?;
-        cpu.store(linear + 16, second as u64, Access::Program)?;
-        store_words(cpu, linear + 32, &words[2..])?;
+        cpu.store(linear.wrapping_add(16), second as u64, Access::Program)?;
+        store_words(cpu, linear.wrapping_add(32), &words[2..])?;
     }
     if with_mxcsr {
-        cpu.store(linear + 24, (second >> 64) as u64, Access::Program)?;
+        cpu.store(linear.wrapping_add(24), (second >> 64) as u64, Access::Program)?;
     }
     if which & SSE != 0 {
-        store_words(cpu, linear + XMM, &fpu.legacy.xmm.map(u128::from_le_bytes)[..count])?;
+        store_words(cpu, linear.wrapping_add(XMM), &fpu.legacy.xmm.map(u128::from_le_bytes)[..count])?;
     }
     if which & AVX != 0 {
-        store_words(cpu, linear + YMM, &fpu.ymm_hi.map(u128::from_le_bytes)[..count])?;
+        store_words(cpu, linear.wrapping_add(YMM), &fpu.ymm_hi.map(u128::from_le_bytes)[..count])?;
     }
     Ok(())
 }
@@ -85,11 +85,11 @@ fn xsave<C: Cpu, const WIDE: bool, const OPTIMIZE: bool>(cpu: &mut C, op: &Op<C>
         check::xsave::<C, 0>(cpu)?
     }
     let (wanted, linear) = begin(cpu, op, true)?;
-    let old: u64 = cpu.load_for_write(linear + HEADER, Access::Program)?;
+    let old: u64 = cpu.load_for_write(linear.wrapping_add(HEADER), Access::Program)?;
     let in_use = in_use(&cpu.state().fpu) & wanted;
     let which = if OPTIMIZE { in_use } else { wanted };
     write(cpu, linear, which, wanted & (SSE | AVX) != 0, WIDE)?;
-    cpu.store(linear + HEADER, old & !wanted | in_use, Access::Program)
+    cpu.store(linear.wrapping_add(HEADER), old & !wanted | in_use, Access::Program)
 }
 
 fn xsavec<C: Cpu, const WIDE: bool>(cpu: &mut C, op: &Op<C>) -> Res {
@@ -102,8 +102,8 @@ fn xsavec<C: Cpu, const WIDE: bool>(cpu: &mut C, op: &Op<C>) -> Res {
     }
     which &= wanted;
     write(cpu, linear, which, which & SSE != 0, WIDE)?;
-    cpu.store(linear + HEADER, which, Access::Program)?;
-    cpu.store(linear + HEADER + 8, wanted | COMPACTED, Access::Program)
+    cpu.store(linear.wrapping_add(HEADER), which, Access::Program)?;
+    cpu.store(linear.wrapping_add(HEADER + 8), wanted | COMPACTED, Access::Program)
 }
 
 fn xrstor<C: Cpu, const WIDE: bool>(cpu: &mut C, op: &Op<C>) -> Res {
@@ -111,7 +111,7 @@ fn xrstor<C: Cpu, const WIDE: bool>(cpu: &mut C, op: &Op<C>) -> Res {
     let (wanted, linear) = begin(cpu, op, false)?;
     let mut header = [0u64; 8];
     for (i, word) in header.iter_mut().enumerate() {
-        *word = cpu.load(linear + HEADER + 8 * i as u64, Access::Program)?;
+        *word = cpu.load(linear.wrapping_add(HEADER + 8 * i as u64), Access::Program)?;
     }
     let (present, format) = (header[0], header[1]);
     let compacted = format & COMPACTED != 0;
@@ -143,17 +143,17 @@ fn restore<C: Cpu, const WIDE: bool>(cpu: &mut C, linear: u64, wanted: u64, pres
     } else if compacted && load & SSE == 0 {
         Some(MXCSR_RESET)
     } else {
-        let word: u32 = cpu.load(linear + 24, Access::Program)?;
+        let word: u32 = cpu.load(linear.wrapping_add(24), Access::Program)?;
         Some(mxcsr((word as u128) << 64)?)
     };
     if load & X87 != 0 {
         load_words(cpu, linear, &mut x87)?;
     }
     if load & SSE != 0 {
-        load_words(cpu, linear + XMM, &mut xmm[..count])?;
+        load_words(cpu, linear.wrapping_add(XMM), &mut xmm[..count])?;
     }
     if load & AVX != 0 {
-        load_words(cpu, linear + YMM, &mut ymm[..count])?;
+        load_words(cpu, linear.wrapping_add(YMM), &mut ymm[..count])?;
     }
     let fpu = &mut cpu.state_mut().fpu;
     if let Some(value) = new_mxcsr {
