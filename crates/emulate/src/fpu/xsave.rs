@@ -26,7 +26,7 @@ pub fn in_use(fpu: &Fpu) -> u64 {
     let x87 = control != x86::fpu::FCW_INIT as u128 || l.fdp != 0 || l.st.iter().any(|r| r[..10] != [0; 10]);
     let sse = l.xmm != [[0; 16]; 16];
     let avx = fpu.ymm_hi != [[0; 16]; 16];
-    x87 as u64 * X87 | sse as u64 * SSE | avx as u64 * AVX
+    (x87 as u64 * X87) | (sse as u64 * SSE) | (avx as u64 * AVX)
 }
 
 /// Vector registers of the current mode.
