@@ -82,7 +82,7 @@ fn move_top(fpu: &mut Fpu, pops: i8) {
             7
         }
     };
-    legacy.fsw = legacy.fsw & !registers::TOP | ((top + by & 7) as u16) << 11;
+    legacy.fsw = legacy.fsw & !registers::TOP | (((top + by) & 7) as u16) << 11;
 }
 
 pub(super) fn execute<C: Cpu>(

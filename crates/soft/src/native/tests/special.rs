@@ -200,7 +200,7 @@ fn random_bytes_stay_in_the_guest() {
         match r.below(6) {
             0 => bytes.push(0xd8 + r.below(8) as u8),
             1 => bytes.extend([0xc5, r.next() as u8]),
-            2 => bytes.extend([0xc4, r.next() as u8 & 0xe0 | 1 + r.below(3) as u8, r.next() as u8]),
+            2 => bytes.extend([0xc4, r.next() as u8 & 0xe0 | (1 + r.below(3) as u8), r.next() as u8]),
             _ => {
                 bytes.extend([0x66, 0xf2, 0xf3].get(r.below(4) as usize));
                 if r.coin() {
