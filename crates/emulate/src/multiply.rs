@@ -95,7 +95,8 @@ fn div<C: Cpu, W: Width, S: Source>(cpu: &mut C, op: &Op<C>) -> Res {
     }
     let (quotient, remainder) = if W::BITS == 64 && high != 0 {
         let all = (high as u128) << 64 | low as u128;
-        ((all / divisor as u128) as u64, (all % divisor as u128) as u64)
+        let quotient = (all / divisor as u128) as u64;
+        (quotient, low.wrapping_sub(quotient.wrapping_mul(divisor)))
     } else {
         let all = high << (W::BITS & 63) | low;
         (all / divisor, all % divisor)

@@ -81,7 +81,7 @@ fn rotate_left<W: Width>(a: u64, count: u32) -> u64 {
     W::zero_extend(a << count | a >> ((W::BITS - count) & 63) & if count == 0 { 0 } else { u64::MAX })
 }
 
-/// Rotates the width's bits and CF above them left by `count`, which is less than the number of these bits.
+/// Rotates the width's bits, with CF above them, left by `count`.
 #[inline(always)]
 fn rotate_carry<W: Width>(a: u64, cf: bool, count: u32) -> (u64, bool) {
     let all = (cf as u128) << W::BITS | a as u128;
