@@ -160,13 +160,16 @@ pub(crate) const fn is_tss(typ: u8) -> bool {
     )
 }
 
-/// Nulls the data segment registers that the program at the outer level `cpl` must not keep (SDM vol. 3, 5.8.6).
+/// Nulls the data segment registers that the program at the outer level `cpl` must not keep (SDM vol. 3, 5.8.6). The
+/// bases stay: those of FS and GS count in 64-bit mode whatever the selector.
 pub(crate) fn drop_inner_segments(state: &mut CpuState, cpl: u8) {
     use x86::Seg::*;
     for seg in [Es, Ds, Fs, Gs] {
         let attr = state.seg[seg as usize].attr;
         if !attr.unusable() && !is_conforming(attr) && attr.dpl() < cpl {
-            state.seg[seg as usize] = null_segment(0, 0);
+            let segment = &mut state.seg[seg as usize];
+            segment.selector = 0;
+            segment.attr.0 |= Attr::UNUSABLE;
         }
     }
 }

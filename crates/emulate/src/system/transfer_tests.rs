@@ -37,10 +37,13 @@ fn iretq_to_user_and_to_kernel() {
     let image = flags::IF | flags::IOPL | flags::AC | flags::ID | flags::RF | flags::TF | flags::ZF;
     push64(&mut cpu, &[0x5555, USER_CODE as u64, image | flags::VM, 0x7fff_0000, USER_DATA as u64]);
     cpu.state.seg[0] = Segment::from_descriptor(KERNEL_DATA, flat(3, 0, 0));
+    cpu.state.seg[5] = Segment { base: 0x1234_5678_9abc, ..cpu.state.seg[0] };
     assert_eq!(run(&mut cpu, IRETQ), Ok(()));
     assert_eq!((cpu.state.cpl, cpu.state.rip, cpu.state.gpr[4]), (3, 0x5555, 0x7fff_0000));
     assert_eq!(cpu.state.flags.get(), image | flags::FIXED);
     assert_eq!((cpu.state.seg[0].selector, cpu.state.seg[0].attr.unusable()), (0, true), "kernel data is not kept");
+    let gs = cpu.state.seg[5];
+    assert_eq!((gs.selector, gs.base), (0, 0x1234_5678_9abc), "but the bases are");
 
     // Within the kernel SS may be null, as an interrupt has left it.
     let mut cpu = long(0);
