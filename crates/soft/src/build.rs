@@ -4,12 +4,13 @@ use core::ptr::NonNull;
 use emulate::{Op, Res, decode};
 use hv::backend::Exit;
 use iced_x86::{Code, FlowControl};
-use platform::{Hva, Memory, Platform};
+use platform::{BadAddress, Hva, Memory, Platform};
 use x86::{Mode, Seg};
 
 use crate::{
     SoftVcpu,
-    cache::{Block, MAX_BYTES, MAX_OPS, Recipe},
+    cache::{After, Block, MAX_BYTES, MAX_OPS, Recipe},
+    code_map::PageRecord,
     tlb::ExecEntry,
     vcpu::jump_page,
 };
@@ -22,15 +23,8 @@ pub(crate) enum Found<C> {
     Single,
 }
 
-/// How an instruction ends its block, if it does.
-enum End {
-    /// It goes on elsewhere, and changes nothing besides.
-    Jump,
-    /// It may change what the run loop relies on.
-    Attention,
-}
-
-fn end<C>(op: &Op<C>) -> Option<End> {
+/// What comes after an instruction that ends its block; None for one that does not.
+fn end<C>(op: &Op<C>) -> Option<After> {
     use Code::*;
     match op.code.flow_control() {
         FlowControl::Next => {}
@@ -42,23 +36,41 @@ fn end<C>(op: &Op<C>) -> Option<End> {
         | FlowControl::IndirectCall
             if is_near(op.code) =>
         {
-            return Some(End::Jump);
+            return Some(After::Nothing);
         }
-        _ => return Some(End::Attention),
+        _ => return Some(After::Everything),
     }
-    let special = match op.code {
-        // Flags other than status, and the shadows.
-        Popfw | Popfd | Popfq | Sti | Cli | Stac | Clac => true,
-        Popw_SS | Popd_SS | Lss_r16_m1616 | Lss_r32_m1632 | Lss_r64_m1664 => true,
-        Mov_Sreg_rm16 | Mov_Sreg_r32m16 | Mov_Sreg_r64m16 => op.regs[0] == Seg::Ss as u8,
-        // IN and OUT leave anyway; these are privileged only by CPL, not by name.
-        Insb_m8_DX | Insw_m16_DX | Insd_m32_DX | Outsb_DX_m8 | Outsw_DX_m16 | Outsd_DX_m32 => true,
-        Cpuid | Rdmsr | Wrmsr | Xsetbv => true,
-        // Segment bases that are nobody's business but the addresses'.
-        Swapgs => false,
-        code => code.is_privileged(),
-    };
-    special.then_some(End::Attention)
+    match op.code {
+        // Clearing IF leaves nothing to look for, and nothing but addresses depends on GS.
+        Cli | Swapgs => None,
+        // STI and loads of SS hold back interrupts: a block ends behind them, so that the next instruction can be
+        // told apart from those behind it.
+        Popfw | Popfd | Popfq | Sti | Stac | Clac => Some(After::Flags),
+        Popw_SS | Popd_SS | Lss_r16_m1616 | Lss_r32_m1632 | Lss_r64_m1664 => Some(After::Everything),
+        Mov_Sreg_rm16 | Mov_Sreg_r32m16 | Mov_Sreg_r64m16 if op.regs[0] == Seg::Ss as u8 => Some(After::Everything),
+        Cpuid => Some(After::Everything),
+        code if code.is_privileged() => Some(After::Everything),
+        _ => None,
+    }
+}
+
+/// Whether memory at `at` holds `source`, compared in a few words: blocks are short.
+fn same<M: Memory>(at: Hva, source: &[u8]) -> Result<bool, BadAddress> {
+    let (words, rest) = source.as_chunks::<8>();
+    let mut at = at;
+    for word in words {
+        if M::load::<u64>(at)? != u64::from_le_bytes(*word) {
+            return Ok(false);
+        }
+        at = at.add(8);
+    }
+    for byte in rest {
+        if M::load::<u8>(at)? != *byte {
+            return Ok(false);
+        }
+        at = at.add(1);
+    }
+    Ok(true)
 }
 
 /// Branches that change nothing but RIP and the stack.
@@ -146,19 +158,26 @@ impl<P: Platform> SoftVcpu<P> {
             return Ok(true);
         }
         self.stats.verified += 1;
-        let (version, first) = self.common.code.mark(record, block.gpa & 0xfff, block.bytes as u64);
-        if first {
-            self.tlb.drop_writes_of(block.gpa);
-        }
-        let mut now = [0; MAX_BYTES];
-        let now = &mut now[..block.bytes as usize];
-        self.read_code(block.gpa, page, now)?;
-        if now != block.source() {
-            return Ok(false);
+        let version = self.mark(record, block.gpa, block.bytes as u64);
+        let at = Hva(page.hva).add(block.gpa & 0xfff);
+        match same::<P::Memory>(at, block.source()) {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
+            Err(BadAddress) => return Err(self.leave_for(Exit::BadAddress { gpa: block.gpa })),
         }
         block.version = version;
         block.verified = self.clock;
         Ok(true)
+    }
+
+    /// Marks `bytes` bytes at `gpa` as code and returns their version.
+    fn mark(&mut self, record: &PageRecord, gpa: u64, bytes: u64) -> u32 {
+        let (version, raised) = self.common.code.mark(record, gpa & 0xfff, bytes);
+        if let Some(epoch) = raised {
+            self.tlb.drop_writes_of(gpa);
+            self.raised(epoch);
+        }
+        version
     }
 
     fn read_code(&mut self, gpa: u64, page: &ExecEntry, to: &mut [u8]) -> Res {
@@ -167,6 +186,8 @@ impl<P: Platform> SoftVcpu<P> {
     }
 
     /// Decodes the block at `gpa`, in `page`. None: its first instruction cannot be kept.
+    #[cold]
+    #[inline(never)]
     fn build(&mut self, gpa: u64, page: &ExecEntry) -> Res<Option<NonNull<Block<Self>>>> {
         let common = self.common.clone();
         let Ok(record) = common.code.get_or_make(gpa >> 12) else { return Ok(None) };
@@ -178,7 +199,7 @@ impl<P: Platform> SoftVcpu<P> {
         self.read_code(gpa, page, &mut bytes[..window])?;
         loop {
             let mut ops: [Option<Op<Self>>; MAX_OPS] = [None; MAX_OPS];
-            let (mut count, mut used, mut attention) = (0, 0, false);
+            let (mut count, mut used, mut after) = (0, 0, After::Nothing);
             while count < MAX_OPS {
                 let Ok(op) = decode::<Self>(&bytes[used..window.min(used + 15)], mode, self.features) else { break };
                 let op = self.adapt(op);
@@ -186,22 +207,15 @@ impl<P: Platform> SoftVcpu<P> {
                 let end = end(&op);
                 ops[count] = Some(op);
                 count += 1;
-                match end {
-                    None => {}
-                    Some(End::Jump) => break,
-                    Some(End::Attention) => {
-                        attention = true;
-                        break;
-                    }
+                if let Some(what) = end {
+                    after = what;
+                    break;
                 }
             }
             let Some(first) = ops[0] else { return Ok(None) };
             let ops = ops.map(|op| op.unwrap_or(first));
 
-            let (version, fresh) = common.code.mark(record, offset, used as u64);
-            if fresh {
-                self.tlb.drop_writes_of(gpa);
-            }
+            let version = self.mark(record, gpa, used as u64);
             // From here on writes of vCPUs are seen; those before must not have changed what was decoded.
             self.read_code(gpa, page, &mut again[..window])?;
             if again[..used] != bytes[..used] {
@@ -217,7 +231,7 @@ impl<P: Platform> SoftVcpu<P> {
                 source: &bytes[..used],
                 gpa,
                 mode,
-                attention,
+                after,
                 page: NonNull::from(record),
                 version,
                 verified: self.clock,

@@ -21,10 +21,22 @@ pub const MAX_OPS: usize = 32;
 /// The most source bytes of a block.
 pub const MAX_BYTES: usize = 192;
 
-const BUCKETS: usize = 1 << 13;
-const JUMPS: usize = 1 << 11;
+const BUCKETS: usize = 1 << 14;
+const JUMPS: usize = 1 << 12;
 const GENERATION_SHIFT: u32 = 15;
 const MODE_SHIFT: u32 = 12;
+
+/// What the run loop does behind a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum After {
+    /// Goes on: its end was a jump, or nothing at all.
+    Nothing,
+    /// Looks whether flags other than status have changed what follows.
+    Flags,
+    /// Looks at the whole processor: mode, privilege, translations may have changed.
+    Everything,
+}
 
 /// How big a cache may become.
 #[derive(Clone, Copy, Debug)]
@@ -45,9 +57,8 @@ pub struct Block<C> {
     pub size: u32,
     /// Instructions.
     pub count: u16,
-    /// The last instruction may have changed mode, privilege, flags other than status, or translations: the run
-    /// loop looks at the whole processor before it goes on.
-    pub attention: bool,
+    /// What its last instruction may have changed.
+    pub after: After,
     /// Which of the links is replaced next.
     victim: u8,
     /// Linear addresses of the successors.
@@ -126,17 +137,27 @@ impl<C> Default for Jump<C> {
     }
 }
 
-struct Bucket<C>(*mut Block<C>);
+/// A chain of blocks. What the first is can be seen without touching it, and the one that was found last comes first.
+struct Bucket<C> {
+    first: *mut Block<C>,
+    /// Its [`name`].
+    name: u64,
+}
 
 impl<C> Clone for Bucket<C> {
     fn clone(&self) -> Self {
-        Self(self.0)
+        Self { ..*self }
     }
 }
 impl<C> Default for Bucket<C> {
     fn default() -> Self {
-        Self(ptr::null_mut())
+        Self { first: ptr::null_mut(), name: 0 }
     }
+}
+
+/// Address (below 1 << 52) and mode of a block in one word.
+fn name(gpa: u64, mode: Mode) -> u64 {
+    gpa << 3 | mode as u64
 }
 
 /// What a new block consists of.
@@ -150,8 +171,8 @@ pub struct Recipe<'a, C> {
     pub gpa: u64,
     /// Mode.
     pub mode: Mode,
-    /// See [`Block::attention`].
-    pub attention: bool,
+    /// See [`Block::after`].
+    pub after: After,
     /// The record of the page.
     pub page: NonNull<PageRecord>,
     /// Its version.
@@ -239,47 +260,43 @@ impl<C> Cache<C> {
         self.jumps[Self::jump_index(linear)] = Jump { linear, key, block: block.as_ptr() };
     }
 
-    fn bucket(gpa: u64, mode: Mode) -> usize {
-        let mixed = (gpa ^ (mode as u64) << 57).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (mixed >> 51) as usize & (BUCKETS - 1)
+    fn bucket(name: u64) -> usize {
+        (name.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 50) as usize & (BUCKETS - 1)
     }
 
     /// The newest block at `gpa` for `mode`.
-    pub fn find(&self, gpa: u64, mode: Mode) -> Option<NonNull<Block<C>>> {
-        let mut at = self.buckets[Self::bucket(gpa, mode)].0;
-        while let Some(found) = NonNull::new(at) {
-            // SAFETY: chains lead through blocks that were inserted since the last clear.
-            let block = unsafe { found.as_ref() };
-            if block.gpa == gpa && block.mode == mode {
-                return Some(found);
-            }
-            at = block.chain;
+    pub fn find(&mut self, gpa: u64, mode: Mode) -> Option<NonNull<Block<C>>> {
+        let name = name(gpa, mode);
+        let bucket = &mut self.buckets[Self::bucket(name)];
+        let first = NonNull::new(bucket.first)?;
+        if bucket.name == name {
+            return Some(first);
         }
-        None
+        let mut before = first;
+        loop {
+            // SAFETY: chains lead through blocks that were inserted since the last clear, and no reference to one is
+            // held while another is changed.
+            unsafe {
+                let mut found = NonNull::new(before.as_ref().chain)?;
+                if found.as_ref().gpa == gpa && found.as_ref().mode == mode {
+                    before.as_mut().chain = found.as_ref().chain;
+                    found.as_mut().chain = bucket.first;
+                    *bucket = Bucket { first: found.as_ptr(), name };
+                    return Some(found);
+                }
+                before = found;
+            }
+        }
     }
 
-    /// Takes `block` out of its chain, so that [`Cache::find`] no longer meets it. Its memory stays until the cache is
-    /// cleared.
+    /// Takes the block that [`Cache::find`] has just found out of its chain. Its memory stays until the cache is cleared.
     pub fn unlink(&mut self, block: NonNull<Block<C>>) {
-        // SAFETY: the caller's pointers and those in chains are to blocks inserted since the last clear; no reference to
-        // one is held while another is changed.
+        // SAFETY: the caller's pointer and those in chains are to blocks inserted since the last clear.
         unsafe {
-            let (gpa, mode, next) = {
-                let block = block.as_ref();
-                (block.gpa, block.mode, block.chain)
-            };
-            let bucket = &mut self.buckets[Self::bucket(gpa, mode)];
-            if bucket.0 == block.as_ptr() {
-                bucket.0 = next;
-                return;
-            }
-            let mut at = bucket.0;
-            while let Some(mut found) = NonNull::new(at) {
-                if found.as_ref().chain == block.as_ptr() {
-                    found.as_mut().chain = next;
-                    return;
-                }
-                at = found.as_ref().chain;
+            let bucket = &mut self.buckets[Self::bucket(name(block.as_ref().gpa, block.as_ref().mode))];
+            if bucket.first == block.as_ptr() {
+                bucket.first = block.as_ref().chain;
+                bucket.name = NonNull::new(bucket.first).map_or(0, |next| name(next.as_ref().gpa, next.as_ref().mode));
             }
         }
     }
@@ -288,12 +305,13 @@ impl<C> Cache<C> {
     pub fn insert(&mut self, recipe: &Recipe<'_, C>) -> Option<NonNull<Block<C>>> {
         let ops = self.ops.push(recipe.ops)?;
         let source = self.source.push(recipe.source)?;
-        let bucket = &mut self.buckets[Self::bucket(recipe.gpa, recipe.mode)];
+        let name = name(recipe.gpa, recipe.mode);
+        let bucket = &mut self.buckets[Self::bucket(name)];
         let block = self.blocks.push(&[Block {
             ops,
             size: size_of_val(recipe.ops) as u32,
             count: recipe.ops.len() as u16,
-            attention: recipe.attention,
+            after: recipe.after,
             victim: 0,
             next_linear: [0; 2],
             next_key: [0; 2],
@@ -305,9 +323,9 @@ impl<C> Cache<C> {
             bytes: recipe.source.len() as u16,
             mode: recipe.mode,
             version: recipe.version,
-            chain: bucket.0,
+            chain: bucket.first,
         }])?;
-        bucket.0 = block.as_ptr();
+        *bucket = Bucket { first: block.as_ptr(), name };
         Some(block)
     }
 }

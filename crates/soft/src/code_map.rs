@@ -137,19 +137,19 @@ impl CodeMap {
     }
 
     /// Marks `bytes` bytes at `offset` of `page` as code, and returns the version that they have now: the caller compares
-    /// its copy of the bytes with memory after this. True besides if the page held no code before: the caller drops
-    /// its own write translations of the page.
-    pub fn mark(&self, page: &PageRecord, offset: u64, bytes: u64) -> (u32, bool) {
+    /// its copy of the bytes with memory after this. The epoch besides if this raised it because the page held no code
+    /// before: the caller drops its own write translations of the page.
+    pub fn mark(&self, page: &PageRecord, offset: u64, bytes: u64) -> (u32, Option<u64>) {
         let want = granules(offset, bytes);
-        let mut first = false;
+        let mut raised = None;
         loop {
             if page.granules.load(SeqCst) == 0 {
-                first = true;
                 // Nobody may take the page for settled before it has its epoch.
                 page.marked.store(u64::MAX, SeqCst);
                 page.granules.fetch_or(want, SeqCst);
                 let epoch = self.epoch.fetch_add(1, SeqCst) + 1;
                 page.marked.store(epoch, SeqCst);
+                raised = Some(epoch);
             } else {
                 page.granules.fetch_or(want, SeqCst);
             }
@@ -157,25 +157,24 @@ impl CodeMap {
             // `written` clears the marks before it raises the version: marks that are still there after the version
             // was read will be seen by whoever raises it next.
             if page.granules.load(SeqCst) & want == want {
-                return (version, first);
+                return (version, raised);
             }
         }
     }
 
-    /// To be called after a store of `bytes` bytes at `offset` of `page`. True if it changed code: the caller stops
-    /// its block behind the current instruction.
-    pub fn written(&self, page: &PageRecord, offset: u64, bytes: u64) -> bool {
+    /// To be called after a store of `bytes` bytes at `offset` of `page`. The epoch that this raised if it changed code: the
+    /// caller stops its block behind the current instruction, and looks its blocks up again.
+    pub fn written(&self, page: &PageRecord, offset: u64, bytes: u64) -> Option<u64> {
         // The store comes before the look at the marks, as marking comes before the look at the bytes.
         fence(SeqCst);
         if page.granules.load(SeqCst) & granules(offset, bytes) == 0 {
-            return false;
+            return None;
         }
         // The page starts anew: blocks that are found unchanged mark their granules again.
         page.granules.store(0, SeqCst);
         page.version.fetch_add(1, SeqCst);
         // Makes the other vCPUs look their blocks up again.
-        self.epoch.fetch_add(1, SeqCst);
-        true
+        Some(self.epoch.fetch_add(1, SeqCst) + 1)
     }
 
     /// The record of frame `gfn`, if one was made.
@@ -282,11 +281,11 @@ mod tests {
     fn a_store_beside_code_changes_no_version() {
         let map = CodeMap::new().unwrap();
         let page = map.get_or_make(1).unwrap();
-        assert!(map.mark(page, 0x100, 8).1);
-        assert!(!map.mark(page, 0x140, 8).1, "the page held code already");
-        assert!(!map.written(page, 0x180, 8));
+        assert_eq!(map.mark(page, 0x100, 8).1, Some(map.epoch()));
+        assert_eq!(map.mark(page, 0x140, 8).1, None, "the page held code already");
+        assert_eq!(map.written(page, 0x180, 8), None);
         let before = page.version();
-        assert!(map.written(page, 0x13f, 2));
+        assert!(map.written(page, 0x13f, 2).is_some());
         assert_ne!(page.version(), before);
         assert!(!page.holds_code());
     }

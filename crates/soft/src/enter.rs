@@ -14,6 +14,17 @@ impl<P: Platform> SoftVcpu<P> {
     pub(crate) fn enter_guest(&mut self, env: &Env<'_, P>) -> Exit {
         self.set_env(Some(env));
         let exit = self.run_guest(env.requests);
+        self.told = !matches!(
+            exit,
+            Exit::Interrupted
+                | Exit::InterruptWindow
+                | Exit::NmiWindow
+                | Exit::Cpuid { .. }
+                | Exit::MsrRead { .. }
+                | Exit::MsrWrite { .. }
+                | Exit::Cr { .. }
+                | Exit::Pause { .. }
+        );
         self.set_env(None);
         self.common.code.leave(self.index);
         exit
@@ -22,7 +33,9 @@ impl<P: Platform> SoftVcpu<P> {
     fn run_guest(&mut self, requests: &AtomicU32) -> Exit {
         self.exit = None;
         self.acknowledge_code();
-        self.compare_all();
+        if self.told || self.injected.is_some() {
+            self.compare_all();
+        }
         self.follow_registers();
         self.set_keys();
         // A breakpoint on a port whose access the core has finished meanwhile: a trap, which comes before interrupts.
@@ -83,6 +96,14 @@ impl<P: Platform> SoftVcpu<P> {
         }
         self.slow |= waiting || trap;
         None
+    }
+
+    /// Follows a change of the code map that this vCPU has made itself: nothing is left to do, unless others made one too.
+    pub(crate) fn raised(&mut self, epoch: u64) {
+        if epoch == self.epoch + 1 {
+            self.epoch = epoch;
+            self.common.code.acknowledge(self.index, epoch);
+        }
     }
 
     /// Follows a change of the code map by others.

@@ -175,8 +175,9 @@ impl<P: Platform> SoftVcpu<P> {
         }
         let common = self.common.clone();
         let Some(page) = common.code.get(spot.gpa >> 12) else { return };
-        if common.code.written(page, spot.gpa & 0xfff, bytes) {
+        if let Some(epoch) = common.code.written(page, spot.gpa & 0xfff, bytes) {
             self.stats.code_writes += 1;
+            self.raised(epoch);
             self.end = 0;
             self.forget_jumps();
         }

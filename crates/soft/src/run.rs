@@ -9,7 +9,11 @@ use hv::backend::Exit;
 use platform::Platform;
 use x86::Shadow;
 
-use crate::{SoftVcpu, build::Found, cache::Block};
+use crate::{
+    SoftVcpu,
+    build::Found,
+    cache::{After, Block},
+};
 
 impl<P: Platform> SoftVcpu<P> {
     /// Runs blocks until one ends with more than a jump, something stops an instruction, or somebody wants
@@ -45,16 +49,16 @@ impl<P: Platform> SoftVcpu<P> {
                     },
                 },
             };
-            let (first, size, count, attention) = {
+            let (first, size, count, after) = {
                 // SAFETY: blocks that are found are in the cache, which only `look_up` changes.
                 let block = unsafe { block.as_ref() };
-                (block.ops.as_ptr().cast_const(), block.size as usize, block.count, block.attention)
+                (block.ops.as_ptr().cast_const(), block.size as usize, block.count, block.after)
             };
             if let Some(stopped) = self.run_ops(first, size, requests) {
                 return stopped;
             }
             self.stats.instructions += count as u64;
-            if attention || self.end == 0 {
+            if self.end == 0 || after != After::Nothing && (after == After::Everything || self.follow_flags()) {
                 return None;
             }
             last = Some(block);

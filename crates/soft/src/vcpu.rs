@@ -5,7 +5,7 @@ use emulate::{Flush, Handler};
 use hv::backend::{BackendVcpu, Env, Event, Exit, FlushTlb, Groups, GuestDebug};
 use mmu::Paging;
 use platform::{Atomic, OutOfMemory, Platform, Shared};
-use x86::{CpuState, Cr0, Cr4, Efer, Exception, Features, Mode};
+use x86::{CpuState, Cr0, Cr4, Efer, Exception, Features, Mode, flags};
 
 use crate::{
     SoftVm, Stats,
@@ -113,6 +113,8 @@ pub struct SoftVcpu<P: Platform> {
     pub(crate) hits_outside: Option<(u64, u64)>,
     /// An exception that belongs behind the instruction that was just executed.
     pub(crate) after: Option<Exception>,
+    /// Since it was last in the guest, the guest or its client may have come to know of something that others wrote.
+    pub(crate) told: bool,
     /// Counts PAUSE.
     pub(crate) pauses: u32,
     /// What the emulator executes INT3 with.
@@ -181,6 +183,7 @@ impl<P: Platform> SoftVcpu<P> {
             hits: 0,
             hits_outside: None,
             after: None,
+            told: true,
             pauses: 0,
             int3: None,
             native: Native::new().map_err(|_| OutOfMemory)?,
@@ -250,18 +253,8 @@ impl<P: Platform> SoftVcpu<P> {
     /// Derives the keys from privilege, address space and debugging.
     pub(crate) fn set_keys(&mut self) {
         let (user, system) = (self.spaces.keys(USER), self.spaces.keys(0));
-        let state = &self.state;
-        let program = if state.cpl == 3 {
-            user
-        } else if self.paging.smap && state.flags.control(x86::flags::AC) {
-            // A supervisor that may touch user pages mostly does so in the lower half, and never needs more than
-            // the user's translations there.
-            [user[0], system[1]]
-        } else {
-            system
-        };
-        self.exec_keys = if state.cpl == 3 { user } else { system };
-        self.real_keys = AccessKeys { program, system, user };
+        self.exec_keys = if self.state.cpl == 3 { user } else { system };
+        self.real_keys = AccessKeys { program: self.program_keys(user, system), system, user };
         self.keys = if self.watches_data() { AccessKeys::NEVER } else { self.real_keys };
         if self.tlb.wipes != self.wipes {
             self.wipes = self.tlb.wipes;
@@ -269,6 +262,32 @@ impl<P: Platform> SoftVcpu<P> {
             self.jump_pages = [0; 64];
         }
         self.set_jump_keys();
+    }
+
+    /// The program's own keys.
+    #[inline]
+    fn program_keys(&self, user: Keys, system: Keys) -> Keys {
+        if self.state.cpl == 3 {
+            user
+        } else if self.paging.smap && self.state.flags.control(flags::AC) {
+            // A supervisor that may touch user pages mostly does so in the lower half, and never needs more than
+            // the user's translations there.
+            [user[0], system[1]]
+        } else {
+            system
+        }
+    }
+
+    /// Follows a change of flags in the fast loop. True: that is not enough.
+    #[inline]
+    pub(crate) fn follow_flags(&mut self) -> bool {
+        if self.state.flags.control(flags::TF) || self.window_interrupt || self.window_nmi {
+            return true;
+        }
+        let program = self.program_keys(self.real_keys.user, self.real_keys.system);
+        self.real_keys.program = program;
+        self.keys.program = program;
+        false
     }
 
     fn set_jump_keys(&mut self) {
@@ -367,7 +386,10 @@ impl<P: Platform> BackendVcpu<P> for SoftVcpu<P> {
         }
     }
 
-    fn load(&mut self, _cx: &Atomic) {}
+    fn load(&mut self, _cx: &Atomic) {
+        // The client has run, and may have written code.
+        self.told = true;
+    }
 
     fn put(&mut self, _cx: &Atomic) {}
 
