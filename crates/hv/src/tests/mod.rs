@@ -2,6 +2,7 @@
 mod clock;
 mod events;
 mod exits;
+mod hostile;
 mod ioctls;
 mod lifecycle;
 mod mmio;

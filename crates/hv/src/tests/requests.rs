@@ -166,10 +166,18 @@ fn signals_end_run_at_once_and_while_halted() {
     assert_eq!(m.run(), Err(Errno::EINTR));
     host::set_signal(false);
     assert_eq!(m.script.take_notes(), []);
-    m.script.exit(Exit::Hlt { len: 1 });
+    let inside = Arc::new(AtomicBool::new(false));
+    let flag = inside.clone();
+    m.script.entry(move |_, _| {
+        flag.store(true, SeqCst);
+        Exit::Hlt { len: 1 }
+    });
     thread::scope(|s| {
         let vcpu = s.spawn(|| m.run());
-        thread::sleep(std::time::Duration::from_millis(20));
+        // A signal counts from the moment at which the thread is inside KVM_RUN.
+        while !inside.load(SeqCst) {
+            thread::yield_now();
+        }
         m.vcpu.requests().fetch_or(request::SIGNAL, SeqCst);
         platform::wait::Waiter::wake(m.vcpu.waiter(), m.vcpu.requests());
         assert_eq!(vcpu.join().unwrap(), Err(Errno::EINTR));

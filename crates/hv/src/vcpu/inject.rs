@@ -38,7 +38,7 @@ impl<B: Backend> Run<'_, B> {
     }
 
     /// Whether interrupts come from the client at all: not with the controllers in the hypervisor.
-    fn client_interrupts(&self) -> bool {
+    pub(super) fn client_interrupts(&self) -> bool {
         self.inner.apic.is_none() || self.vm.chips.mode() != Irqchip::Kernel
     }
 

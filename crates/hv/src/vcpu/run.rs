@@ -245,7 +245,8 @@ impl<B: Backend> Run<'_, B> {
 
     /// Writes what every return to the client shows.
     fn save(&mut self) -> Result<(), Errno> {
-        let ready = self.ready_for_interrupt();
+        // Without the client's interrupts there is nothing that it would have to wait for.
+        let ready = !self.client_interrupts() || self.ready_for_interrupt();
         let state = self.inner.cpu.registers(Groups::GENERAL.and(Groups::CONTROL));
         let if_flag = state.flags.control(x86::flags::IF);
         let cr8 = self.inner.apic.as_ref().map_or(state.cr8, |apic| apic.lapic.cr8());
