@@ -170,24 +170,12 @@ wire! {
 impl KvmIrqRoutingEntry {
     /// A route from `gsi` to `pin` of controller `irqchip`.
     pub const fn to_irqchip(gsi: u32, irqchip: u32, pin: u32) -> Self {
-        Self {
-            gsi,
-            type_: KVM_IRQ_ROUTING_IRQCHIP,
-            flags: 0,
-            pad: 0,
-            u: [irqchip, pin, 0, 0, 0, 0, 0, 0],
-        }
+        Self { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, flags: 0, pad: 0, u: [irqchip, pin, 0, 0, 0, 0, 0, 0] }
     }
 
     /// A route from `gsi` to a message.
     pub const fn to_msi(gsi: u32, address: u64, data: u32) -> Self {
         let u = [address as u32, (address >> 32) as u32, data, 0, 0, 0, 0, 0];
-        Self {
-            gsi,
-            type_: KVM_IRQ_ROUTING_MSI,
-            flags: 0,
-            pad: 0,
-            u,
-        }
+        Self { gsi, type_: KVM_IRQ_ROUTING_MSI, flags: 0, pad: 0, u }
     }
 }

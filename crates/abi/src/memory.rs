@@ -117,5 +117,5 @@ wire! {
 }
 
 /// Elements of the coalesced ring in a page of 4096 bytes.
-pub const KVM_COALESCED_MMIO_MAX: usize = (4096 - core::mem::size_of::<KvmCoalescedMmioRing>())
-    / core::mem::size_of::<KvmCoalescedMmio>();
+pub const KVM_COALESCED_MMIO_MAX: usize =
+    (4096 - core::mem::size_of::<KvmCoalescedMmioRing>()) / core::mem::size_of::<KvmCoalescedMmio>();

@@ -60,8 +60,5 @@ macro_rules! named {
 
 /// Finds a number's name in a table made by `named!`.
 pub(crate) fn lookup(table: &'static [(u32, &'static str)], number: u32) -> Option<&'static str> {
-    table
-        .iter()
-        .find(|(n, _)| *n == number)
-        .map(|(_, name)| *name)
+    table.iter().find(|(n, _)| *n == number).map(|(_, name)| *name)
 }

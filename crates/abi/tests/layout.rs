@@ -105,24 +105,15 @@ fn structures() {
 
 #[test]
 fn structures_whose_fields_are_named_differently() {
-    assert_eq!(
-        offset_of!(KvmGuestDebug, debugreg),
-        offset_of!(k::kvm_guest_debug, arch)
-    );
-    assert_eq!(
-        offset_of!(KvmRun, exit),
-        offset_of!(k::kvm_run, __bindgen_anon_1)
-    );
+    assert_eq!(offset_of!(KvmGuestDebug, debugreg), offset_of!(k::kvm_guest_debug, arch));
+    assert_eq!(offset_of!(KvmRun, exit), offset_of!(k::kvm_run, __bindgen_anon_1));
     assert_eq!(size_of::<KvmRun>(), size_of::<k::kvm_run>());
     assert_eq!(offset_of!(KvmIrqLevel, irq), 0);
     assert_eq!(offset_of!(KvmDirtyLog, dirty_bitmap), 8);
     assert_eq!(offset_of!(KvmClearDirtyLog, dirty_bitmap), 16);
     assert_eq!(offset_of!(KvmCoalescedMmioZone, pio), 12);
     assert_eq!(offset_of!(KvmCoalescedMmio, pio), 12);
-    assert_eq!(
-        offset_of!(KvmVcpuEvents, triple_fault),
-        offset_of!(k::kvm_vcpu_events, triple_fault)
-    );
+    assert_eq!(offset_of!(KvmVcpuEvents, triple_fault), offset_of!(k::kvm_vcpu_events, triple_fault));
     assert_eq!(offset_of!(KvmRunHypercall, flags), 64);
     assert_eq!(size_of::<KvmRunInternal>(), 136);
     assert_eq!(offset_of!(KvmRunEmulationFailure, insn_bytes), 17);
@@ -144,38 +135,17 @@ fn structures_of_2007() {
 
 #[test]
 fn run_offsets() {
-    assert_eq!(
-        KVM_RUN_REQUEST_INTERRUPT_WINDOW_OFFSET,
-        offset_of!(k::kvm_run, request_interrupt_window)
-    );
-    assert_eq!(
-        KVM_RUN_IMMEDIATE_EXIT_OFFSET,
-        offset_of!(k::kvm_run, immediate_exit)
-    );
-    assert_eq!(
-        KVM_RUN_EXIT_REASON_OFFSET,
-        offset_of!(k::kvm_run, exit_reason)
-    );
-    assert_eq!(
-        KVM_RUN_READY_FOR_INTERRUPT_INJECTION_OFFSET,
-        offset_of!(k::kvm_run, ready_for_interrupt_injection)
-    );
+    assert_eq!(KVM_RUN_REQUEST_INTERRUPT_WINDOW_OFFSET, offset_of!(k::kvm_run, request_interrupt_window));
+    assert_eq!(KVM_RUN_IMMEDIATE_EXIT_OFFSET, offset_of!(k::kvm_run, immediate_exit));
+    assert_eq!(KVM_RUN_EXIT_REASON_OFFSET, offset_of!(k::kvm_run, exit_reason));
+    assert_eq!(KVM_RUN_READY_FOR_INTERRUPT_INJECTION_OFFSET, offset_of!(k::kvm_run, ready_for_interrupt_injection));
     assert_eq!(KVM_RUN_IF_FLAG_OFFSET, offset_of!(k::kvm_run, if_flag));
     assert_eq!(KVM_RUN_FLAGS_OFFSET, offset_of!(k::kvm_run, flags));
     assert_eq!(KVM_RUN_CR8_OFFSET, offset_of!(k::kvm_run, cr8));
     assert_eq!(KVM_RUN_APIC_BASE_OFFSET, offset_of!(k::kvm_run, apic_base));
-    assert_eq!(
-        KVM_RUN_UNION_OFFSET,
-        offset_of!(k::kvm_run, __bindgen_anon_1)
-    );
-    assert_eq!(
-        KVM_RUN_VALID_REGS_OFFSET,
-        offset_of!(k::kvm_run, kvm_valid_regs)
-    );
-    assert_eq!(
-        KVM_RUN_DIRTY_REGS_OFFSET,
-        offset_of!(k::kvm_run, kvm_dirty_regs)
-    );
+    assert_eq!(KVM_RUN_UNION_OFFSET, offset_of!(k::kvm_run, __bindgen_anon_1));
+    assert_eq!(KVM_RUN_VALID_REGS_OFFSET, offset_of!(k::kvm_run, kvm_valid_regs));
+    assert_eq!(KVM_RUN_DIRTY_REGS_OFFSET, offset_of!(k::kvm_run, kvm_dirty_regs));
     assert_eq!(KVM_RUN_SYNC_REGS_OFFSET, offset_of!(k::kvm_run, s));
     assert_eq!(KVM_RUN_SIZE, size_of::<k::kvm_run>());
     assert!(size_of::<KvmSyncRegs>() <= KVM_RUN_SYNC_REGS_SIZE);
@@ -491,15 +461,9 @@ fn numbers() {
         KVM_STATS_BASE_POW2,
         KVM_STATS_BASE_MAX
     );
-    assert_eq!(
-        KVM_IOEVENTFD_FLAG_DATAMATCH,
-        1 << k::kvm_ioeventfd_flag_nr_datamatch
-    );
+    assert_eq!(KVM_IOEVENTFD_FLAG_DATAMATCH, 1 << k::kvm_ioeventfd_flag_nr_datamatch);
     assert_eq!(KVM_IOEVENTFD_FLAG_PIO, 1 << k::kvm_ioeventfd_flag_nr_pio);
-    assert_eq!(
-        KVM_IOEVENTFD_FLAG_DEASSIGN,
-        1 << k::kvm_ioeventfd_flag_nr_deassign
-    );
+    assert_eq!(KVM_IOEVENTFD_FLAG_DEASSIGN, 1 << k::kvm_ioeventfd_flag_nr_deassign);
     assert_eq!(KVM_DEV_TYPE_VFIO, k::kvm_device_type_KVM_DEV_TYPE_VFIO);
 }
 
@@ -621,10 +585,7 @@ fn request_numbers() {
         assert_eq!(ours, literal, "{:?}", ioctl_name(ours));
     }
     for &(request, name) in KVM_IOCTL_NAMES {
-        assert!(
-            REQUESTS.iter().any(|r| r.0 == request),
-            "{name} has no literal to compare with"
-        );
+        assert!(REQUESTS.iter().any(|r| r.0 == request), "{name} has no literal to compare with");
         assert_eq!(ioc_type(request), KVMIO);
     }
 }
@@ -634,18 +595,8 @@ fn request_builder_agrees_with_libc() {
     assert_eq!(KVM_RUN, libc::_IO(KVMIO, 0x80) as u32);
     assert_eq!(KVM_GET_REGS, libc::_IOR::<k::kvm_regs>(KVMIO, 0x81) as u32);
     assert_eq!(KVM_SET_REGS, libc::_IOW::<k::kvm_regs>(KVMIO, 0x82) as u32);
-    assert_eq!(
-        KVM_TRANSLATE,
-        libc::_IOWR::<k::kvm_translation>(KVMIO, 0x85) as u32
-    );
-    assert_eq!(
-        (
-            ioc_nr(KVM_GET_REGS),
-            ioc_size(KVM_GET_REGS),
-            ioc_dir(KVM_GET_REGS)
-        ),
-        (0x81, 144, IOC_READ)
-    );
+    assert_eq!(KVM_TRANSLATE, libc::_IOWR::<k::kvm_translation>(KVMIO, 0x85) as u32);
+    assert_eq!((ioc_nr(KVM_GET_REGS), ioc_size(KVM_GET_REGS), ioc_dir(KVM_GET_REGS)), (0x81, 144, IOC_READ));
 }
 
 #[test]
@@ -655,23 +606,14 @@ fn names() {
     assert_eq!(exit_name(2), Some("KVM_EXIT_IO"));
     assert_eq!(exit_name(9999), None);
     for (i, (number, name)) in KVM_CAP_NAMES.iter().enumerate() {
-        assert!(
-            KVM_CAP_NAMES[..i].iter().all(|(n, _)| n != number),
-            "{name} is there twice"
-        );
+        assert!(KVM_CAP_NAMES[..i].iter().all(|(n, _)| n != number), "{name} is there twice");
     }
 }
 
 #[test]
 fn bytes_and_back() {
-    let mut regs = KvmRegs {
-        rip: 0x1122_3344_5566_7788,
-        ..KvmRegs::default()
-    };
-    assert_eq!(
-        regs.bytes()[128..136],
-        0x1122_3344_5566_7788u64.to_le_bytes()
-    );
+    let mut regs = KvmRegs { rip: 0x1122_3344_5566_7788, ..KvmRegs::default() };
+    assert_eq!(regs.bytes()[128..136], 0x1122_3344_5566_7788u64.to_le_bytes());
     regs.bytes_mut()[0] = 5;
     assert_eq!(regs.rax, 5);
     assert_eq!(KvmRegs::from_prefix(regs.bytes()), Some(regs));

@@ -11,7 +11,7 @@
 //! it has already made in the same way, so that a device sees each of them once. One iteration of a REP
 //! counts as an instruction.
 //!
-//! How to read it: [`op`] is the form in which an instruction is kept, [`decode`] makes it from bytes and picks
+//! How to read it: [`op`] is the form in which an instruction is kept, [`mod@decode`] makes it from bytes and picks
 //! the function that executes it, and each other module is a family of instructions. Exceptions and interrupts
 //! enter the guest through [`event`].
 #![no_std]

@@ -5,7 +5,7 @@
 //! are an immutable [`Snapshot`] that every vCPU reads without a lock; a change publishes a new one
 //! ([`AddressSpace`]). On top of a snapshot stand reading and writing of guest-physical memory ([`physical`]), the
 //! log of pages that were written ([`dirty`]) and the walker of the guest's own page tables in every paging mode
-//! ([`walk`]). Shadow and nested tables, which hardware needs, build on the same parts.
+//! ([`mod@walk`]). Shadow and nested tables, which hardware needs, build on the same parts.
 #![no_std]
 #![forbid(unsafe_code)]
 extern crate alloc;

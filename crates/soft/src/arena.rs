@@ -43,14 +43,14 @@ impl<T: Copy> Arena<T> {
         }
     }
 
+    /// How many elements there are.
+    pub fn used(&self) -> usize {
+        self.len
+    }
+
     /// Forgets every element. Pointers to them must not be used any more.
     pub fn clear(&mut self) {
         self.len = 0;
-    }
-
-    /// How many elements there are.
-    pub fn len(&self) -> usize {
-        self.len
     }
 }
 
@@ -76,6 +76,6 @@ mod tests {
         // SAFETY: three elements were pushed.
         assert_eq!(unsafe { first.add(2).read() }, 3);
         arena.clear();
-        assert_eq!((arena.len(), arena.push(&[7]).unwrap()), (0, first));
+        assert_eq!((arena.used(), arena.push(&[7]).unwrap()), (0, first));
     }
 }

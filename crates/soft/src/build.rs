@@ -130,7 +130,7 @@ impl<P: Platform> SoftVcpu<P> {
         if self.state.mode != Mode::Long64 {
             let limit = self.state.seg[Seg::Cs as usize].limit as u64;
             // 32 bits of RIP and of the linear address must not wrap inside of a block either.
-            if self.state.rip + bytes > limit + 1 || self.state.rip + bytes >> 32 != 0 {
+            if self.state.rip + bytes > limit + 1 || (self.state.rip + bytes) >> 32 != 0 {
                 return Ok(Found::Single);
             }
         }

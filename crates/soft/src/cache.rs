@@ -197,7 +197,7 @@ unsafe impl<C> Send for Cache<C> {}
 
 impl<C> core::fmt::Debug for Cache<C> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Cache").field("blocks", &self.blocks.len()).field("ops", &self.ops.len()).finish()
+        f.debug_struct("Cache").field("blocks", &self.blocks.used()).field("ops", &self.ops.used()).finish()
     }
 }
 

@@ -186,7 +186,7 @@ impl<P: Platform> Cpu for SoftVcpu<P> {
             Intercept::Pause => {
                 // A guest that spins for long waits for another vCPU, which may wait for this thread's processor.
                 self.pauses = self.pauses.wrapping_add(1);
-                if self.pauses % PAUSES != 0 {
+                if !self.pauses.is_multiple_of(PAUSES) {
                     core::hint::spin_loop();
                     return Ok(());
                 }

@@ -67,7 +67,7 @@ impl<P: Platform> SoftVcpu<P> {
             return None;
         }
         // Entering a handler clears the trap flag before the trap is taken.
-        let trap = trap && !(enters_handler(op.code) && !self.state.flags.control(flags::TF));
+        let trap = trap && (self.state.flags.control(flags::TF) || !enters_handler(op.code));
         let mut hits = core::mem::take(&mut self.hits);
         if trap || self.debug.single_step {
             hits |= debug::DR6_BS;

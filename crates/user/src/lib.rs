@@ -1,4 +1,4 @@
-//! rekvm in an ordinary process: the user-space [`Platform`](platform::Platform), and /dev/kvm as a library.
+//! rekvm in an ordinary process: the user-space [`Platform`](::platform::Platform), and /dev/kvm as a library.
 //!
 //! [`User`] gives the core what it needs from a host: memory of the client that may vanish at any moment ([`memory`],
 //! [`fault`]), locks, sleeping and waking, signals, timers and clocks. [`device`] puts the core and the software CPU

@@ -47,7 +47,7 @@ pub struct Flags {
 
 impl Default for Flags {
     fn default() -> Self {
-        Self { control: FIXED, result: 1, carries: 0, delta: 1 }
+        Self { control: FIXED, result: 1, carries: 0, delta: 0 }
     }
 }
 

@@ -229,6 +229,7 @@ mod tests {
     fn reset_is_real_mode_at_the_top() {
         let s = CpuState::reset(0x600);
         assert_eq!((s.mode, s.cpl, s.rip, s.seg[1].base), (Mode::Real, 0, 0xfff0, 0xffff_0000));
+        assert_eq!(s.flags.get(), flags::FIXED);
         assert_eq!(s.cr0 & Cr0::ET.bits(), Cr0::ET.bits());
     }
 }

@@ -55,13 +55,13 @@ pub struct Now {
 pub struct Config {
     /// The bootstrap processor.
     pub bsp: bool,
-    /// CPUID.1:ECX[21]: x2APIC mode can be entered.
+    /// `CPUID.1:ECX[21]`: x2APIC mode can be entered.
     pub x2apic: bool,
-    /// CPUID.1:ECX[24]: the timer has TSC-deadline mode.
+    /// `CPUID.1:ECX[24]`: the timer has TSC-deadline mode.
     pub tsc_deadline: bool,
     /// Version register bit 24: software may suppress the broadcast of its ends of interrupt.
     pub directed_eoi: bool,
-    /// IA32_MCG_CAP[10]: there is a CMCI entry in the local vector table.
+    /// `IA32_MCG_CAP[10]`: there is a CMCI entry in the local vector table.
     pub cmci: bool,
     /// LINT0 passes the 8259A to the bootstrap processor after reset (`KVM_X86_QUIRK_LINT0_REENABLED`).
     pub lint0_reenabled: bool,

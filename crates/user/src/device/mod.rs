@@ -3,7 +3,7 @@
 //!
 //! The descriptors are real ones, so that the kernel hands out the numbers and they work wherever only a number is
 //! needed: a memfd for each object, a vCPU's holding the pages that it shares with its client. What a descriptor
-//! stands for is found in a table of this process ([`table`]), once for each call.
+//! stands for is found in a table of this process (`table`), once for each call.
 mod fd;
 mod table;
 

@@ -1,12 +1,12 @@
 //! Signals that are to end KVM_RUN.
 //!
-//! A thread inside KVM_RUN has its vCPU's request word recorded here ([`attach`]). A signal handler that wants the
+//! A thread inside KVM_RUN has its vCPU's request word recorded here (`attach`). A signal handler that wants the
 //! guest to stop calls [`note`], which sets the highest bit of that word: whether the thread executes guest
 //! instructions, sleeps on the word or is about to, it sees the change. A signal that arrives when the thread is
 //! not inside KVM_RUN leaves no trace, as with a stock kernel.
 //!
 //! A client's own handler knows nothing of [`note`]: [`wrap`] puts one that does in front of it. Signals that only
-//! KVM_SET_SIGNAL_MASK lets through are wrapped without being asked ([`Window`]).
+//! KVM_SET_SIGNAL_MASK lets through are wrapped without being asked (`Window`).
 mod window;
 
 pub(crate) use window::Window;

@@ -50,7 +50,7 @@ impl Vcpu {
         Ok(Self { handle, run, run_size })
     }
 
-    /// What a signal handler on this vCPU's thread has to call, see [`Sys::signal_note`](crate::accel::Sys::signal_note).
+    /// What a signal handler on this vCPU's thread has to call, see `accel::Sys::signal_note`.
     pub fn signal_note(&self) -> fn() {
         self.handle.sys().signal_note()
     }
