@@ -73,6 +73,10 @@ fn same<M: Memory>(at: Hva, source: &[u8]) -> Result<bool, BadAddress> {
     Ok(true)
 }
 
+/// [`Block::verified`] of a block that was compared while stores to its page could still go unseen. Each entry into the
+/// guest and each translation has a later time, so it is compared again.
+const UNSETTLED: u64 = 0;
+
 /// Branches that change nothing but RIP and the stack.
 fn is_near(code: Code) -> bool {
     code.is_jmp_short_or_near()
@@ -126,17 +130,17 @@ impl<P: Platform> SoftVcpu<P> {
             }
         };
         // SAFETY: found or built just now.
-        let (bytes, record) = unsafe { (block.as_ref().bytes as u64, block.as_ref().page) };
+        let (bytes, verified) = unsafe { (block.as_ref().bytes as u64, block.as_ref().verified) };
         if self.state.mode != Mode::Long64 {
             let limit = self.state.seg[Seg::Cs as usize].limit as u64;
             // 32 bits of RIP and of the linear address must not wrap inside of a block either.
-            if self.state.rip + bytes > limit + 1 || (self.state.rip + bytes) >> 32 != 0 {
+            let rip = self.state.rip;
+            if rip >> 32 != 0 || rip + bytes > limit + 1 || (rip + bytes) >> 32 != 0 {
                 return Ok(Found::Single);
             }
         }
         let key = self.jump_keys[(linear >> 63) as usize];
-        // SAFETY: records live as long as the code map, which this vCPU shares.
-        if key != 0 && self.common.code.settled(unsafe { record.as_ref() }, self.index) {
+        if key != 0 && verified != UNSETTLED {
             self.cache.remember(linear, key, block);
             let (word, bit) = jump_page(linear);
             self.jump_pages[word] |= bit;
@@ -151,14 +155,12 @@ impl<P: Platform> SoftVcpu<P> {
         let block = unsafe { block.as_mut() };
         // SAFETY: records live as long as the code map, which this vCPU shares.
         let record = unsafe { block.page.as_ref() };
-        if block.version == record.version()
-            && block.verified >= self.entered_at.max(page.stamp)
-            && self.common.code.settled(record, self.index)
-        {
+        if block.version == record.version() && block.verified >= self.entered_at.max(page.stamp) {
             return Ok(true);
         }
         self.stats.verified += 1;
         let version = self.mark(record, block.gpa, block.bytes as u64);
+        let verified = self.verified_now(record);
         let at = Hva(page.hva).add(block.gpa & 0xfff);
         match same::<P::Memory>(at, block.source()) {
             Ok(true) => {}
@@ -166,15 +168,24 @@ impl<P: Platform> SoftVcpu<P> {
             Err(BadAddress) => return Err(self.leave_for(Exit::BadAddress { gpa: block.gpa })),
         }
         block.version = version;
-        block.verified = self.clock;
+        block.verified = verified;
         Ok(true)
+    }
+
+    /// What a block of the marked page that is about to be compared may say of it. While another vCPU can still
+    /// write the page unseen, the comparison holds for one run only.
+    fn verified_now(&self, record: &PageRecord) -> u64 {
+        if self.common.code.settled(record) { self.clock } else { UNSETTLED }
     }
 
     /// Marks `bytes` bytes at `gpa` as code and returns their version.
     fn mark(&mut self, record: &PageRecord, gpa: u64, bytes: u64) -> u32 {
         let (version, raised) = self.common.code.mark(record, gpa & 0xfff, bytes);
-        if let Some(epoch) = raised {
+        if raised.is_some() || self.common.code.epoch() != self.epoch {
+            // Our own way to write the page unseen; the mark may be another vCPU's that we have not acknowledged.
             self.tlb.drop_writes_of(gpa);
+        }
+        if let Some(epoch) = raised {
             self.raised(epoch);
         }
         version
@@ -216,6 +227,7 @@ impl<P: Platform> SoftVcpu<P> {
             let ops = ops.map(|op| op.unwrap_or(first));
 
             let version = self.mark(record, gpa, used as u64);
+            let verified = self.verified_now(record);
             // From here on writes of vCPUs are seen; those before must not have changed what was decoded.
             self.read_code(gpa, page, &mut again[..window])?;
             if again[..used] != bytes[..used] {
@@ -234,7 +246,7 @@ impl<P: Platform> SoftVcpu<P> {
                 after,
                 page: NonNull::from(record),
                 version,
-                verified: self.clock,
+                verified,
             };
             if let Some(block) = self.cache.insert(&recipe) {
                 return Ok(Some(block));

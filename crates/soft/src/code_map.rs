@@ -9,6 +9,8 @@
 //! the map's *epoch*; each vCPU looks at the epoch at every block boundary, drops its write translations when it has
 //! changed, and acknowledges it. Until all vCPUs inside the guest have acknowledged the epoch of a mark, blocks of that
 //! page are compared with memory each time they are entered ([`CodeMap::settled`]).
+use std::sync::{Mutex, PoisonError};
+
 use core::{
     ptr,
     sync::atomic::{
@@ -76,6 +78,8 @@ struct Seen(AtomicU64);
 /// The records of a VM's frames, in a radix tree that only grows, and the epoch.
 pub struct CodeMap {
     epoch: AtomicU64,
+    /// Held while marks are set or cleared, both rare: the first marks of a page always get an epoch of their own.
+    marking: Mutex<()>,
     root: AtomicPtr<()>,
     seen: Vec<Seen>,
     vcpus: AtomicUsize,
@@ -93,7 +97,13 @@ impl CodeMap {
         let mut seen = Vec::new();
         seen.try_reserve_exact(MAX_VCPUS).map_err(|_| OutOfMemory)?;
         seen.resize_with(MAX_VCPUS, Seen::default);
-        Ok(Self { epoch: AtomicU64::new(1), root: AtomicPtr::new(ptr::null_mut()), seen, vcpus: AtomicUsize::new(0) })
+        Ok(Self {
+            epoch: AtomicU64::new(1),
+            marking: Mutex::new(()),
+            root: AtomicPtr::new(ptr::null_mut()),
+            seen,
+            vcpus: AtomicUsize::new(0),
+        })
     }
 
     /// Says that vCPU `index` exists.
@@ -126,13 +136,14 @@ impl CodeMap {
         }
     }
 
-    /// Whether no vCPU except `me` can still hold a write translation that is older than the marks of `page`.
-    pub fn settled(&self, page: &PageRecord, me: usize) -> bool {
+    /// Whether no vCPU can still hold a write translation that is older than the marks of `page`. A block is safe from
+    /// unseen stores only if this held *before* it was compared with memory.
+    pub fn settled(&self, page: &PageRecord) -> bool {
         let marked = page.marked.load(SeqCst);
         let vcpus = self.vcpus.load(SeqCst);
-        self.seen.iter().take(vcpus).enumerate().all(|(i, seen)| {
+        self.seen.iter().take(vcpus).all(|seen| {
             let seen = seen.0.load(SeqCst);
-            i == me || seen == 0 || seen >= marked
+            seen == 0 || seen >= marked
         })
     }
 
@@ -141,25 +152,20 @@ impl CodeMap {
     /// before: the caller drops its own write translations of the page.
     pub fn mark(&self, page: &PageRecord, offset: u64, bytes: u64) -> (u32, Option<u64>) {
         let want = granules(offset, bytes);
+        let _marking = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
         let mut raised = None;
-        loop {
-            if page.granules.load(SeqCst) == 0 {
-                // Nobody may take the page for settled before it has its epoch.
-                page.marked.store(u64::MAX, SeqCst);
-                page.granules.fetch_or(want, SeqCst);
-                let epoch = self.epoch.fetch_add(1, SeqCst) + 1;
-                page.marked.store(epoch, SeqCst);
-                raised = Some(epoch);
-            } else {
-                page.granules.fetch_or(want, SeqCst);
-            }
-            let version = page.version.load(SeqCst);
-            // `written` clears the marks before it raises the version: marks that are still there after the version
-            // was read will be seen by whoever raises it next.
-            if page.granules.load(SeqCst) & want == want {
-                return (version, raised);
-            }
+        if page.granules.load(SeqCst) == 0 {
+            // Nobody may take the page for settled before it has its epoch, and the epoch must not be acknowledged by
+            // somebody who has not seen the marks.
+            page.marked.store(u64::MAX, SeqCst);
+            page.granules.store(want, SeqCst);
+            let epoch = self.epoch.fetch_add(1, SeqCst) + 1;
+            page.marked.store(epoch, SeqCst);
+            raised = Some(epoch);
+        } else {
+            page.granules.fetch_or(want, SeqCst);
         }
+        (page.version.load(SeqCst), raised)
     }
 
     /// To be called after a store of `bytes` bytes at `offset` of `page`. The epoch that this raised if it changed code: the
@@ -170,6 +176,7 @@ impl CodeMap {
         if page.granules.load(SeqCst) & granules(offset, bytes) == 0 {
             return None;
         }
+        let _marking = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
         // The page starts anew: blocks that are found unchanged mark their granules again.
         page.granules.store(0, SeqCst);
         page.version.fetch_add(1, SeqCst);
@@ -291,6 +298,16 @@ mod tests {
     }
 
     #[test]
+    fn marks_after_a_store_have_an_epoch_of_their_own() {
+        let map = CodeMap::new().unwrap();
+        let page = map.get_or_make(1).unwrap();
+        let first = map.mark(page, 0, 8).1.unwrap();
+        let store = map.written(page, 0, 8).unwrap();
+        let second = map.mark(page, 0x40, 8).1.unwrap();
+        assert!(first < store && store < second);
+    }
+
+    #[test]
     fn a_mark_settles_when_every_vcpu_in_the_guest_has_seen_it() {
         let map = CodeMap::new().unwrap();
         map.add_vcpu(0).unwrap();
@@ -299,12 +316,15 @@ mod tests {
         map.acknowledge(1, map.epoch());
         let page = map.get_or_make(1).unwrap();
         map.mark(page, 0, 8);
-        assert!(!map.settled(page, 0));
+        assert!(!map.settled(page));
         map.acknowledge(1, map.epoch());
-        assert!(map.settled(page, 0));
+        assert!(!map.settled(page), "who marked it has to drop its own translations too");
+        map.acknowledge(0, map.epoch());
+        assert!(map.settled(page));
         map.mark(map.get_or_make(2).unwrap(), 0, 8);
         map.leave(1);
-        assert!(map.settled(map.get(2).unwrap(), 0));
+        map.acknowledge(0, map.epoch());
+        assert!(map.settled(map.get(2).unwrap()));
         assert!(map.add_vcpu(MAX_VCPUS).is_err());
     }
 }

@@ -28,6 +28,8 @@
 //!    instructions; the one guest that can run stale code until then loads code by DMA over code that it runs, without
 //!    an interrupt, a device access or a change of mapping in between.
 //!
+//! What the core writes for one vCPU (string input, a copy from device memory) the others learn of in the same ways.
+//!
 //! A block that was compared unchanged is used on; a difference only costs its decoding.
 //!
 //! # A translator

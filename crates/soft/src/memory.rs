@@ -7,7 +7,10 @@ use x86::{Mode, Vector};
 
 use crate::{
     SoftVcpu,
-    tlb::{DATA_ENTRIES, DataEntry, EXEC_ENTRIES, ExecEntry, INVALID, Keys, SLOW_WRITE, USER, index, key, tag},
+    tlb::{
+        DATA_ENTRIES, DataEntry, EXEC_ENTRIES, ExecEntry, FRAGMENT_SHIFT, INVALID, Keys, SLOW_WRITE, USER, index, key,
+        tag,
+    },
 };
 
 /// What an access needs.
@@ -221,8 +224,10 @@ impl<P: Platform> SoftVcpu<P> {
         let Some(env) = self.env() else { return Err(Stop::EXIT) };
         let Some(view) = env.memory.view(env.reader) else { return Err(Stop::EXIT) };
         let error = match walk(&*view, &self.paging, linear, request) {
-            Ok(translation) => match view.resolve(translation.gpa >> 12) {
+            Ok(mut translation) => match view.resolve(translation.gpa >> 12) {
                 Some(frame) if !(frame.read_only && want == Want::Write) => {
+                    // Code is known by its frame, whatever alias it is reached through.
+                    translation.gpa = view.unalias(translation.gpa >> 12) << 12 | translation.gpa & 0xfff;
                     if frame.log_dirty && want == Want::Write {
                         view.mark_dirty(translation.gpa >> 12);
                     }
@@ -273,11 +278,12 @@ impl<P: Platform> SoftVcpu<P> {
             holder(Request::WRITE) && rights.dirty() && !frame.read_only && (want == Want::Write || !frame.log_dirty);
         let tag = tag(linear, key);
         self.spaces.entered(linear, rights.global());
+        let shift = self.spaces.fragment(linear, translation.page_shift, false);
         self.tlb.data[index(linear, DATA_ENTRIES)] = DataEntry {
             read: tag,
             write: if may_write && !holds_code { tag } else { INVALID },
             addend: frame.hva.0.wrapping_sub(linear & !0xfff),
-            gpa: page | if may_write && holds_code { SLOW_WRITE } else { 0 },
+            gpa: page | shift << FRAGMENT_SHIFT | if may_write && holds_code { SLOW_WRITE } else { 0 },
         };
         Ok(spot)
     }
@@ -296,8 +302,9 @@ impl<P: Platform> SoftVcpu<P> {
         let request = if self.state.cpl == 3 { Request::FETCH.user() } else { Request::FETCH };
         let (translation, frame) = self.translate(linear, request, Want::Fetch)?;
         self.clock += 1;
-        let entry = ExecEntry { tag, hva: frame.hva.0, gpa: translation.gpa & !0xfff, stamp: self.clock };
         self.spaces.entered(linear, translation.rights.global());
+        let shift = self.spaces.fragment(linear, translation.page_shift, true);
+        let entry = ExecEntry { tag, hva: frame.hva.0, gpa: translation.gpa & !0xfff, stamp: self.clock, shift };
         self.tlb.exec[index(linear, EXEC_ENTRIES)] = entry;
         Ok(entry)
     }

@@ -9,7 +9,8 @@
 //!
 //! Read and write rights of data are two tags of one entry; an absent write tag means "look closer" and is how
 //! the first write to a page (dirty bit, dirty log) and writes to pages with decoded code are noticed. Instruction
-//! fetches have entries of their own. Large pages are entered in pieces of 4 KiB.
+//! fetches have entries of their own. Large pages are entered in pieces of 4 KiB, each of which knows the size of the
+//! whole: INVLPG of any address in a large page drops all of it (SDM vol. 3, 4.10.4.1).
 use platform::{OutOfMemory, fallible::try_vec};
 
 /// Data entries.
@@ -30,6 +31,10 @@ const NUMBERS: u64 = 1 << 10;
 /// In [`DataEntry::gpa`]: the page may be written, but each write has to tell the code map.
 pub const SLOW_WRITE: u64 = 1;
 
+/// In [`DataEntry::gpa`]: from this bit, log2 of the size of the large page that the entry is a piece of; 0 for small pages.
+pub const FRAGMENT_SHIFT: u32 = 1;
+const FRAGMENT_MASK: u64 = 63;
+
 const PAGE: u64 = !0xfff;
 
 /// A data translation.
@@ -42,7 +47,7 @@ pub struct DataEntry {
     pub write: u64,
     /// What to add to a linear address to get the host's.
     pub addend: u64,
-    /// The guest-physical page, with [`SLOW_WRITE`] in its low bits.
+    /// The guest-physical page, with [`SLOW_WRITE`] and the size of the whole page ([`FRAGMENT_SHIFT`]) in its low bits.
     pub gpa: u64,
 }
 
@@ -57,6 +62,8 @@ pub struct ExecEntry {
     pub gpa: u64,
     /// When it was made: blocks that were compared with memory before that are compared again.
     pub stamp: u64,
+    /// log2 of the size of the large page that this is a piece of; 0 for small pages.
+    pub shift: u64,
 }
 
 /// The tag of `linear` under `key`.
@@ -140,6 +147,32 @@ impl Tlb {
     }
 }
 
+/// Whether `found` is a tag of the address space `number`, of a piece of the page of `1 << shift` bytes that `linear` is in.
+fn is_piece(found: u64, shift: u64, linear: u64, number: u64) -> bool {
+    shift != 0 && (found ^ linear) >> shift == 0 && found & !PAGE & !USER == number << NUMBER_SHIFT
+}
+
+impl Tlb {
+    /// Forgets all pieces of the large data page of `linear` in the address space of `number`.
+    fn drop_large(&mut self, linear: u64, number: u64) {
+        for entry in self.data.iter_mut() {
+            let shift = entry.gpa >> FRAGMENT_SHIFT & FRAGMENT_MASK;
+            if is_piece(entry.read, shift, linear, number) || is_piece(entry.write, shift, linear, number) {
+                *entry = DataEntry::default();
+            }
+        }
+    }
+
+    /// The same for instruction fetches.
+    fn drop_large_code(&mut self, linear: u64, number: u64) {
+        for entry in self.exec.iter_mut() {
+            if is_piece(entry.tag, entry.shift, linear, number) {
+                *entry = ExecEntry::default();
+            }
+        }
+    }
+}
+
 const PCIDS: usize = 8;
 
 /// The address-space numbers in use.
@@ -158,6 +191,10 @@ pub struct Spaces {
     high_local: bool,
     /// A global translation was entered in the lower half, under whatever number.
     low_global: bool,
+    /// Pieces of large data pages were entered in this half since everything was forgotten.
+    large: [bool; 2],
+    /// The same for instruction fetches.
+    large_code: [bool; 2],
 }
 
 impl Default for Spaces {
@@ -171,6 +208,8 @@ impl Default for Spaces {
             victim: 0,
             high_local: false,
             low_global: false,
+            large: [false; 2],
+            large_code: [false; 2],
         }
     }
 }
@@ -193,6 +232,18 @@ impl Spaces {
         } else {
             self.low_global |= global;
         }
+    }
+
+    /// A piece of a page of `1 << page_shift` bytes at `linear` is entered, for instruction fetches if `code`. What its entry
+    /// is to say of the whole page's size.
+    pub fn fragment(&mut self, linear: u64, page_shift: u32, code: bool) -> u64 {
+        // Without paging there is one page of 4 GiB, and INVLPG means nothing.
+        if !(13..32).contains(&page_shift) {
+            return 0;
+        }
+        let large = if code { &mut self.large_code } else { &mut self.large };
+        large[(linear >> 63) as usize] = true;
+        page_shift as u64
     }
 
     fn fresh(&mut self, tlb: &mut Tlb) -> u64 {
@@ -226,6 +277,8 @@ impl Spaces {
         self.fresh_low(tlb);
         self.high_local = false;
         self.low_global = false;
+        self.large = [false; 2];
+        self.large_code = [false; 2];
     }
 
     /// Forgets what is not global in the current address space.
@@ -250,14 +303,23 @@ impl Spaces {
         }
     }
 
-    /// Forgets the page of `linear` in the current address space, and global ones in all.
-    pub fn flush_page(&mut self, linear: u64, tlb: &mut Tlb) {
-        tlb.drop_page(linear, self.number(linear));
+    /// Forgets the page of `linear` in the current address space, and global ones in all. True: it may have been a large
+    /// page of code, so that more addresses than those of its 4 KiB are concerned.
+    pub fn flush_page(&mut self, linear: u64, tlb: &mut Tlb) -> bool {
+        let (half, number) = ((linear >> 63) as usize, self.number(linear));
+        tlb.drop_page(linear, number);
+        if self.large[half] {
+            tlb.drop_large(linear, number);
+        }
+        if self.large_code[half] {
+            tlb.drop_large_code(linear, number);
+        }
         if self.low_global {
             let (pcid, low) = (self.pcid, self.low);
             self.recent.iter_mut().for_each(|r| *r = (0, 0));
             self.recent[0] = (pcid, low);
         }
+        self.large_code[half]
     }
 
     /// Forgets the address space `pcid`, except global translations.
@@ -339,6 +401,31 @@ mod tests {
         }
         assert!(!came_back);
         assert_eq!(tlb.data[0].read, 0);
+    }
+
+    #[test]
+    fn a_large_page_is_dropped_whole() {
+        let mut tlb = Tlb::new().unwrap();
+        let mut spaces = Spaces::default();
+        let (inside, outside) = (0x40_3000, 0x60_4000);
+        for linear in [inside, outside] {
+            let shift = spaces.fragment(linear, 21, false);
+            tlb.data[index(linear, DATA_ENTRIES)] = DataEntry {
+                read: tag(linear, spaces.keys(USER)[0]),
+                write: INVALID,
+                addend: 0,
+                gpa: shift << FRAGMENT_SHIFT,
+            };
+            tlb.exec[index(linear, EXEC_ENTRIES)] = ExecEntry {
+                tag: tag(linear, spaces.keys(0)[0]),
+                shift: spaces.fragment(linear, 21, true),
+                ..ExecEntry::default()
+            };
+        }
+        assert!(spaces.flush_page(0x5f_f000, &mut tlb), "jumps into the page have to go too");
+        assert_eq!((tlb.data[index(inside, DATA_ENTRIES)].read, tlb.exec[index(inside, EXEC_ENTRIES)].tag), (0, 0));
+        assert_ne!(tlb.data[index(outside, DATA_ENTRIES)].read, 0);
+        assert_ne!(tlb.exec[index(outside, EXEC_ENTRIES)].tag, 0);
     }
 
     #[test]

@@ -301,9 +301,9 @@ impl<P: Platform> SoftVcpu<P> {
     /// Forgets one page, as INVLPG does.
     fn flush_page(&mut self, linear: u64) {
         self.stats.tlb_flushes += 1;
-        self.spaces.flush_page(linear, &mut self.tlb);
+        let large = self.spaces.flush_page(linear, &mut self.tlb);
         let (word, bit) = jump_page(linear);
-        if self.jump_pages[word] & bit != 0 {
+        if large || self.jump_pages[word] & bit != 0 {
             self.forget_jumps();
         }
     }
