@@ -2,6 +2,7 @@
 //! only: the order stands in [`rank`], and platforms check it in debug builds.
 use core::{
     cell::UnsafeCell,
+    marker::PhantomData,
     ops::{Deref, DerefMut},
 };
 
@@ -72,12 +73,12 @@ impl<L: RawLock, T> Locked<L, T> {
     /// Waits for the lock.
     pub fn lock(&self) -> Guard<'_, L, T> {
         self.raw.lock();
-        Guard { lock: self }
+        Guard { lock: self, on_this_thread: PhantomData }
     }
 
     /// Takes the lock if it is free.
     pub fn try_lock(&self) -> Option<Guard<'_, L, T>> {
-        self.raw.try_lock().then_some(Guard { lock: self })
+        self.raw.try_lock().then(|| Guard { lock: self, on_this_thread: PhantomData })
     }
 
     /// The data, through a unique reference: nobody else can hold the lock.
@@ -86,10 +87,12 @@ impl<L: RawLock, T> Locked<L, T> {
     }
 }
 
-/// The right to use the data; gives the lock back when dropped.
+/// The right to use the data; gives the lock back when dropped, on the thread that took it.
 #[derive(Debug)]
 pub struct Guard<'a, L: RawLock, T> {
     lock: &'a Locked<L, T>,
+    /// Neither sent nor shared: the lock is this thread's, and `T` need not be `Sync`.
+    on_this_thread: PhantomData<*mut ()>,
 }
 
 impl<L: RawLock, T> Deref for Guard<'_, L, T> {
@@ -111,5 +114,37 @@ impl<L: RawLock, T> Drop for Guard<'_, L, T> {
     fn drop(&mut self) {
         // SAFETY: made by lock or a successful try_lock, dropped once.
         unsafe { self.lock.raw.unlock() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+    impl RawLock for Nothing {
+        fn new(_rank: u8) -> Result<Self, OutOfMemory> {
+            Ok(Self)
+        }
+        fn lock(&self) {}
+        fn try_lock(&self) -> bool {
+            true
+        }
+        unsafe fn unlock(&self) {}
+    }
+
+    /// One implementation for every type, others for what is `Send` or `Sync`: for those, `_` is ambiguous.
+    trait OfOneThread<Which> {
+        fn check() {}
+    }
+    impl<T> OfOneThread<()> for T {}
+    impl<T: Send> OfOneThread<u8> for T {}
+    impl<T: Sync> OfOneThread<u16> for T {}
+
+    #[test]
+    fn a_guard_stays_on_its_thread() {
+        // That it compiles is the test.
+        <Guard<'_, Nothing, core::cell::Cell<u8>> as OfOneThread<_>>::check();
+        <Guard<'_, Nothing, u8> as OfOneThread<_>>::check();
     }
 }

@@ -41,10 +41,10 @@ impl<T: Send + Sync> Published<T> {
     #[inline]
     pub fn read(&self, index: usize) -> Option<Section<'_, T>> {
         let mark = &self.readers.get(index)?.0;
-        // The swap makes two threads that wrongly use one index visible instead of unsound.
-        if mark.swap(self.generation.load(Ordering::Acquire), Ordering::SeqCst) != 0 {
-            return None;
-        }
+        // Two threads that wrongly use one index are visible instead of unsound: the mark of the one inside stays, as
+        // the writer waits for it.
+        let generation = self.generation.load(Ordering::Acquire);
+        mark.compare_exchange(0, generation, Ordering::SeqCst, Ordering::Relaxed).ok()?;
         fence(Ordering::SeqCst);
         Some(Section { value: self.current.load(Ordering::SeqCst), mark })
     }
@@ -104,5 +104,23 @@ impl<T> Deref for Section<'_, T> {
 impl<T> Drop for Section<'_, T> {
     fn drop(&mut self) {
         self.mark.store(0, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_used_number_is_refused_and_keeps_its_holders_mark() {
+        let published = Published::new(7, 1).unwrap();
+        let section = published.read(0).unwrap();
+        // As by a writer that now waits for the section.
+        published.generation.fetch_add(1, Ordering::SeqCst);
+        assert!(published.read(0).is_none());
+        assert_eq!(published.readers[0].0.load(Ordering::SeqCst), 1);
+        assert_eq!(*section, 7);
+        drop(section);
+        assert!(published.read(0).is_some() && published.read(1).is_none());
     }
 }
