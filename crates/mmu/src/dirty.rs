@@ -72,7 +72,8 @@ impl Bitmap {
     }
 
     /// Copies the bits to the client, one u64 for each 64 pages, and takes them when `take` is set; says whether any
-    /// was set. What could not be copied stays in the log.
+    /// was set. When it fails, the chunk that could not be copied stays in the log, but the chunks before it have been
+    /// taken: the caller has to flush write translations then, too.
     pub(crate) fn copy_out<M: Memory>(&self, to: Hva, take: bool) -> Result<bool, SlotError> {
         let mut any = false;
         let mut at = to;
@@ -99,7 +100,7 @@ impl Bitmap {
     }
 
     /// Cleans the pages `first..first + count` whose bit is set in the client's bitmap (bit 0 of it is page `first`);
-    /// says whether any was dirty.
+    /// says whether any was dirty. When it fails, the pages whose bits could be read are clean already.
     pub(crate) fn clear<M: Memory>(&self, first: u64, count: u64, from: Hva) -> Result<bool, SlotError> {
         let end = first.checked_add(count).filter(|end| *end <= self.pages).ok_or(SlotError::Invalid)?;
         if !first.is_multiple_of(64) || (!count.is_multiple_of(64) && end != self.pages) {

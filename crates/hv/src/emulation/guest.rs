@@ -3,12 +3,13 @@
 use emulate::{Access, Cpu, Flush, Intercept, Op, Res, Stop};
 use mmu::{MemoryError, Paging, PhysMem, Request, WalkError, walk};
 use platform::{Platform, Word};
-use x86::{CpuState, Features, Vector, exception::pf, flags, paging::PAGE_SIZE};
+use x86::{CpuState, Exception, Features, Vector, exception::pf, flags, paging::PAGE_SIZE};
 
 use super::{DeviceAccess, Transaction};
 use crate::{
+    backend::{Backend, BackendVcpu, Groups},
     stats::Counter,
-    vcpu::{LocalApic, Tsc, VcpuShared},
+    vcpu::{Inner, LocalApic, Tsc, VcpuShared},
     vm::{Space, VmShared},
 };
 
@@ -21,27 +22,57 @@ pub(crate) enum Why {
     BadAddress,
     /// An instruction that the run loop handles as if the processor had exited for it.
     Intercept(Intercept),
+    /// Others kept changing what it needs; nothing of it has happened, except to the devices in the log.
+    Again,
     /// Nothing here can execute it.
     Unsupported,
+}
+
+/// What an instruction leaves to whoever has it executed.
+#[derive(Default)]
+pub(super) struct Notes {
+    /// Translations that the back end keeps became stale.
+    pub(super) flush: bool,
+    /// Why it stopped with [`Stop::EXIT`].
+    pub(super) why: Option<Why>,
+    /// An exception behind it.
+    pub(super) after: Option<Exception>,
+    /// NMIs are no longer blocked.
+    pub(super) unblock_nmi: bool,
+    /// A locked operation did not find what it expected.
+    pub(super) lost_race: bool,
+}
+
+/// The read half of a read-modify-write that a device has answered, at least in part.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Loaded {
+    linear: u64,
+    bytes: u64,
+    value: [u64; 2],
+}
+
+impl Loaded {
+    fn new<T: Word>(linear: u64, value: T) -> Self {
+        Self { linear, bytes: T::BYTES, value: [value.low(), value.high()] }
+    }
 }
 
 /// A vCPU for the length of one instruction.
 pub(crate) struct Guest<'a, P: Platform> {
     pub(super) state: &'a mut CpuState,
-    pub(super) vm: &'a VmShared<P>,
-    pub(super) shared: &'a VcpuShared<P>,
-    pub(super) reader: usize,
-    pub(super) features: Features,
-    pub(super) physical_bits: u32,
-    pub(super) xcr0: u64,
-    pub(super) apic: Option<&'a mut LocalApic<P>>,
-    pub(super) tsc: &'a Tsc,
-    pub(super) tx: &'a mut Transaction,
-    pub(super) paging: Option<Paging>,
+    vm: &'a VmShared<P>,
+    shared: &'a VcpuShared<P>,
+    reader: usize,
+    features: Features,
+    physical_bits: u32,
+    xcr0: u64,
+    apic: Option<&'a mut LocalApic<P>>,
+    tsc: &'a Tsc,
+    tx: &'a mut Transaction,
+    paging: Option<Paging>,
     pub(super) payload: u64,
-    /// Translations that the back end keeps became stale.
-    pub(super) flush: bool,
-    pub(super) why: Option<Why>,
+    pub(super) notes: Notes,
+    loaded: Option<Loaded>,
 }
 
 /// A run of bytes in one page.
@@ -51,9 +82,34 @@ struct Piece {
     len: usize,
 }
 
-impl<P: Platform> Guest<'_, P> {
+impl<'a, P: Platform> Guest<'a, P> {
+    /// vCPU number `reader`, whose parts are borrowed one by one.
+    pub(super) fn new<B: Backend<Platform = P>>(
+        inner: &'a mut Inner<B>,
+        vm: &'a VmShared<P>,
+        shared: &'a VcpuShared<P>,
+        reader: usize,
+    ) -> Self {
+        Self {
+            state: inner.cpu.registers_mut(Groups::ALL),
+            vm,
+            shared,
+            reader,
+            features: inner.features,
+            physical_bits: inner.physical_bits,
+            xcr0: inner.xcr0,
+            apic: inner.apic.as_mut(),
+            tsc: &inner.tsc,
+            tx: &mut inner.tx,
+            paging: None,
+            payload: 0,
+            notes: Notes::default(),
+            loaded: None,
+        }
+    }
+
     fn stop(&mut self, why: Why) -> Stop {
-        self.why = Some(why);
+        self.notes.why = Some(why);
         Stop::EXIT
     }
 
@@ -88,7 +144,7 @@ impl<P: Platform> Guest<'_, P> {
         match walked {
             Ok(translation) => Ok(translation.gpa),
             Err(WalkError::Fault(code)) => Err(self.page_fault(linear, code)),
-            Err(WalkError::Contended) => Err(Stop::RESTART),
+            Err(WalkError::Contended) => Err(self.stop(Why::Again)),
             Err(WalkError::Memory(MemoryError::BadAddress(_))) => Err(self.stop(Why::BadAddress)),
             // Page tables where there is no memory harm only this guest: nothing there is present.
             Err(WalkError::Memory(_)) => {
@@ -290,26 +346,31 @@ impl<P: Platform> Cpu for Guest<'_, P> {
 
     fn load_for_write<T: Word>(&mut self, linear: u64, access: Access) -> Res<T> {
         let request = self.request(Request::WRITE, access);
-        self.load_as(linear, request)
+        let before = self.tx.made();
+        let value = self.load_as::<T>(linear, request)?;
+        self.loaded = (self.tx.made() != before).then(|| Loaded::new(linear, value));
+        Ok(value)
     }
 
     fn compare_exchange<T: Word>(&mut self, linear: u64, old: T, new: T, access: Access) -> Res<T> {
         let request = self.request(Request::WRITE, access);
+        // Device memory: one read, one write. If the instruction has just read the place, that was the read.
+        if self.loaded.take() == Some(Loaded::new(linear, old)) {
+            self.store_as(linear, new, request)?;
+            return Ok(old);
+        }
         let pieces = self.pieces(linear, T::BYTES, request)?;
         let contiguous = pieces[1].len == 0 || pieces[1].gpa == pieces[0].gpa.wrapping_add(pieces[0].len as u64);
         if contiguous && let Ok(seen) = self.memory(|view| view.compare_exchange(pieces[0].gpa, old, new))? {
+            self.notes.lost_race |= seen != old;
             return Ok(seen);
         }
-        // Device memory, or pages that the host's processor cannot lock together: one read, one write. If the
-        // instruction has just read the place, that was the read.
-        let read_before = pieces[1].len == 0
-            && self.tx.last().is_some_and(|a| {
-                !a.write && a.at == pieces[0].gpa && u64::from(a.len) == T::BYTES && a.data == old.low()
-            });
-        let seen = if read_before { old } else { self.load_as(linear, request)? };
+        // Pages that the host's processor cannot lock together, or a device that was not read yet.
+        let seen = self.load_as(linear, request)?;
         if seen == old {
             self.store_as(linear, new, request)?;
         }
+        self.notes.lost_race |= seen != old;
         Ok(seen)
     }
 
@@ -324,6 +385,11 @@ impl<P: Platform> Cpu for Guest<'_, P> {
             left -= step;
         }
         Ok(())
+    }
+
+    fn probe_read(&mut self, linear: u64, access: Access) -> Res {
+        let request = self.request(Request::READ, access);
+        self.translate(linear, request).map(|_| ())
     }
 
     fn fetch(&mut self, linear: u64, buf: &mut [u8]) -> Res<usize> {
@@ -379,7 +445,7 @@ impl<P: Platform> Cpu for Guest<'_, P> {
 
     fn flush(&mut self, _what: Flush) {
         self.paging = None;
-        self.flush = true;
+        self.notes.flush = true;
     }
 
     fn load_physical(&mut self, gpa: u64) -> Res<u64> {
@@ -390,6 +456,18 @@ impl<P: Platform> Cpu for Guest<'_, P> {
         let mut bytes = [0; 8];
         P::random(&mut bytes);
         u64::from_le_bytes(bytes)
+    }
+
+    fn physical_bits(&self) -> u32 {
+        self.physical_bits
+    }
+
+    fn unblock_nmi(&mut self) {
+        self.notes.unblock_nmi = true;
+    }
+
+    fn raise_after(&mut self, exception: Exception) {
+        self.notes.after = Some(exception);
     }
 
     fn vector(&mut self, _op: &Op<Self>, _memory: Option<u64>) -> Res {

@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use emulate::{Intercept, Stop};
 use platform::MaySleep;
-use x86::{Exception, Seg, Shadow, debug, flags};
+use x86::{Exception, Seg, Shadow, Vector, debug, flags};
 
 use crate::{
     Errno,
@@ -59,6 +59,13 @@ impl<B: Backend> Run<'_, B> {
                     self.inner.tx.stopped();
                     return self.ask_client();
                 }
+                End::Exit(Why::Again) => {
+                    // The log answers the next try.
+                    self.inner.tx.stopped();
+                    if self.shared.requests.load(Relaxed) != 0 {
+                        break;
+                    }
+                }
                 End::Exit(Why::BadAddress) => {
                     self.inner.tx.abandon();
                     return Err(Errno::EFAULT);
@@ -73,7 +80,8 @@ impl<B: Backend> Run<'_, B> {
                 }
             }
         }
-        Ok(Step::Continue)
+        // What the last try has written goes out before anything else.
+        self.ask_client()
     }
 
     fn emulate_once(&mut self) -> End {
@@ -85,67 +93,48 @@ impl<B: Backend> Run<'_, B> {
         // The shadow of STI or MOV SS ends with this instruction, unless it makes a new one.
         let shadow = core::mem::replace(&mut state.shadow, Shadow::None);
         let single_step = state.flags.control(flags::TF);
-        let mut guest = Guest {
-            state,
-            vm: self.vm,
-            shared: self.shared,
-            reader: self.index,
-            features: inner.features,
-            physical_bits: inner.physical_bits,
-            xcr0: inner.xcr0,
-            apic: inner.apic.as_mut(),
-            tsc: &inner.tsc,
-            tx: &mut inner.tx,
-            paging: None,
-            payload: 0,
-            flush: false,
-            why: None,
-        };
+        let mut guest = Guest::new(inner, self.vm, self.shared, self.index);
         let result = emulate::step(&mut guest);
-        let (flush, payload, why) = (guest.flush, guest.payload, guest.why);
+        let (notes, payload) = (core::mem::take(&mut guest.notes), guest.payload);
         if result.is_ok() {
             guest.state.flags.set_control(flags::RF, 0);
         } else {
             guest.state.shadow = shadow;
         }
-        if flush {
+        if notes.flush {
             inner.cpu.flush(FlushTlb::All);
+        }
+        if notes.unblock_nmi {
+            inner.cpu.set_nmi_blocked(false);
         }
         match result {
             Ok(()) => {
-                if single_step {
-                    self.raise(Exception::debug(debug::DR6_BS));
+                let step = single_step.then_some(Exception::debug(debug::DR6_BS));
+                let behind = match (notes.after, step) {
+                    // One debug exception with all its reasons.
+                    (Some(after), Some(step)) if after.vector == Vector::DB => {
+                        Some(Exception::debug(after.payload | step.payload))
+                    }
+                    (after, step) => after.or(step),
+                };
+                if let Some(exception) = behind {
+                    self.raise(exception);
                 }
                 End::Done
             }
+            // A REP that has done an iteration locks nothing.
+            Err(Stop::RESTART) if notes.lost_race => End::Exit(Why::Again),
             Err(Stop::RESTART) => End::Restart,
             Err(stop) => match stop.exception(payload) {
                 Some(exception) => End::Fault(exception),
-                None => End::Exit(why.unwrap_or(Why::Unsupported)),
+                None => End::Exit(notes.why.unwrap_or(Why::Unsupported)),
             },
         }
     }
 
     /// The length of the instruction at CS:RIP, 0 if it cannot be read.
     pub(crate) fn instruction_len(&mut self) -> u8 {
-        let inner = &mut *self.inner;
-        let state = inner.cpu.registers_mut(Groups::ALL);
-        let mut guest = Guest {
-            state,
-            vm: self.vm,
-            shared: self.shared,
-            reader: self.index,
-            features: inner.features,
-            physical_bits: inner.physical_bits,
-            xcr0: inner.xcr0,
-            apic: None,
-            tsc: &inner.tsc,
-            tx: &mut inner.tx,
-            paging: None,
-            payload: 0,
-            flush: false,
-            why: None,
-        };
+        let mut guest = Guest::new(&mut *self.inner, self.vm, self.shared, self.index);
         emulate::fetch_decode(&mut guest).map_or(0, |op| op.len)
     }
 }

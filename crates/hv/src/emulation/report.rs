@@ -82,7 +82,8 @@ impl<B: Backend> Run<'_, B> {
         let linear = if state.mode == Mode::Long64 { state.rip } else { linear & 0xffff_ffff };
         let Some(view) = self.vm.memory.view(self.index) else { return 0 };
         let mut len = 0;
-        for (at, byte) in (linear..).zip(to.iter_mut()) {
+        for (offset, byte) in to.iter_mut().enumerate() {
+            let at = linear.wrapping_add(offset as u64);
             let Some(translation) = mmu::translate(&view, &paging, at) else { break };
             let Ok(value) = view.load::<u8>(translation.gpa) else { break };
             *byte = value;

@@ -111,9 +111,9 @@ impl Transaction {
         None
     }
 
-    /// The last access, for the write half of a read-modify-write.
-    pub(crate) fn last(&self) -> Option<&DeviceAccess> {
-        self.log.get(self.cursor.checked_sub(1)?)
+    /// How many accesses this execution has made so far.
+    pub(crate) fn made(&self) -> usize {
+        self.cursor
     }
 
     /// An access was made by a device inside the hypervisor.
@@ -151,6 +151,11 @@ impl Transaction {
     /// The instruction stopped: it is executed again.
     pub(crate) fn stopped(&mut self) {
         self.unfinished = true;
+    }
+
+    /// Whether an instruction that is to be executed again has spoken to devices.
+    pub(crate) fn is_half_done(&self) -> bool {
+        self.unfinished && !self.log.is_empty()
     }
 
     /// The instruction is done, or has faulted. Writes may still have to go out.

@@ -20,6 +20,7 @@ pub(crate) struct Host;
 std::thread_local! {
     static NOW: Cell<u64> = const { Cell::new(1_000_000) };
     static SIGNAL: Cell<bool> = const { Cell::new(false) };
+    static RACES: Cell<u32> = const { Cell::new(0) };
     static TIMERS: RefCell<Vec<Arc<Alarm>>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -36,6 +37,16 @@ pub(crate) fn advance(ns: u64) {
 /// A signal is pending for this thread, or no longer.
 pub(crate) fn set_signal(pending: bool) {
     SIGNAL.set(pending);
+}
+
+/// The next `count` locked operations of this thread lose their race.
+pub(crate) fn lose_races(count: u32) {
+    RACES.set(count);
+}
+
+/// How many of them have not happened yet.
+pub(crate) fn races_left() -> u32 {
+    RACES.get()
 }
 
 impl Platform for Host {
@@ -88,7 +99,7 @@ impl RawLock for Lock {
     }
 }
 
-/// Sleeps for real; a sleep that nobody could end counts as interrupted by a signal.
+/// Sleeps for real. A signal that came before does not end the sleep: the core has to have looked for it.
 pub(crate) struct Sleeper {
     mutex: Mutex<()>,
     changed: Condvar,
@@ -101,9 +112,6 @@ impl Waiter for Sleeper {
     }
     fn wait(&self, word: &AtomicU32, value: u32, _cx: &MaySleep) -> WaitEnd {
         assert!(self.attached.load(SeqCst), "a sleep outside of KVM_RUN");
-        if SIGNAL.get() {
-            return WaitEnd::Signal;
-        }
         let mut guard = self.mutex.lock().unwrap();
         let limit = std::time::Duration::from_secs(5);
         while word.load(SeqCst) == value {
@@ -232,6 +240,10 @@ impl Memory for Client {
         bytes(at, T::BYTES as usize, |b| put(b, value))
     }
     fn compare_exchange<T: Word>(at: Hva, old: T, new: T) -> Result<T, BadAddress> {
+        if let Some(left) = RACES.get().checked_sub(1) {
+            RACES.set(left);
+            return Ok(T::from_halves(!old.low(), !old.high()));
+        }
         bytes(at, T::BYTES as usize, |b| {
             let seen: T = word(b);
             if seen == old {

@@ -4,8 +4,10 @@ use x86::Segment;
 
 use crate::{
     Errno,
-    backend::{Access, Exit},
-    testing::{CODE, Machine},
+    backend::{Access, Event, EventKind, Exit},
+    emulation::DeviceAccess,
+    testing::{CODE, Machine, host},
+    vm::Space,
 };
 
 /// Where DS points: no memory there.
@@ -230,4 +232,102 @@ fn the_client_cannot_mislead_us_about_a_pending_access() {
     m.set_run_field(KVM_RUN_EXIT_REASON_OFFSET as u64, 0xffff_ffffu32);
     went_on(&m);
     m.state(|s| assert_eq!((s.gpr[0], s.rip), (0xffff, CODE + 2)));
+}
+
+/// Long mode with `code` at the end of the address space, and the entries of its tables.
+fn machine_at_the_top(code: &[u8]) -> Machine {
+    let m = Machine::new();
+    for (table, next) in [(0x2000u64, 0x3003u64), (0x3000, 0x4003), (0x4000, 0x5003), (0x5000, 0x6003)] {
+        m.poke(table + 511 * 8, &next.to_le_bytes());
+    }
+    m.poke(0x7000 - code.len() as u64, code);
+    m.state(|s| {
+        (s.cr0, s.cr3, s.cr4, s.efer) = (0x8000_0011, 0x2000, 0x220, 0x500);
+        s.seg[1] = Segment::from_descriptor(8, 0x00af_9b00_0000_ffff);
+        s.rip = 0u64.wrapping_sub(code.len() as u64);
+        s.refresh();
+    });
+    m
+}
+
+#[test]
+fn a_report_about_the_last_bytes_of_the_address_space() {
+    let m = machine_at_the_top(&[0x0f, 0x58, 0xc0]); // addps xmm0, xmm0
+    m.state(|s| assert_eq!(s.mode, x86::Mode::Long64));
+    m.script.exit(Exit::Emulate);
+    assert_eq!(m.run(), Ok(KVM_EXIT_INTERNAL_ERROR));
+    let failure: KvmRunEmulationFailure = m.payload();
+    // Address 0, which follows, is not mapped.
+    assert_eq!((failure.insn_size, &failure.insn_bytes[..4]), (3, &[0x0f, 0x58, 0xc0, 0][..]));
+}
+
+#[test]
+fn a_locked_instruction_over_memory_and_device_reads_and_writes_once() {
+    let m = machine(&[0x66, 0xf0, 0x01, 0x07]); // lock add [bx], eax at 0xfffe
+    m.poke(0xfffe, &[0xff, 0xff]);
+    m.state(|s| {
+        s.seg[3] = Segment::real(0x0fff, 0);
+        (s.gpr[3], s.gpr[0]) = (0xe, 1);
+    });
+    fault(&m, Access::Write);
+    assert_eq!(mmio(&m), (0x1_0000, 2, false, 0));
+    m.answer_mmio(0x4433);
+    assert_eq!(mmio(&m), (0x1_0000, 2, true, 0x4434));
+    went_on(&m);
+    assert_eq!(m.peek::<u16>(0xfffe), 0);
+    m.state(|s| assert_eq!(s.rip, CODE + 4));
+}
+
+#[test]
+fn flushing_a_line_of_a_device_does_not_read_it() {
+    let m = machine(&[0x0f, 0xae, 0x3f]); // clflush [bx]
+    m.script.exit(Exit::Emulate);
+    went_on(&m);
+    m.state(|s| assert_eq!(s.rip, CODE + 3));
+}
+
+#[test]
+fn a_walk_that_is_disturbed_does_not_repeat_device_accesses() {
+    let m = machine_at_the_top(&[0x66, 0xa5]); // movsw
+    m.poke(0x5000 + 510 * 8, &0x8003u64.to_le_bytes());
+    m.poke(0x5000 + 509 * 8, &0x2_0003u64.to_le_bytes());
+    m.state(|s| (s.gpr[6], s.gpr[7]) = (0u64.wrapping_sub(0x3000), 0u64.wrapping_sub(0x2000)));
+    m.script.exit(Exit::Emulate);
+    assert_eq!(mmio(&m), (DEVICE, 2, false, 0));
+    m.answer_mmio(0x1234);
+    // More than one walk tries for.
+    host::lose_races(100);
+    went_on(&m);
+    assert_eq!((host::races_left(), m.peek::<u16>(0x8000)), (0, 0x1234));
+}
+
+#[test]
+fn an_instruction_that_has_spoken_to_a_device_is_finished_first() {
+    let m = machine(&[0x8b, 0x07]); // mov ax, [bx]
+    m.vcpu.with_inner(|inner| {
+        inner.tx.begin(CODE);
+        let read = DeviceAccess { space: Space::Mmio, write: false, at: DEVICE + 0x10, len: 2, data: 0x77 };
+        inner.tx.record(read).unwrap();
+        inner.tx.stopped();
+    });
+    went_on(&m);
+    m.state(|s| assert_eq!((s.gpr[0], s.rip), (0x77, CODE + 2)));
+}
+
+#[test]
+fn what_emulated_system_instructions_tell_the_core() {
+    // mov cr3, rax with a bit beyond the physical addresses of the guest.
+    let m = machine_at_the_top(&[0x0f, 0x22, 0xd8]);
+    m.state(|s| s.gpr[0] = 1 << 51);
+    m.script.exit(Exit::Emulate);
+    went_on(&m);
+    let gp = EventKind::Exception(x86::Exception::with_code(x86::Vector::GP, 0));
+    assert_eq!(m.script.take_injected(), [Event { kind: gp }]);
+    // iret
+    let m = machine(&[0xcf]);
+    m.state(|s| s.gpr[4] = 0x800);
+    *m.script.nmi_blocked.lock().unwrap() = true;
+    m.script.exit(Exit::Emulate);
+    went_on(&m);
+    assert!(!*m.script.nmi_blocked.lock().unwrap());
 }

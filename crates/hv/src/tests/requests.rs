@@ -252,3 +252,51 @@ fn the_pit_ticks_through_the_8259a() {
     m.run().unwrap();
     assert_eq!(m.script.take_injected(), [Event { kind: EventKind::Interrupt(0x30) }]);
 }
+
+#[test]
+fn a_dirty_log_that_fails_half_way_takes_write_translations_away_too() {
+    let m = Machine::new();
+    // More pages than are copied at once; nobody touches them.
+    let pages = 2200;
+    let mut region = KvmUserspaceMemoryRegion {
+        slot: 1,
+        flags: KVM_MEM_LOG_DIRTY_PAGES,
+        guest_phys_addr: 0x100_0000,
+        memory_size: pages * 4096,
+        userspace_addr: 0x7000_0000_0000,
+    };
+    m.vm_ioctl(KVM_SET_USER_MEMORY_REGION, &mut region).unwrap();
+    let flushed_by = |what: &dyn Fn() -> Errno| {
+        m.script.entry(|_, env| {
+            env.memory.mark_dirty(1, 5);
+            Exit::Shutdown
+        });
+        m.run().unwrap();
+        m.script.take_notes();
+        assert_eq!(what(), Errno::EFAULT);
+        m.script.exit(Exit::Shutdown);
+        m.run().unwrap();
+        assert_eq!(m.script.take_notes()[0], Note::Flushed(FlushTlb::Physical));
+    };
+    // The bitmap ends behind the words of the first step.
+    flushed_by(&|| {
+        let bitmap = Mapping::new(256);
+        let mut log = KvmDirtyLog { slot: 1, padding1: 0, dirty_bitmap: bitmap.at() };
+        m.vm_ioctl(KVM_GET_DIRTY_LOG, &mut log).err().unwrap()
+    });
+    flushed_by(&|| {
+        let bitmap = Mapping::new(8);
+        <host::Client as platform::Memory>::store(platform::Hva(bitmap.at()), u64::MAX).unwrap();
+        let mut log = KvmClearDirtyLog { slot: 1, num_pages: 128, first_page: 0, dirty_bitmap: bitmap.at() };
+        m.vm_ioctl(KVM_CLEAR_DIRTY_LOG, &mut log).err().unwrap()
+    });
+}
+
+#[test]
+fn a_signal_from_before_the_run_ends_the_wait_for_sipi() {
+    let m = Machine::with_irqchip();
+    let (ap, _run) = Machine::new_vcpu(&m.vm, 1);
+    host::set_signal(true);
+    assert_eq!(ap.ioctl(KVM_RUN, 0, &crate::testing::cx()).err(), Some(Errno::EINTR));
+    host::set_signal(false);
+}

@@ -81,7 +81,8 @@ impl<B: Backend> Run<'_, B> {
     fn until_client(&mut self, cx: &MaySleep) -> Result<(), Errno> {
         let immediate_exit = self.page.load::<u8>(KVM_RUN_IMMEDIATE_EXIT_OFFSET)? != 0;
         if self.inner.mp == MpState::Uninitialized || self.inner.mp == MpState::InitReceived {
-            return self.wait_for_start(immediate_exit, cx);
+            // A signal from before the thread was attached ends no sleep.
+            return self.wait_for_start(immediate_exit || B::Platform::signal_pending(), cx);
         }
         if self.inner.apic.is_none() {
             let cr8 = self.page.load::<u64>(KVM_RUN_CR8_OFFSET)?;
@@ -99,6 +100,13 @@ impl<B: Backend> Run<'_, B> {
         loop {
             if self.serve_requests()? == Step::ToClient {
                 return self.interrupted();
+            }
+            // Nothing may come between the tries of an instruction that has spoken to a device.
+            if self.inner.tx.is_half_done() && self.inner.mp == MpState::Runnable {
+                if self.emulate(cx)? == Step::ToClient {
+                    return Ok(());
+                }
+                continue;
             }
             if !self.runnable() {
                 if self.in_use.block(cx) == WaitEnd::Signal {
@@ -147,8 +155,8 @@ impl<B: Backend> Run<'_, B> {
     }
 
     /// A processor that waits for INIT and SIPI: answers EAGAIN when it has been started, as Linux does.
-    fn wait_for_start(&mut self, immediate_exit: bool, cx: &MaySleep) -> Result<(), Errno> {
-        if immediate_exit {
+    fn wait_for_start(&mut self, at_once: bool, cx: &MaySleep) -> Result<(), Errno> {
+        if at_once {
             return self.interrupted();
         }
         loop {

@@ -45,17 +45,23 @@ impl<B: Backend> Vm<B> {
 
     pub(super) fn get_dirty_log(&self, arg: u64, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
         let log: KvmDirtyLog = uaccess::get::<Mem<B>, _>(arg)?;
-        if self.shared().memory.get_dirty_log(&log, cx)? {
-            self.vcpus().flush_physical(cx);
-        }
-        Ok(Outcome::OK)
+        let taken = self.shared().memory.get_dirty_log(&log, cx);
+        self.pages_cleaned(taken, cx)
     }
 
     pub(super) fn clear_dirty_log(&self, arg: u64, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
         let log: KvmClearDirtyLog = uaccess::get::<Mem<B>, _>(arg)?;
-        if self.shared().memory.clear_dirty_log(&log, cx)? {
+        let cleaned = self.shared().memory.clear_dirty_log(&log, cx);
+        self.pages_cleaned(cleaned, cx)
+    }
+
+    /// Takes write translations away, so that the next write to a clean page is logged. What failed half-way has
+    /// cleaned pages too.
+    fn pages_cleaned(&self, any: Result<bool, SlotError>, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
+        if any != Ok(false) {
             self.vcpus().flush_physical(cx);
         }
+        any?;
         Ok(Outcome::OK)
     }
 }
