@@ -4,6 +4,8 @@ use std::{
     sync::atomic::{AtomicPtr, Ordering},
 };
 
+use platform::fallible::try_box;
+
 use libc::{SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_SIGINFO, SIG_DFL, SIG_IGN, c_int, c_void, siginfo_t};
 
 /// A handler with SA_SIGINFO.
@@ -30,7 +32,7 @@ impl Chain {
         new.sa_sigaction = handler as usize;
         new.sa_flags = SA_SIGINFO | SA_ONSTACK | old.sa_flags & (SA_NODEFER | SA_RESTART);
         // Never freed: a handler may be running on another thread at any time.
-        let old = Box::into_raw(Box::new(old));
+        let old = Box::into_raw(try_box(old).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?);
         self.0.store(old, Ordering::Release);
         // SAFETY: `new` is complete, and `old` is valid for writes.
         if unsafe { libc::sigaction(signal, &new, old) } != 0 {

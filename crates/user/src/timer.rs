@@ -5,12 +5,15 @@ use std::{
     fmt, io,
     marker::PhantomData,
     mem, ptr,
-    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
     thread::{self, ThreadId},
     time::Duration,
 };
 
-use platform::{Atomic, OutOfMemory, Timer, TimerCallback};
+use platform::{
+    Atomic, OutOfMemory, Timer, TimerCallback,
+    fallible::{Shared, try_box},
+};
 
 use crate::time;
 
@@ -29,7 +32,7 @@ impl<C: TimerCallback> Expire for Callback<C> {
 
 /// A timer as the thread sees it.
 struct Entry {
-    callback: Arc<dyn Expire>,
+    callback: Shared<Box<dyn Expire>>,
     /// Counts arms and cancels: a deadline in the heap counts only if it carries the present number.
     version: u64,
     armed: bool,
@@ -135,7 +138,7 @@ impl Service {
             let Some(entry) = state.entries.get_mut(index).and_then(Option::as_mut) else { continue };
             entry.armed = false;
             entry.running = true;
-            let callback = Arc::clone(&entry.callback);
+            let callback = entry.callback.clone();
             drop(state);
             callback.expire();
             drop(callback);
@@ -175,7 +178,8 @@ impl<C> fmt::Debug for ThreadTimer<C> {
 impl<C: TimerCallback> Timer<C> for ThreadTimer<C> {
     fn new(callback: C) -> Result<Self, OutOfMemory> {
         SERVICE.start().map_err(|_| OutOfMemory)?;
-        let callback: Arc<dyn Expire> = Arc::new(Callback(callback));
+        let callback: Box<dyn Expire> = try_box(Callback(callback))?;
+        let callback = Shared::try_new(callback)?;
         let mut state = SERVICE.lock();
         let state = &mut *state;
         let entry = Entry { callback, version: 0, armed: false, running: false };
@@ -251,6 +255,7 @@ mod tests {
     use super::*;
     use std::{
         sync::{
+            Arc,
             atomic::{AtomicBool, AtomicU64, Ordering},
             mpsc,
         },

@@ -4,11 +4,10 @@ use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     ptr,
-    sync::Arc,
 };
 
 use hv::Errno;
-use platform::Hva;
+use platform::{Hva, fallible::Shared};
 
 /// The calling thread's `errno`.
 pub(super) fn last_errno() -> Errno {
@@ -55,12 +54,16 @@ unsafe impl Send for Pages {}
 unsafe impl Sync for Pages {}
 
 impl Pages {
-    pub(super) fn map(fd: &OwnedFd, bytes: u64) -> Result<Arc<Self>, Errno> {
+    pub(super) fn map(fd: &OwnedFd, bytes: u64) -> Result<Shared<Self>, Errno> {
         let bytes = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at a place of the kernel's choice.
         let at = unsafe { libc::mmap(ptr::null_mut(), bytes, prot, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
-        if at == libc::MAP_FAILED { Err(last_errno()) } else { Ok(Arc::new(Self { at, bytes })) }
+        if at == libc::MAP_FAILED {
+            return Err(last_errno());
+        }
+        // Without memory the mapping goes with the value.
+        Ok(Shared::try_new(Self { at, bytes })?)
     }
 
     pub(super) fn at(&self) -> Hva {

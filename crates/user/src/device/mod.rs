@@ -7,17 +7,12 @@
 mod fd;
 mod table;
 
-use std::{
-    ffi::CStr,
-    os::fd::RawFd,
-    ptr,
-    sync::{Arc, OnceLock},
-};
+use std::{ffi::CStr, io, os::fd::RawFd, ptr, sync::OnceLock};
 
 use abi::KVM_RUN;
 use fd::{Pages, memfd};
 use hv::{Errno, Outcome};
-use platform::{MaySleep, Waiter};
+use platform::{MaySleep, Waiter, fallible::Shared};
 use soft::Soft;
 use table::{Object, TABLE, VcpuFile};
 
@@ -37,7 +32,8 @@ const CX: MaySleep = MaySleep::at_entry();
 
 /// `open("/dev/kvm")`: a new descriptor of the device.
 pub fn open() -> Result<RawFd, Errno> {
-    fault::install().map_err(|_| Errno::ENODEV)?;
+    fault::install()
+        .map_err(|error| if error.kind() == io::ErrorKind::OutOfMemory { Errno::ENOMEM } else { Errno::ENODEV })?;
     static KVM: OnceLock<Kvm> = OnceLock::new();
     let kvm = match KVM.get() {
         Some(kvm) => kvm,
@@ -74,7 +70,7 @@ pub unsafe fn ioctl(fd: RawFd, nr: u32, arg: u64) -> Result<i32, Errno> {
             vcpu.set_run_pages(pages.at());
             TABLE.insert(fd, Object::Vcpu(VcpuFile { vcpu, _pages: pages }))
         }
-        Outcome::NewStats(file) => insert(c"rekvm-stats", Object::Stats(Arc::new(file))),
+        Outcome::NewStats(file) => insert(c"rekvm-stats", Object::Stats(Shared::try_new(file)?)),
     }
 }
 

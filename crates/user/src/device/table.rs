@@ -1,10 +1,11 @@
 //! What each descriptor of the device stands for.
 use std::{
     os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{PoisonError, RwLock},
 };
 
 use hv::Errno;
+use platform::fallible::Shared;
 
 use super::{Cpu, Kvm, fd::Pages};
 
@@ -13,7 +14,7 @@ use super::{Cpu, Kvm, fd::Pages};
 pub(super) struct VcpuFile {
     // Declared first, so that it goes before the pages.
     pub(super) vcpu: hv::Vcpu<Cpu>,
-    pub(super) _pages: Arc<Pages>,
+    pub(super) _pages: Shared<Pages>,
 }
 
 /// An open file. Clones share the object.
@@ -22,7 +23,7 @@ pub(super) enum Object {
     Device(Kvm),
     Vm(hv::Vm<Cpu>),
     Vcpu(VcpuFile),
-    Stats(Arc<hv::StatsFile<Cpu>>),
+    Stats(Shared<hv::StatsFile<Cpu>>),
 }
 
 /// Objects by descriptor number.
