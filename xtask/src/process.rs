@@ -62,7 +62,16 @@ pub fn need(program: &str, package: &str) -> Result<()> {
     if found {
         return Ok(());
     }
-    eprintln!("xtask: installing Debian's {package} for `{program}`");
+    install(package, program)
+}
+
+/// Makes sure that a file which no program stands for exists, by installing Debian's `package` if it does not.
+pub fn need_file(file: &str, package: &str) -> Result<()> {
+    if Path::new(file).exists() { Ok(()) } else { install(package, file) }
+}
+
+fn install(package: &str, wanted: &str) -> Result<()> {
+    eprintln!("xtask: installing Debian's {package} for `{wanted}`");
     let install = |what: &[&str]| {
         check(
             Command::new("apt-get")
@@ -74,7 +83,7 @@ pub fn need(program: &str, package: &str) -> Result<()> {
     let quiet = ["install", "-y", "-qq", "--no-install-recommends", package];
     if install(&quiet).is_err() {
         install(&["update", "-qq"]).and_then(|()| install(&quiet)).with_context(|| {
-            format!("`{program}` is missing: install Debian's package {package} (as root: apt-get install {package})")
+            format!("`{wanted}` is missing: install Debian's package {package} (as root: apt-get install {package})")
         })?;
     }
     Ok(())

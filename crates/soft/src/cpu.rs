@@ -1,6 +1,6 @@
 //! The processor as the emulator's instructions see it.
 use emulate::{Access, Cpu, Flush, Intercept, Op, Res};
-use hv::backend::{CrOp, Exit, PioExit};
+use hv::backend::{Exit, PioExit};
 use mmu::physical::PhysMem;
 use platform::{Hva, Memory, Platform, Word};
 use x86::{CpuState, Exception, Features};
@@ -181,31 +181,15 @@ impl<P: Platform> Cpu for SoftVcpu<P> {
 
     #[cold]
     fn intercept(&mut self, what: Intercept, op: &Op<Self>) -> Res {
-        let len = op.len;
-        let exit = match what {
-            Intercept::Pause => {
-                // A guest that spins for long waits for another vCPU, which may wait for this thread's processor.
-                self.pauses = self.pauses.wrapping_add(1);
-                if !self.pauses.is_multiple_of(PAUSES) {
-                    core::hint::spin_loop();
-                    return Ok(());
-                }
-                Exit::Pause { len }
+        if what == Intercept::Pause {
+            // A guest that spins for long waits for another vCPU, which may wait for this thread's processor.
+            self.pauses = self.pauses.wrapping_add(1);
+            if !self.pauses.is_multiple_of(PAUSES) {
+                core::hint::spin_loop();
+                return Ok(());
             }
-            Intercept::Hlt => Exit::Hlt { len },
-            Intercept::Cpuid => Exit::Cpuid { len },
-            Intercept::Rdmsr => Exit::MsrRead { len },
-            Intercept::Wrmsr => Exit::MsrWrite { len },
-            Intercept::Rdpmc => Exit::Rdpmc { len },
-            Intercept::Hypercall => Exit::Hypercall { len },
-            Intercept::Monitor => Exit::MonitorMwait { len, wait: false },
-            Intercept::Mwait => Exit::MonitorMwait { len, wait: true },
-            Intercept::Wbinvd => Exit::CacheFlush { len },
-            Intercept::Rsm => Exit::Rsm,
-            Intercept::WriteCr8(value) => Exit::Cr { op: CrOp::Write { number: 8, value }, len },
-            Intercept::ReadCr8 => Exit::Cr { op: CrOp::ReadCr8 { gpr: op.regs[0] & 15 }, len },
-        };
-        Err(self.leave_for(exit))
+        }
+        Err(self.leave_for(Exit::intercepted(what, op.len, op.regs[0] & 15)))
     }
 
     fn tsc(&mut self) -> Res<u64> {

@@ -1,7 +1,6 @@
 //! The same guest in Bochs, an interpreter too: for information beside the figures that count.
 use std::{
     fs,
-    path::Path,
     process::{Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
@@ -11,7 +10,7 @@ use anyhow::{Result, bail};
 
 use crate::{
     guest::Guest,
-    process::{cache, check, need},
+    process::{cache, check, need, need_file},
 };
 
 const PACKAGES: [(&str, &str); 3] = [("bochs", "bochs"), ("genisoimage", "genisoimage"), ("script", "bsdutils")];
@@ -46,9 +45,7 @@ pub fn boot(guest: &Guest, append: &str) -> Result<f64> {
         need(program, package)?;
     }
     for (file, package) in FILES {
-        if !Path::new(file).exists() {
-            check(Command::new("apt-get").args(["install", "-y", "-qq", package]).stdout(Stdio::null()))?;
-        }
+        need_file(file, package)?;
     }
     let dir = cache().join("bochs");
     let _ = fs::remove_dir_all(&dir);

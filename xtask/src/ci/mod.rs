@@ -75,7 +75,6 @@ fn tests(options: &Options) -> Result<()> {
             check(cargo().args(["xtask", "run", "--check", "--cpus", cpus]))?;
         }
     }
-    check(cargo().args(["build", "--quiet", "--release", "--package", "rekvm"]))?;
     check(cargo().args(["test", "--workspace", "--doc", "--quiet"]))?;
     let nextest = cargo().args(["nextest", "--version"]).output().is_ok_and(|o| o.status.success());
     if nextest {

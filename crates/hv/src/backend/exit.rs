@@ -1,4 +1,5 @@
 //! Why a guest stopped running: one vocabulary for all back ends.
+use emulate::Intercept;
 use x86::Exception;
 
 /// An access to guest-physical memory that did not go through.
@@ -174,4 +175,26 @@ pub enum Exit {
         /// The processor's code for it.
         reason: u64,
     },
+}
+
+impl Exit {
+    /// The exit for an instruction that the emulator leaves to whoever runs the processor; `len` as in the exits, `gpr` the
+    /// number of its general register operand.
+    pub const fn intercepted(what: Intercept, len: u8, gpr: u8) -> Self {
+        match what {
+            Intercept::Hlt => Self::Hlt { len },
+            Intercept::Cpuid => Self::Cpuid { len },
+            Intercept::Rdmsr => Self::MsrRead { len },
+            Intercept::Wrmsr => Self::MsrWrite { len },
+            Intercept::Rdpmc => Self::Rdpmc { len },
+            Intercept::Hypercall => Self::Hypercall { len },
+            Intercept::Pause => Self::Pause { len },
+            Intercept::Monitor => Self::MonitorMwait { len, wait: false },
+            Intercept::Mwait => Self::MonitorMwait { len, wait: true },
+            Intercept::Wbinvd => Self::CacheFlush { len },
+            Intercept::Rsm => Self::Rsm,
+            Intercept::WriteCr8(value) => Self::Cr { op: CrOp::Write { number: 8, value }, len },
+            Intercept::ReadCr8 => Self::Cr { op: CrOp::ReadCr8 { gpr }, len },
+        }
+    }
 }

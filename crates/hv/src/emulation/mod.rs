@@ -7,13 +7,13 @@ mod transaction;
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use emulate::{Intercept, Stop};
+use emulate::Stop;
 use platform::MaySleep;
 use x86::{Exception, Seg, Shadow, Vector, debug, flags};
 
 use crate::{
     Errno,
-    backend::{Backend, BackendVcpu, CrOp, Exit, FlushTlb, Groups},
+    backend::{Backend, BackendVcpu, Exit, FlushTlb, Groups},
     exits,
     stats::Counter,
     vcpu::{Run, Step},
@@ -76,7 +76,7 @@ impl<B: Backend> Run<'_, B> {
                 }
                 End::Exit(Why::Intercept(what)) => {
                     self.inner.tx.abandon();
-                    return exits::intercepted(self, exit_of(what), cx);
+                    return exits::intercepted(self, Exit::intercepted(what, 0, 0), cx);
                 }
             }
         }
@@ -136,25 +136,5 @@ impl<B: Backend> Run<'_, B> {
     pub(crate) fn instruction_len(&mut self) -> u8 {
         let mut guest = Guest::new(&mut *self.inner, self.vm, self.shared, self.index);
         emulate::fetch_decode(&mut guest).map_or(0, |op| op.len)
-    }
-}
-
-/// The exit that the processor would have made for an instruction that the emulator met.
-fn exit_of(what: Intercept) -> Exit {
-    let len = 0;
-    match what {
-        Intercept::Hlt => Exit::Hlt { len },
-        Intercept::Cpuid => Exit::Cpuid { len },
-        Intercept::Rdmsr => Exit::MsrRead { len },
-        Intercept::Wrmsr => Exit::MsrWrite { len },
-        Intercept::Rdpmc => Exit::Rdpmc { len },
-        Intercept::Hypercall => Exit::Hypercall { len },
-        Intercept::Pause => Exit::Pause { len },
-        Intercept::Monitor => Exit::MonitorMwait { len, wait: false },
-        Intercept::Mwait => Exit::MonitorMwait { len, wait: true },
-        Intercept::Wbinvd => Exit::CacheFlush { len },
-        Intercept::Rsm => Exit::Rsm,
-        Intercept::WriteCr8(value) => Exit::Cr { op: CrOp::Write { number: 8, value }, len },
-        Intercept::ReadCr8 => Exit::Cr { op: CrOp::ReadCr8 { gpr: 0 }, len },
     }
 }
