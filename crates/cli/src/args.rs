@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use vmm::accel::soft::{Options as SoftOptions, PagingKind, TlbKind};
 use vmm::choose::Accel;
 use vmm::machine::Config;
 use vmm::memory::{self, MemoryError};
@@ -56,6 +57,12 @@ pub struct Run {
     /// Back end; auto takes the device if it can run a test guest
     #[arg(long, value_enum, default_value_t = AccelArg::Auto)]
     accel: AccelArg,
+    /// For developers, with --accel soft: the tables that the software CPU walks
+    #[arg(long, value_enum, value_name = "TABLES", default_value_t = PagingArg::Slots)]
+    soft_paging: PagingArg,
+    /// For developers, with --accel soft: what its TLB keeps
+    #[arg(long, value_enum, value_name = "KIND", default_value_t = TlbArg::Normal)]
+    soft_tlb: TlbArg,
     /// Device node for the back end kvm
     #[arg(long, value_name = "PATH", default_value = "/dev/kvm")]
     device: PathBuf,
@@ -85,6 +92,24 @@ enum AccelArg {
     Kvm,
 }
 
+/// The software CPU's page walks on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PagingArg {
+    /// The guest's own tables and the memory slots
+    Slots,
+    /// Shadow tables that the hypervisor fills
+    Shadow,
+}
+
+/// The software CPU's TLB on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum TlbArg {
+    /// What is quick
+    Normal,
+    /// Every translation until it is flushed, so that a missing flush shows
+    Adversarial,
+}
+
 /// An option's value is wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum UsageError {
@@ -97,12 +122,28 @@ pub enum UsageError {
     /// --disk: {0}
     #[error("--disk: {0}")]
     Disk(DiskError),
+    /// --soft-paging and --soft-tlb need --accel soft
+    #[error("--soft-paging and --soft-tlb need --accel soft")]
+    Soft,
 }
 
 impl Run {
     /// The options in the monitor's terms.
     pub fn options(&self) -> Result<Options, UsageError> {
         let cpus = self.cpus.parse().ok().filter(|n| *n > 0);
+        let soft = SoftOptions {
+            paging: match self.soft_paging {
+                PagingArg::Slots => PagingKind::Slots,
+                PagingArg::Shadow => PagingKind::Shadow,
+            },
+            tlb: match self.soft_tlb {
+                TlbArg::Normal => TlbKind::Normal,
+                TlbArg::Adversarial => TlbKind::Adversarial,
+            },
+        };
+        if soft != SoftOptions::default() && !matches!(self.accel, AccelArg::Soft) {
+            return Err(UsageError::Soft);
+        }
         let disks = self.disks.iter().map(|text| DiskConfig::parse(text)).collect::<Result<_, _>>();
         Ok(Options {
             config: Config {
@@ -118,6 +159,7 @@ impl Run {
                 AccelArg::Soft => Accel::Soft,
                 AccelArg::Kvm => Accel::Kvm,
             },
+            soft,
             device: self.device.clone(),
             quiet: self.quiet,
         })

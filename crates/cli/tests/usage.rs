@@ -146,6 +146,15 @@ fn disks() {
 }
 
 #[test]
+fn options_of_the_software_cpu_are_for_it_alone() {
+    let files = Files::new();
+    let kernel = files.kernel();
+    for options in [["--soft-tlb", "adversarial"], ["--soft-paging", "shadow"]] {
+        fails(&["run", "--kernel", &kernel, options[0], options[1]], 2, "need --accel soft");
+    }
+}
+
+#[test]
 fn a_device_that_is_demanded_is_not_replaced() {
     let files = Files::new();
     let kernel = files.kernel();

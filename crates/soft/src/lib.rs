@@ -45,6 +45,7 @@ mod enter;
 mod events;
 mod memory;
 pub mod native;
+pub mod options;
 mod run;
 pub mod stats;
 mod step;
@@ -58,6 +59,7 @@ use hv::backend::Backend;
 use platform::{MaySleep, OutOfMemory, Platform};
 use x86::{Features, Mode};
 
+pub use options::{Options, PagingKind, TlbKind};
 pub use stats::Stats;
 pub use vcpu::SoftVcpu;
 pub use vm::SoftVm;
@@ -67,22 +69,35 @@ pub use vm::SoftVm;
 pub struct Soft<P> {
     features: Features,
     xcr0: u64,
+    options: Options,
     platform: PhantomData<fn() -> P>,
 }
 
 impl<P: Platform> Soft<P> {
-    /// Looks at what the host's processor can do, and makes the decoder's tables.
+    /// As [`Self::with_options`], with the usual ones.
     pub fn new() -> Self {
+        Self::with_options(Options::default())
+    }
+
+    /// Looks at what the host's processor can do, and makes the decoder's tables.
+    pub fn with_options(options: Options) -> Self {
         // The decoder allocates its tables when it is first used: not while a guest runs.
         let _ = emulate::decode::<SoftVcpu<P>>(&[0x90], Mode::Long64, Features::empty());
         let (vector, xcr0) = native::offered();
-        Self { features: INTEGER | vector, xcr0, platform: PhantomData }
+        Self { features: INTEGER | vector, xcr0, options, platform: PhantomData }
     }
 }
 
 impl<P: Platform> Default for Soft<P> {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl<P> Soft<P> {
+    /// How it works.
+    pub fn options(&self) -> Options {
+        self.options
     }
 }
 

@@ -6,6 +6,7 @@ use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use user::device::Options;
 
 /// What the user asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,9 @@ pub enum ChooseError {
     /// the device's path contains a NUL character
     #[error("the device's path contains a NUL character")]
     Path,
+    /// not possible yet: software CPU{0}
+    #[error("not possible yet: software CPU{0}")]
+    Options(Options),
 }
 
 /// A back end, ready to be opened.
@@ -39,18 +43,21 @@ pub struct BackEnd {
     pub description: String,
 }
 
-/// Chooses. Must be called while the process has one thread: it may fork.
+/// Chooses; `options` are for the software CPU. Must be called while the process has one thread: it may fork.
 ///
 /// # Errors
 /// [`ChooseError`] when what was asked for cannot be had.
-pub fn choose(accel: Accel, device: &Path) -> Result<BackEnd, ChooseError> {
+pub fn choose(accel: Accel, options: Options, device: &Path) -> Result<BackEnd, ChooseError> {
     let path = CString::new(device.as_os_str().as_bytes()).map_err(|_| ChooseError::Path)?;
     let software = |path, reason: &dyn std::fmt::Display| BackEnd {
-        sys: Arc::new(Soft),
+        sys: Arc::new(Soft(options)),
         path,
-        description: format!("software CPU (in process); {reason}"),
+        description: format!("software CPU (in process{options}); {reason}"),
     };
     if accel == Accel::Soft {
+        if !options.offered() {
+            return Err(ChooseError::Options(options));
+        }
         return Ok(software(path, &"asked for by --accel soft"));
     }
     let sys: Arc<dyn Sys> = Arc::new(Kernel);
@@ -71,13 +78,13 @@ mod tests {
 
     #[test]
     fn kvm_never_becomes_soft() {
-        let error = choose(Accel::Kvm, Path::new("/nonexistent")).err().unwrap();
+        let error = choose(Accel::Kvm, Options::default(), Path::new("/nonexistent")).err().unwrap();
         assert!(matches!(error, ChooseError::Device(_)), "{error}");
     }
 
     #[test]
     fn auto_says_why_it_is_soft() {
-        let back_end = choose(Accel::Auto, Path::new("/nonexistent")).unwrap();
+        let back_end = choose(Accel::Auto, Options::default(), Path::new("/nonexistent")).unwrap();
         assert!(back_end.description.starts_with("software CPU (in process); /nonexistent cannot be opened"));
     }
 }

@@ -22,6 +22,8 @@ pub struct Options {
     pub config: Config,
     /// The back end.
     pub accel: Accel,
+    /// How the software CPU works, if it is the back end.
+    pub soft: user::device::Options,
     /// The device node.
     pub device: PathBuf,
     /// Tell nothing but the back end and what went wrong.
@@ -52,7 +54,7 @@ pub enum RunError {
 pub fn run(options: &Options) -> Result<Ending, RunError> {
     console::guard_fatal_signals();
     let loaded = Loaded::new(&options.config)?;
-    let back_end = choose(options.accel, &options.device)?;
+    let back_end = choose(options.accel, options.soft, &options.device)?;
     console::say(format_args!("back end: {}", back_end.description));
     let signals = Signals::new()?;
     let control = Arc::new(Control::new()?);

@@ -14,6 +14,7 @@ use fd::{Pages, memfd};
 use hv::{Errno, Outcome};
 use platform::{MaySleep, Waiter, fallible::Shared};
 use soft::Soft;
+pub use soft::{Options, PagingKind, TlbKind};
 use table::{Object, TABLE, VcpuFile};
 
 use crate::{User, fault, signals::Window};
@@ -32,14 +33,26 @@ const CX: MaySleep = MaySleep::at_entry();
 
 /// `open("/dev/kvm")`: a new descriptor of the device.
 pub fn open() -> Result<RawFd, Errno> {
+    open_with(Options::default())
+}
+
+/// The same for a device whose processors work as `options` say; EOPNOTSUPP if they cannot. VMs of different options live side by
+/// side.
+pub fn open_with(options: Options) -> Result<RawFd, Errno> {
+    if !options.offered() {
+        return Err(Errno::EOPNOTSUPP);
+    }
     fault::install()
         .map_err(|error| if error.kind() == io::ErrorKind::OutOfMemory { Errno::ENOMEM } else { Errno::ENODEV })?;
-    static KVM: OnceLock<Kvm> = OnceLock::new();
-    let kvm = match KVM.get() {
+    static KVM: [[OnceLock<Kvm>; 2]; 2] = [const { [const { OnceLock::new() }; 2] }; 2];
+    let [of_slots, of_shadow] = &KVM;
+    let [normal, adversarial] = if options.paging == PagingKind::Shadow { of_shadow } else { of_slots };
+    let place = if options.tlb == TlbKind::Adversarial { adversarial } else { normal };
+    let kvm = match place.get() {
         Some(kvm) => kvm,
         None => {
-            let kvm = Kvm::new(Cpu::new(), &CX)?;
-            KVM.get_or_init(|| kvm)
+            let kvm = Kvm::new(Cpu::with_options(options), &CX)?;
+            place.get_or_init(|| kvm)
         }
     };
     insert(c"rekvm", Object::Device(kvm.clone()))

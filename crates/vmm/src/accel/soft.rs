@@ -7,14 +7,15 @@ use super::{Errno, Sys};
 use std::ffi::CStr;
 use std::os::fd::RawFd;
 use user::device;
+pub use user::device::{Options, PagingKind, TlbKind};
 
 /// The in-process device. Its descriptors are real ones, but only this object understands them.
 #[derive(Debug, Default)]
-pub struct Soft;
+pub struct Soft(pub Options);
 
 impl Sys for Soft {
     fn open(&self, _path: &CStr) -> Result<RawFd, Errno> {
-        device::open().map_err(|e| Errno(e.0))
+        device::open_with(self.0).map_err(|e| Errno(e.0))
     }
 
     unsafe fn ioctl(&self, fd: RawFd, request: u32, arg: usize) -> Result<i32, Errno> {
