@@ -22,7 +22,7 @@ pub mod wait;
 pub use context::{Atomic, MaySleep};
 pub use fallible::{OutOfMemory, Shared};
 pub use lock::{Mutex, RawLock, SpinLock};
-pub use memory::{BadAddress, Hva, Memory, Word};
+pub use memory::{BadAddress, Hva, Memory, Pages, Word};
 pub use published::Published;
 pub use time::{Timer, TimerCallback};
 pub use wait::{WaitEnd, Waiter};
@@ -31,6 +31,8 @@ pub use wait::{WaitEnd, Waiter};
 pub trait Platform: Sized + Send + Sync + 'static {
     /// Access to the client's address space, where guest memory lives.
     type Memory: Memory;
+    /// Memory that belongs to a VM and that its client can map.
+    type Pages: Pages;
     /// A lock under which its holder may sleep.
     type RawMutex: RawLock;
     /// A lock that is held for moments only, also in interrupt context.

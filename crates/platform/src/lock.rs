@@ -31,6 +31,8 @@ pub mod rank {
     pub const VCPU: u8 = 20;
     /// A VM's configuration: vCPU creation, irqchip creation, capabilities.
     pub const VM: u8 = 30;
+    /// The memory that a VM owns.
+    pub const OWNED: u8 = 35;
     /// A VM's memory slots and aliases.
     pub const SLOTS: u8 = 40;
     /// The MMU: shadow pages and reverse maps.

@@ -1,6 +1,7 @@
 //! The client's memory, in which guest memory lives. It belongs to somebody else: the client may unmap,
 //! truncate or protect it at any moment, and other vCPUs and devices write it meanwhile. So there is never a
 //! Rust reference to it; it is read and written by these accessors, each of which can fail.
+use crate::{MaySleep, OutOfMemory};
 
 /// A host virtual address: an address in the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,6 +71,15 @@ impl Word for u128 {
     fn from_halves(low: u64, high: u64) -> Self {
         low as u128 | (high as u128) << 64
     }
+}
+
+/// Zeroed memory that the hypervisor gives to a VM (2007's memory slots) and that the client can map. It is given back
+/// when the value goes; what the client has mapped of it stays valid for the client.
+pub trait Pages: Sized + Send + Sync + 'static {
+    /// `bytes` of it, a multiple of 4096. A page costs nothing until it is touched.
+    fn new(bytes: u64, cx: &MaySleep) -> Result<Self, OutOfMemory>;
+    /// Where [`Memory`] reaches it.
+    fn at(&self) -> Hva;
 }
 
 /// The family of accessors. Each is one access as other processors see it, as far as the host's processor

@@ -13,6 +13,7 @@ mod futex;
 mod lock;
 mod log;
 pub mod memory;
+mod pages;
 mod platform;
 pub mod signals;
 mod time;
@@ -21,6 +22,7 @@ mod wait;
 
 pub use lock::FutexLock;
 pub use memory::ClientMemory;
+pub use pages::SharedPages;
 pub use platform::User;
 pub use timer::ThreadTimer;
 pub use wait::FutexWaiter;

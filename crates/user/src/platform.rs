@@ -3,7 +3,7 @@ use std::{cell::Cell, fmt, thread};
 
 use platform::{Level, MaySleep, Platform, TimerCallback};
 
-use crate::{ClientMemory, FutexLock, FutexWaiter, ThreadTimer, log, signals, time};
+use crate::{ClientMemory, FutexLock, FutexWaiter, SharedPages, ThreadTimer, log, signals, time};
 
 /// An ordinary process as the machine that hosts guests.
 #[derive(Debug)]
@@ -15,6 +15,7 @@ const RELAX_YIELDS: u32 = 64;
 
 impl Platform for User {
     type Memory = ClientMemory;
+    type Pages = SharedPages;
     type RawMutex = FutexLock;
     type RawSpin = FutexLock;
     type Waiter = FutexWaiter;

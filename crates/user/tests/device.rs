@@ -1,4 +1,6 @@
 //! The device as a client sees it: from `open` to a guest that runs, and every way of closing.
+mod common;
+
 use std::{
     os::fd::RawFd,
     ptr,
@@ -8,18 +10,9 @@ use std::{
 };
 
 use abi::*;
+use common::{RW, ioctl, number};
 use hv::Errno;
 use user::device;
-
-fn ioctl<T>(fd: RawFd, nr: u32, arg: &mut T) -> Result<i32, Errno> {
-    // SAFETY: the tests pass what each request asks for.
-    unsafe { device::ioctl(fd, nr, ptr::from_mut(arg) as u64) }
-}
-
-fn number(fd: RawFd, nr: u32, arg: u64) -> Result<i32, Errno> {
-    // SAFETY: these requests take numbers.
-    unsafe { device::ioctl(fd, nr, arg) }
-}
 
 /// A VM with one vCPU and a page of memory at 0x1000, in which the guest's program lies.
 struct Guest {
@@ -30,8 +23,6 @@ struct Guest {
     size: usize,
     memory: *mut u8,
 }
-
-const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
 impl Guest {
     fn new(program: &[u8]) -> Self {

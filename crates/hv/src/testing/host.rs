@@ -10,7 +10,7 @@ use std::{
 };
 
 use platform::{
-    Atomic, BadAddress, Hva, Level, MaySleep, Memory, OutOfMemory, Platform, RawLock, Word,
+    Atomic, BadAddress, Hva, Level, MaySleep, Memory, OutOfMemory, Pages, Platform, RawLock, Word,
     time::{Timer, TimerCallback},
     wait::{WaitEnd, Waiter},
 };
@@ -51,6 +51,7 @@ pub(crate) fn races_left() -> u32 {
 
 impl Platform for Host {
     type Memory = Client;
+    type Pages = Mapping;
     type RawMutex = Lock;
     type RawSpin = Lock;
     type Waiter = Sleeper;
@@ -196,6 +197,17 @@ impl Mapping {
     /// The client takes it away.
     pub(crate) fn unmap(&self) {
         MAPPED.lock().unwrap().remove(&self.at());
+    }
+}
+
+impl Pages for Mapping {
+    fn new(bytes: u64, _cx: &MaySleep) -> Result<Self, OutOfMemory> {
+        // Room for tests is bounded, so that a test can run out of it.
+        let bytes = usize::try_from(bytes).ok().filter(|bytes| *bytes <= 1 << 20).ok_or(OutOfMemory)?;
+        Ok(Self::new(bytes))
+    }
+    fn at(&self) -> Hva {
+        Hva(Self::at(self))
     }
 }
 

@@ -4,7 +4,7 @@ use std::vec::Vec;
 
 use crate::{
     Errno, Kvm, Outcome,
-    testing::{Machine, cx, script::Scripted},
+    testing::{Machine, cx, host, script::Scripted},
 };
 
 fn vms(kvm: &Kvm<Scripted>) -> Vec<u32> {
@@ -65,4 +65,44 @@ fn what_must_precede_vcpus_is_refused_after_one() {
     assert_eq!(irqchip, Err(Errno::EINVAL));
     assert_eq!(m.vm.ioctl(KVM_SET_BOOT_CPU_ID, 1, &cx()).map(drop), Err(Errno::EBUSY));
     assert_eq!(m.vm_ioctl(KVM_SET_IDENTITY_MAP_ADDR, &mut 0u64).map(drop), Err(Errno::EINVAL));
+}
+
+fn owned(m: &Machine, slot: u32, gpa: u64, size: u64) -> Result<(), Errno> {
+    let mut region = KvmMemoryRegion { slot, flags: 0, guest_phys_addr: gpa, memory_size: size };
+    m.vm_ioctl(KVM_SET_MEMORY_REGION, &mut region).map(drop)
+}
+
+#[test]
+fn memory_that_the_vm_owns_comes_and_goes_with_its_slot() {
+    let m = Machine::new();
+    let list = || {
+        let mut all = Vec::new();
+        m.vm.for_each_owned(|memory| all.push(memory), &cx());
+        all
+    };
+    owned(&m, 1, 0x10_0000, 0x2000).unwrap();
+    owned(&m, 2, 0x20_0000, 0x1000).unwrap();
+    let [first, second] = list()[..] else { panic!("{:?}", list()) };
+    assert_eq!((first.gpa, first.bytes, second.gpa, second.bytes), (0x10_0000, 0x2000, 0x20_0000, 0x1000));
+    // The guest reaches it, as the client's mapping would.
+    let at = first.hva.0;
+    let load = move || <host::Client as platform::Memory>::load::<u32>(platform::Hva(at + 0x1004));
+    assert_eq!(load(), Ok(0));
+    m.script.entry(move |_, env| {
+        use mmu::PhysMem;
+        env.memory.view(0).unwrap().store(0x10_1004, 7u32).unwrap();
+        crate::backend::Exit::Hlt { len: 1 }
+    });
+    assert_eq!(m.run(), Ok(KVM_EXIT_HLT));
+    assert_eq!(load(), Ok(7));
+    // The host has no room: nothing changes.
+    assert_eq!(owned(&m, 3, 0x1000_0000, 0x1000_0000), Err(Errno::ENOMEM));
+    assert_eq!(list().len(), 2);
+    owned(&m, 1, 0x30_0000, 0x2000).unwrap();
+    assert_eq!(list()[1].hva, first.hva, "a moved slot keeps its memory");
+    owned(&m, 1, 0, 0).unwrap();
+    assert!(load().is_err(), "deleted, but still there");
+    let kept = second.hva;
+    drop(m);
+    assert!(<host::Client as platform::Memory>::load::<u8>(kept).is_err(), "the VM is gone, but not its memory");
 }

@@ -1,7 +1,8 @@
 //! Memory slots, aliases and the dirty log.
 use abi::{KvmClearDirtyLog, KvmDirtyLog, KvmMemoryAlias, KvmMemoryRegion, KvmUserspaceMemoryRegion};
-use mmu::{Change, SlotError, slots::Region};
-use platform::{MaySleep, OutOfMemory, Platform};
+use alloc::vec::Vec;
+use mmu::{Change, OwnedMemory, SlotError, slots::Region};
+use platform::{MaySleep, Pages, Platform};
 
 use super::Vm;
 use crate::{Errno, Outcome, backend::Backend, uaccess};
@@ -12,21 +13,59 @@ impl From<SlotError> for Errno {
     }
 }
 
+/// The memory of 2007's slots, each found by its address.
+pub(super) struct Owned<P: Platform>(Vec<P::Pages>);
+
+impl<P: Platform> Default for Owned<P> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
 type Mem<B> = <<B as Backend>::Platform as Platform>::Memory;
 
 impl<B: Backend> Vm<B> {
     pub(super) fn set_user_memory_region(&self, arg: u64, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
         let region: KvmUserspaceMemoryRegion = uaccess::get::<Mem<B>, _>(arg)?;
-        let change = self.shared().memory.set_user_region(&Region::user(&region)?, cx)?;
-        self.complete(change, cx)
+        let region = Region::user(&region)?;
+        // It may delete a slot of the other kind.
+        let mut owned = self.0.owned.lock();
+        let change = self.shared().memory.set_user_region(&region, cx)?;
+        self.slot_changed(&mut owned, change, cx)
     }
 
-    /// 2007's slots, whose memory the device owns. The platform has no memory to give yet.
+    /// 2007's slots: their memory belongs to the VM, and the client maps it by the VM's descriptor.
     pub(super) fn set_memory_region(&self, arg: u64, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
         let region: KvmMemoryRegion = uaccess::get::<Mem<B>, _>(arg)?;
         let region = Region::owned(&region)?;
-        let change = self.shared().memory.set_owned_region(&region, |_| Err(OutOfMemory), cx)?;
-        self.complete(change, cx)
+        let mut owned = self.0.owned.lock();
+        owned.0.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+        let map = |bytes| {
+            let pages = <B::Platform as Platform>::Pages::new(bytes, cx)?;
+            let at = pages.at();
+            owned.0.push(pages);
+            Ok(at)
+        };
+        let change = self.shared().memory.set_owned_region(&region, map, cx)?;
+        self.slot_changed(&mut owned, change, cx)
+    }
+
+    /// Completes a change of the slots, and gives back memory that no vCPU uses any more.
+    fn slot_changed(&self, owned: &mut Owned<B::Platform>, change: Change, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
+        let released = change.released;
+        let outcome = self.complete(change, cx)?;
+        if let Some(released) = released {
+            owned.0.retain(|pages| pages.at() != released.hva);
+        }
+        Ok(outcome)
+    }
+
+    /// Calls `each` with the memory of every 2007 slot, for packaging to let the client map it. No such slot goes
+    /// while this runs.
+    pub fn for_each_owned(&self, each: impl FnMut(OwnedMemory), cx: &MaySleep) {
+        let _owned = self.0.owned.lock();
+        let slots = self.shared().memory.locked(cx);
+        slots.owned().for_each(each);
     }
 
     pub(super) fn set_memory_alias(&self, arg: u64, cx: &MaySleep) -> Result<Outcome<B>, Errno> {

@@ -18,6 +18,7 @@ pub(crate) use bus::{Bus, Device, Space};
 pub(crate) use chips::{Chips, Irqchip};
 pub(crate) use clock::Clock;
 pub(crate) use enable_cap::QUIRKS;
+use memory::Owned;
 pub(crate) use vcpus::{MAX_VCPUS, Vcpus};
 
 /// A virtual machine. It lives until its descriptor and those of its vCPUs and statistics are closed.
@@ -43,6 +44,8 @@ struct Machine<B: Backend> {
     shared: Shared<VmShared<B::Platform>>,
     /// Held while vCPUs, interrupt controllers or capabilities come into being.
     config: Mutex<B::Platform, ()>,
+    /// The memory of 2007's slots. Held while a slot with such memory comes or goes.
+    owned: Mutex<B::Platform, Owned<B::Platform>>,
 }
 
 /// What vCPUs, timers and other threads need of a VM. It refers to nothing that refers back to it, except the PIT's
@@ -93,8 +96,9 @@ impl<B: Backend> Vm<B> {
             },
         })?;
         let config = Mutex::<B::Platform, _>::new(rank::VM, ())?;
+        let owned = Mutex::<B::Platform, _>::new(rank::OWNED, Owned::default())?;
         let backend = kvm.backend().create_vm(cx)?;
-        Ok(Self(Shared::try_new(Machine { kvm: kvm.clone(), number, backend, shared, config })?))
+        Ok(Self(Shared::try_new(Machine { kvm: kvm.clone(), number, backend, shared, config, owned })?))
     }
 
     /// The device it was made by.

@@ -54,6 +54,10 @@ impl Slot {
         self.dirty.as_deref()
     }
 
+    fn owned_memory(&self) -> OwnedMemory {
+        OwnedMemory { gpa: self.base << PAGE_SHIFT, hva: self.hva, bytes: self.pages << PAGE_SHIFT }
+    }
+
     #[inline]
     fn holds(&self, gfn: u64) -> bool {
         gfn.wrapping_sub(self.base) < self.pages
@@ -110,6 +114,11 @@ impl<P: Platform> Snapshot<P> {
     /// The slots in the order of their guest-physical addresses.
     pub fn slots(&self) -> &[Slot] {
         &self.slots
+    }
+
+    /// The memory that the VM owns.
+    pub fn owned(&self) -> impl Iterator<Item = OwnedMemory> {
+        self.slots.iter().filter(|slot| slot.owned).map(Slot::owned_memory)
     }
 
     /// The slot with the client's number `id`.

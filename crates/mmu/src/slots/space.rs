@@ -204,11 +204,7 @@ impl<P: Platform> AddressSpace<P> {
         let (settings, now) = self.lock();
         let kind = region.kind(&now)?;
         let old = now.slot(region.id);
-        let released = old.filter(|old| old.owned && kind == ChangeKind::Delete).map(|old| OwnedMemory {
-            gpa: old.base << PAGE_SHIFT,
-            hva: old.hva,
-            bytes: old.pages << PAGE_SHIFT,
-        });
+        let released = old.filter(|old| old.owned && kind == ChangeKind::Delete).map(Slot::owned_memory);
         let slot = match kind {
             ChangeKind::Nothing => {
                 return Ok(Change { kind, flush: false, generation: self.generation(), released: None });

@@ -9,8 +9,8 @@ use std::{
 };
 
 use platform::{
-    BadAddress, Hva, Level, MaySleep, Memory, OutOfMemory, Platform, RawLock, Timer, TimerCallback, WaitEnd, Waiter,
-    Word,
+    BadAddress, Hva, Level, MaySleep, Memory, OutOfMemory, Pages, Platform, RawLock, Timer, TimerCallback, WaitEnd,
+    Waiter, Word,
 };
 
 thread_local! {
@@ -120,11 +120,23 @@ impl<C: TimerCallback> Timer<C> for TestTimer {
     fn cancel(&self) {}
 }
 
+/// Nobody here makes a VM that owns memory.
+pub enum NoPages {}
+impl Pages for NoPages {
+    fn new(_bytes: u64, _cx: &MaySleep) -> Result<Self, OutOfMemory> {
+        Err(OutOfMemory)
+    }
+    fn at(&self) -> Hva {
+        match *self {}
+    }
+}
+
 #[derive(Debug)]
 pub struct Test;
 
 impl Platform for Test {
     type Memory = TestMemory;
+    type Pages = NoPages;
     type RawMutex = TestLock;
     type RawSpin = TestLock;
     type Waiter = TestWaiter;

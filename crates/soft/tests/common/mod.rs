@@ -10,8 +10,8 @@ use hv::backend::{Backend, BackendVcpu, Env, Exit, Groups};
 use iced_x86::code_asm::CodeAssembler;
 use mmu::{AddressSpace, slots::Region};
 use platform::{
-    BadAddress, Hva, Level, MaySleep, Memory, OutOfMemory, Platform, RawLock, Timer, TimerCallback, WaitEnd, Waiter,
-    Word,
+    BadAddress, Hva, Level, MaySleep, Memory, OutOfMemory, Pages, Platform, RawLock, Timer, TimerCallback, WaitEnd,
+    Waiter, Word,
 };
 use soft::{Soft, SoftVcpu, SoftVm};
 use x86::{Attr, CpuState, Cr0, Cr4, Efer, Features, Segment, flags};
@@ -150,8 +150,20 @@ impl<C: TimerCallback> Timer<C> for NoTimer {
     fn cancel(&self) {}
 }
 
+/// Nobody here makes a VM that owns memory.
+pub enum NoPages {}
+impl Pages for NoPages {
+    fn new(_bytes: u64, _cx: &MaySleep) -> Result<Self, OutOfMemory> {
+        Err(OutOfMemory)
+    }
+    fn at(&self) -> Hva {
+        match *self {}
+    }
+}
+
 impl Platform for Test {
     type Memory = Plain;
+    type Pages = NoPages;
     type RawMutex = Lock;
     type RawSpin = Lock;
     type Waiter = NoWait;

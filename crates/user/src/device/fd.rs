@@ -33,6 +33,14 @@ pub(super) fn memfd(name: &CStr, bytes: u64) -> Result<OwnedFd, Errno> {
     if failed { Err(last_errno()) } else { Ok(fd) }
 }
 
+/// Maps a descriptor at a place of the kernel's choice.
+pub(super) fn map(fd: RawFd, len: usize, prot: i32, flags: i32, offset: u64) -> Result<*mut u8, Errno> {
+    let offset = libc::off_t::try_from(offset).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: a new mapping at a place of the kernel's choice.
+    let at = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, fd, offset) };
+    if at == libc::MAP_FAILED { Err(last_errno()) } else { Ok(at.cast()) }
+}
+
 /// Another descriptor of the same file.
 pub(super) fn dup(fd: RawFd) -> Result<OwnedFd, Errno> {
     // SAFETY: the number is only borrowed for the call; if the client closed it meanwhile, the call fails or copies

@@ -7,7 +7,7 @@
 mod fd;
 mod table;
 
-use std::{ffi::CStr, io, os::fd::RawFd, ptr, sync::OnceLock};
+use std::{ffi::CStr, io, ops::Range, os::fd::RawFd, sync::OnceLock};
 
 use abi::KVM_RUN;
 use fd::{Pages, memfd};
@@ -17,7 +17,7 @@ use soft::Soft;
 pub use soft::{Options, PagingKind, TlbKind};
 use table::{Object, TABLE, VcpuFile};
 
-use crate::{User, fault, signals::Window};
+use crate::{User, fault, pages::map_again, signals::Window};
 
 /// The processor that guests of this device run on.
 type Cpu = Soft<User>;
@@ -91,21 +91,58 @@ fn insert(name: &CStr, object: Object) -> Result<RawFd, Errno> {
     TABLE.insert(memfd(name, 0)?, object)
 }
 
-/// `mmap`, as of a vCPU's descriptor for `kvm_run`. Returns the address.
+/// `mmap` of a vCPU's descriptor (`kvm_run` and the pages behind it), or of a VM's (the memory of its 2007 slots: the
+/// offset is a guest-physical address). Returns the address.
+///
+/// A VM's slots are found when this is called: the places of slots that come later, and those where there is none,
+/// are SIGBUS in the mapping that is made now.
 pub fn mmap(fd: RawFd, len: usize, prot: i32, flags: i32, offset: u64) -> Result<*mut u8, Errno> {
-    match TABLE.get(fd).ok_or(EBADF)? {
-        Object::Vcpu(_) => {
-            let end = offset.checked_add(len as u64);
-            if end.is_none_or(|end| end > RUN_BYTES) || flags & libc::MAP_FIXED != 0 {
-                return Err(Errno::EINVAL);
-            }
-        }
-        Object::Vm(_) | Object::Device(_) | Object::Stats(_) => return Err(Errno::ENODEV),
+    let object = TABLE.get(fd).ok_or(EBADF)?;
+    let end = offset.checked_add(len as u64).ok_or(Errno::EINVAL)?;
+    if flags & libc::MAP_FIXED != 0 || !offset.is_multiple_of(4096) {
+        return Err(Errno::EINVAL);
     }
-    let offset = libc::off_t::try_from(offset).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: a new mapping at a place of the kernel's choice.
-    let at = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, fd, offset) };
-    if at == libc::MAP_FAILED { Err(fd::last_errno()) } else { Ok(at.cast()) }
+    match object {
+        Object::Vcpu(_) if end <= RUN_BYTES => fd::map(fd, len, prot, flags, offset),
+        Object::Vm(vm) if flags & libc::MAP_SHARED != 0 => map_owned(&vm, fd, len, prot, flags, offset..end),
+        Object::Vcpu(_) | Object::Vm(_) => Err(Errno::EINVAL),
+        Object::Device(_) | Object::Stats(_) => Err(Errno::ENODEV),
+    }
+}
+
+/// Maps the VM's own memory in the guest-physical `range`.
+fn map_owned(
+    vm: &hv::Vm<Cpu>,
+    fd: RawFd,
+    len: usize,
+    prot: i32,
+    flags: i32,
+    range: Range<u64>,
+) -> Result<*mut u8, Errno> {
+    // The VM's descriptor is an empty file: a mapping of it is a place where every access is SIGBUS.
+    let at = fd::map(fd, len, prot, flags, 0)?;
+    let mut result = Ok(at);
+    vm.for_each_owned(
+        |memory| {
+            let (start, end) = (memory.gpa.max(range.start), (memory.gpa + memory.bytes).min(range.end));
+            if start >= end || result.is_err() {
+                return;
+            }
+            let from = memory.hva.add(start - memory.gpa);
+            let (to, bytes) = (at.wrapping_add((start - range.start) as usize), (end - start) as usize);
+            // SAFETY: the slot's memory stays while this runs, and the place lies within the mapping made above, of
+            // which nobody else knows yet.
+            if let Err(error) = unsafe { map_again(from, to, bytes, prot) } {
+                result = Err(Errno(error.raw_os_error().unwrap_or(libc::ENOMEM)));
+            }
+        },
+        &CX,
+    );
+    if result.is_err() {
+        // SAFETY: made above, and told to nobody.
+        let _ = unsafe { munmap(at, len) };
+    }
+    result
 }
 
 /// `munmap`.
