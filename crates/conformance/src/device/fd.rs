@@ -1,0 +1,104 @@
+//! An owned descriptor of a device, a VM, a vCPU or a statistics file, and the ways to call ioctls on it.
+use std::{mem::size_of_val, os::fd::RawFd, ptr};
+
+use abi::{KVM_REINJECT_CONTROL, Pod, ioc_size};
+
+use super::{Address, Errno, Sys};
+
+/// A descriptor, closed when it goes.
+pub struct Fd {
+    sys: &'static dyn Sys,
+    fd: RawFd,
+}
+
+impl Fd {
+    pub(crate) fn new(sys: &'static dyn Sys, fd: RawFd) -> Self {
+        Self { sys, fd }
+    }
+
+    /// The number.
+    pub fn raw(&self) -> RawFd {
+        self.fd
+    }
+
+    /// An ioctl whose argument is a number.
+    ///
+    /// # Panics
+    /// If the request takes a structure.
+    pub fn number(&self, nr: u32, value: u64) -> Result<i32, Errno> {
+        assert!(ioc_size(nr) == 0 && nr != KVM_REINJECT_CONTROL, "request {nr:#x} takes a structure");
+        // SAFETY: the request takes a number.
+        unsafe { self.sys.ioctl(self.fd, nr, value) }
+    }
+
+    /// An ioctl that makes a descriptor.
+    pub fn make(&self, nr: u32, value: u64) -> Result<Fd, Errno> {
+        Ok(Fd::new(self.sys, self.number(nr, value)?))
+    }
+
+    /// An ioctl that reads a structure.
+    pub fn put<T: Pod>(&self, nr: u32, value: &T) -> Result<i32, Errno> {
+        // A copy, so that a device that writes where it should read only harms the copy.
+        self.exchange(nr, &mut { *value })
+    }
+
+    /// An ioctl that fills a structure.
+    pub fn get<T: Pod>(&self, nr: u32) -> Result<T, Errno> {
+        let mut value = T::zeroed();
+        self.exchange(nr, &mut value)?;
+        Ok(value)
+    }
+
+    /// An ioctl that reads a structure and writes its answer there.
+    ///
+    /// # Panics
+    /// If the request's number says that the structure is larger.
+    pub fn exchange<T: Pod>(&self, nr: u32, value: &mut T) -> Result<i32, Errno> {
+        self.buffer(nr, value.bytes_mut())
+    }
+
+    /// An ioctl on a structure that is followed by elements, as many as its header says.
+    ///
+    /// # Panics
+    /// If the request's number says that the structure is larger.
+    pub fn buffer(&self, nr: u32, bytes: &mut [u8]) -> Result<i32, Errno> {
+        assert!(ioc_size(nr) <= size_of_val(bytes), "request {nr:#x} takes more than {} bytes", bytes.len());
+        // SAFETY: the bytes are there; cases whose header lies about their number use `at` with a fenced buffer.
+        unsafe { self.sys.ioctl(self.fd, nr, ptr::from_mut(bytes).cast::<u8>() as u64) }
+    }
+
+    /// An ioctl with an address that may be a bad one.
+    pub fn at(&self, nr: u32, address: Address) -> Result<i32, Errno> {
+        // SAFETY: an `Address` is of a fenced buffer or of nothing.
+        unsafe { self.sys.ioctl(self.fd, nr, address.0) }
+    }
+
+    /// `dup`.
+    pub fn dup(&self) -> Result<Fd, Errno> {
+        Ok(Fd::new(self.sys, self.sys.dup(self.fd)?))
+    }
+
+    /// `close`, with its answer.
+    pub fn close(self) -> Result<(), Errno> {
+        let answer = self.sys.close(self.fd);
+        std::mem::forget(self);
+        answer
+    }
+
+    /// `pread`.
+    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, Errno> {
+        self.sys.pread(self.fd, buf, offset)
+    }
+
+    /// `mmap` with MAP_SHARED. The mapping stays until the process ends.
+    pub fn map(&self, len: usize, offset: u64) -> Result<super::Memory, Errno> {
+        let at = self.sys.mmap(self.fd, len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, offset)?;
+        Ok(super::Memory::of_mapping(at, len))
+    }
+}
+
+impl Drop for Fd {
+    fn drop(&mut self) {
+        let _ = self.sys.close(self.fd);
+    }
+}

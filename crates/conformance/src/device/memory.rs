@@ -1,0 +1,163 @@
+//! Memory that the client shares with a guest or with the device, and addresses to pass where they do not belong.
+use std::{ptr, sync::atomic::*};
+
+use abi::Pod;
+
+use super::Errno;
+
+/// Bytes of a page.
+pub const PAGE: usize = 4096;
+
+/// A mapping that stays until the process ends, which is when its case ends: a guest, or a vCPU in another thread, may
+/// use it at any time. All accesses are atomic or volatile.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    at: usize,
+    len: usize,
+}
+
+fn anonymous(len: usize, flags: i32) -> usize {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping at a place of the kernel's choice.
+    let at = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags | libc::MAP_ANONYMOUS, -1, 0) };
+    assert_ne!(at, libc::MAP_FAILED, "mmap of {len} bytes: {}", Errno::last());
+    at as usize
+}
+
+macro_rules! words {
+    ($($get:ident $set:ident $int:ty, $atomic:ty;)*) => {$(
+        /// The value at `offset`.
+        pub fn $get(&self, offset: usize) -> $int {
+            let at = self.place(offset, size_of::<$int>());
+            if at % size_of::<$int>() != 0 {
+                return self.pod(offset);
+            }
+            // SAFETY: in range, aligned, and only accessed atomically or volatilely.
+            unsafe { <$atomic>::from_ptr(at as *mut $int) }.load(Ordering::SeqCst)
+        }
+
+        /// Writes the value at `offset`.
+        pub fn $set(&self, offset: usize, value: $int) {
+            let at = self.place(offset, size_of::<$int>());
+            if at % size_of::<$int>() != 0 {
+                return self.write(offset, &value.to_le_bytes());
+            }
+            // SAFETY: as above.
+            unsafe { <$atomic>::from_ptr(at as *mut $int) }.store(value, Ordering::SeqCst);
+        }
+    )*};
+}
+
+impl Memory {
+    /// Zeroed memory of `len` bytes, at a page boundary.
+    pub fn new(len: usize) -> Self {
+        Self { at: anonymous(len, libc::MAP_PRIVATE), len }
+    }
+
+    pub(crate) fn of_mapping(at: *mut u8, len: usize) -> Self {
+        Self { at: at as usize, len }
+    }
+
+    fn place(&self, offset: usize, len: usize) -> usize {
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "{offset:#x}+{len} of {:#x}", self.len);
+        self.at + offset
+    }
+
+    /// The address of the first byte, for the structures that carry one.
+    pub fn address(&self) -> u64 {
+        self.at as u64
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A part of it.
+    pub fn part(&self, offset: usize, len: usize) -> Self {
+        Self { at: self.place(offset, len), len }
+    }
+
+    words! {
+        u8 set_u8 u8, AtomicU8;
+        u16 set_u16 u16, AtomicU16;
+        u32 set_u32 u32, AtomicU32;
+        u64 set_u64 u64, AtomicU64;
+    }
+
+    /// Copies bytes in.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        let at = self.place(offset, bytes.len()) as *mut u8;
+        for (i, byte) in bytes.iter().enumerate() {
+            // SAFETY: in range.
+            unsafe { at.add(i).write_volatile(*byte) };
+        }
+    }
+
+    /// Copies bytes out.
+    pub fn read(&self, offset: usize, len: usize) -> Vec<u8> {
+        let at = self.place(offset, len) as *const u8;
+        // SAFETY: in range.
+        (0..len).map(|i| unsafe { at.add(i).read_volatile() }).collect()
+    }
+
+    /// Copies a structure out.
+    pub fn pod<T: Pod>(&self, offset: usize) -> T {
+        T::from_prefix(&self.read(offset, size_of::<T>())).unwrap_or_else(T::zeroed)
+    }
+
+    /// Copies a structure in.
+    pub fn set_pod<T: Pod>(&self, offset: usize, value: &T) {
+        self.write(offset, value.bytes());
+    }
+
+    /// `mprotect` of a range of whole pages.
+    pub fn protect(&self, offset: usize, len: usize, prot: i32) {
+        let at = self.place(offset, len);
+        // SAFETY: the mapping is ours; accesses that are no longer allowed are the case's business.
+        assert_eq!(unsafe { libc::mprotect(at as *mut _, len, prot) }, 0, "mprotect: {}", Errno::last());
+    }
+
+    /// Gives the pages of a range back: they read as zeroes again.
+    pub fn discard(&self, offset: usize, len: usize) {
+        let at = self.place(offset, len);
+        // SAFETY: the mapping is ours and private.
+        assert_eq!(unsafe { libc::madvise(at as *mut _, len, libc::MADV_DONTNEED) }, 0, "madvise: {}", Errno::last());
+    }
+}
+
+/// An address to hand to an ioctl: of a [`fenced`] buffer, or of nothing that belongs to this program.
+#[derive(Clone, Copy, Debug)]
+pub struct Address(pub(super) u64);
+
+impl Address {
+    /// No memory is mapped there: 0, the first page, kernel space, not canonical.
+    pub const BAD: [Self; 5] = [Self(0), Self(8), Self(0xffff_8000_0000_0000), Self(u64::MAX - 7), Self(1 << 62)];
+
+    /// The number.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The address `bytes` further.
+    pub fn plus(self, bytes: u64) -> Self {
+        Self(self.0 + bytes)
+    }
+}
+
+/// A copy of `bytes` whose end is followed by memory that cannot be accessed: whoever touches more faults.
+pub fn fenced(bytes: &[u8]) -> (Address, Memory) {
+    let room = bytes.len().next_multiple_of(PAGE);
+    // Far more than any structure's header can claim.
+    let at = anonymous(room + (1 << 20), libc::MAP_PRIVATE | libc::MAP_NORESERVE);
+    let all = Memory { at, len: room + (1 << 20) };
+    all.protect(room, 1 << 20, libc::PROT_NONE);
+    let memory = all.part(room - bytes.len(), bytes.len());
+    memory.write(0, bytes);
+    (Address(memory.address()), memory)
+}

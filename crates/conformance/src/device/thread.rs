@@ -1,0 +1,61 @@
+//! Threads inside KVM_RUN, and the signals that end it.
+use std::{mem, ptr};
+
+use super::Sys;
+
+/// A thread, as the target of signals.
+#[derive(Clone, Copy, Debug)]
+pub struct Thread(libc::pthread_t);
+
+impl Thread {
+    /// The calling thread.
+    pub fn current() -> Self {
+        // SAFETY: asks for this thread's own name.
+        Self(unsafe { libc::pthread_self() })
+    }
+
+    /// `pthread_kill`. The thread has not been joined: cases send signals from within the scope that joins it.
+    pub fn signal(self, signal: i32) {
+        // SAFETY: a thread that has not been joined.
+        unsafe { libc::pthread_kill(self.0, signal) };
+    }
+}
+
+/// Installs a handler for `signal` that does nothing but end KVM_RUN.
+pub fn install(sys: &dyn Sys, signal: i32) {
+    // SAFETY: a handler that is async-signal-safe; without SA_RESTART, so that calls end with EINTR.
+    unsafe {
+        let mut action: libc::sigaction = mem::zeroed();
+        action.sa_sigaction = sys.on_signal() as *const () as usize;
+        libc::sigaction(signal, &action, ptr::null_mut());
+    }
+}
+
+fn set_of(signal: i32) -> libc::sigset_t {
+    // SAFETY: a set is plain data, made empty before use.
+    unsafe {
+        let mut set: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, signal);
+        set
+    }
+}
+
+/// Blocks a signal in the calling thread (and in those that it starts later).
+pub fn block(signal: i32) {
+    // SAFETY: a valid set.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set_of(signal), ptr::null_mut()) };
+}
+
+/// Unblocks a signal in the calling thread.
+pub fn unblock(signal: i32) {
+    // SAFETY: a valid set.
+    unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &set_of(signal), ptr::null_mut()) };
+}
+
+/// `sigtimedwait` without waiting: whether `signal`, which is blocked, was pending; it is no longer.
+pub fn take_pending(signal: i32) -> bool {
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid set and time.
+    unsafe { libc::sigtimedwait(&set_of(signal), ptr::null_mut(), &at_once) == signal }
+}

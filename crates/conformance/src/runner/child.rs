@@ -1,0 +1,100 @@
+//! A child process for each case, and a limit to its time.
+use std::{
+    fs::File,
+    io::{self, Read, Seek},
+    os::{fd::FromRawFd, unix::process::ExitStatusExt},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{Case, LACKS, NOT_APPLICABLE, Outcome, Report, Target};
+
+/// How cases are run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The device, as `--on` has it.
+    pub on: String,
+    /// What is behind it.
+    pub target: Target,
+    /// Seconds that a case may take.
+    pub limit: u64,
+    /// By how much the time limits inside cases are stretched.
+    pub slow: u32,
+}
+
+/// A file without a name, for what a child writes.
+fn scratch() -> io::Result<File> {
+    // SAFETY: the name is a C string; the descriptor is new and ours.
+    unsafe {
+        let fd = libc::memfd_create(c"case".as_ptr(), libc::MFD_CLOEXEC);
+        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(File::from_raw_fd(fd)) }
+    }
+}
+
+/// Waits for a child until `end`; None if it had to be killed.
+fn wait(child: &mut Child, end: Instant) -> io::Result<Option<ExitStatus>> {
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= end {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
+/// Runs one case in a child.
+fn run_one(name: &str, case: &Case, options: &Options) -> io::Result<Outcome> {
+    let except = case.exception(options.target);
+    if let Some(except) = except.filter(|except| !except.run) {
+        return Ok(Outcome::NotRun(except.why, except.reason.to_owned()));
+    }
+    let mut output = scratch()?;
+    let mut child = Command::new("/proc/self/exe")
+        .args(["one", name, "--on", &options.on, "--as", &options.target.to_string()])
+        .args(["--slow", &options.slow.to_string()])
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output.try_clone()?)
+        .spawn()?;
+    let status = wait(&mut child, Instant::now() + Duration::from_secs(options.limit))?;
+    let mut said = Vec::new();
+    output.rewind()?;
+    output.read_to_end(&mut said)?;
+    let said = String::from_utf8_lossy(&said).trim().to_owned();
+    let failed = match status {
+        Some(status) => match (status.code(), status.signal()) {
+            (Some(0), _) => None,
+            (Some(LACKS), _) => return Ok(Outcome::Lacks(said)),
+            (Some(NOT_APPLICABLE), _) => return Ok(Outcome::NotApplicable(said)),
+            (_, Some(signal)) => Some(format!("killed by signal {signal}\n{said}")),
+            _ => Some(said),
+        },
+        None => Some(format!("did not end in {} s\n{said}", options.limit)),
+    };
+    Ok(match (failed, except) {
+        (None, None) => Outcome::Passed,
+        (None, Some(except)) => Outcome::Unexpected(except.reason.to_owned()),
+        (Some(_), Some(except)) => Outcome::Known(except.why, except.reason.to_owned()),
+        (Some(said), None) => Outcome::Failed(said),
+    })
+}
+
+/// Runs the cases one after another, telling `report` of each.
+///
+/// # Errors
+/// If a child cannot be started.
+pub fn run(cases: &[(String, &'static Case)], options: &Options, report: &mut Report) -> io::Result<()> {
+    for (name, case) in cases {
+        let start = Instant::now();
+        let outcome = run_one(name, case, options)?;
+        report.add(name, case, outcome, start.elapsed());
+    }
+    Ok(())
+}
