@@ -3,12 +3,15 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
+mod bochs;
 mod ci;
 mod guest;
+mod lab;
 mod process;
 mod run;
 
-use anyhow::Result;
+use std::process::{ExitCode, Termination};
+
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -24,17 +27,21 @@ enum Command {
     Run(run::Options),
     /// Everything that CI runs.
     Test(ci::Options),
+    /// Run a program beside Linux's KVM on an emulated processor with AMD-V or VT-x.
+    Lab(lab::Options),
     /// Boot time beside QEMU's TCG (and Bochs), in one run.
     BenchBoot(bench::boot::Options),
     /// Memory of the process, time to the first guest instruction, CPU time of an idle guest.
     BenchFootprint(bench::footprint::Options),
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
         Command::Run(options) => run::run(&options),
         Command::Test(options) => ci::test(&options),
+        Command::Lab(options) => return lab::command(&options),
         Command::BenchBoot(options) => bench::boot::run(&options),
         Command::BenchFootprint(options) => bench::footprint::run(&options),
-    }
+    };
+    result.report()
 }

@@ -11,14 +11,19 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_path_buf()
 }
 
+/// Cargo's folder for what it builds.
+pub fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
 /// Where things are kept that are fetched or built outside cargo.
 pub fn cache() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from).join("guest")
+    target_dir().join("guest")
 }
 
 /// Where cargo puts `name` when it builds with `--release`.
 pub fn release_binary(name: &str) -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from).join("release").join(name)
+    target_dir().join("release").join(name)
 }
 
 /// Runs `command` to its end; an error if it cannot be started or fails.
@@ -87,4 +92,15 @@ fn install(package: &str, wanted: &str) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Makes sure that rustup has the standard library for `target`.
+pub fn add_target(target: &str) -> Result<()> {
+    let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]))?;
+    if Path::new(sysroot.trim()).join("lib/rustlib").join(target).exists() {
+        return Ok(());
+    }
+    eprintln!("xtask: adding the Rust target {target}");
+    check(Command::new("rustup").args(["target", "add", target]))
+        .with_context(|| format!("the Rust target {target} is missing and could not be added"))
 }

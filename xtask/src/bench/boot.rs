@@ -1,15 +1,18 @@
 //! The same kernel, initramfs and command line to the same init, on rekvm's software CPU and on QEMU's TCG, in turn.
 use std::{
+    fs,
     process::Command,
+    thread::sleep,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
-use super::{bochs, median};
+use super::median;
 use crate::{
+    bochs,
     guest::{self, Guest},
-    process::need,
+    process::{cache, need},
     run,
 };
 
@@ -52,7 +55,7 @@ pub fn run(options: &Options) -> Result<()> {
         median(ratios)
     );
     if options.bochs {
-        println!("Bochs, to init only: {:.1} s", bochs::boot(&guest, APPEND)?);
+        println!("Bochs, to init only: {:.1} s", in_bochs(&guest)?);
     }
     Ok(())
 }
@@ -71,4 +74,30 @@ fn time(command: &mut Command) -> Result<f64> {
     let seconds = start.elapsed().as_secs_f64();
     ensure!(lines.iter().any(|l| l.contains(rekvm_selftest::UP)), "the guest did not come up");
     Ok(seconds)
+}
+
+/// Seconds from start until the guest's init speaks in Bochs, an interpreter too: for information beside the figures
+/// that count.
+fn in_bochs(guest: &Guest) -> Result<f64> {
+    let dir = cache().join("bochs");
+    let (kernel, initrd) = (guest.kernel.as_path(), guest.initrd.as_path());
+    let machine = bochs::Machine { model: "corei7_skylake_x", cpus: 1, memory: 512, kernel, initrd, append: APPEND };
+    let mut child = machine.start(&dir, 1)?;
+    let start = Instant::now();
+    let up = loop {
+        sleep(Duration::from_millis(100));
+        let serial = fs::read(dir.join(bochs::serial(0))).unwrap_or_default();
+        if String::from_utf8_lossy(&serial).contains(rekvm_selftest::UP) {
+            break Some(start.elapsed().as_secs_f64());
+        }
+        if start.elapsed() > Duration::from_secs(300) || child.try_wait()?.is_some() {
+            break None;
+        }
+    };
+    let _ = child.kill();
+    let _ = child.wait();
+    match up {
+        Some(seconds) => Ok(seconds),
+        None => bail!("the guest did not come up in Bochs; its log is {}", dir.join(bochs::LOG).display()),
+    }
 }

@@ -1,5 +1,4 @@
 //! Measurements against named peers, each pair in one run. Results go into BENCHMARKS.md by hand, with their command.
-pub mod bochs;
 pub mod boot;
 pub mod footprint;
 

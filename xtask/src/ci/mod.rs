@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::process::{cargo, check, need, output};
+use crate::process::{add_target, cargo, check, need};
 
 /// Options of `test`.
 #[derive(clap::Args)]
@@ -56,16 +56,6 @@ fn no_std() -> Result<()> {
         check(&mut command)?;
     }
     Ok(())
-}
-
-fn add_target(target: &str) -> Result<()> {
-    let sysroot = output(std::process::Command::new("rustc").args(["--print", "sysroot"]))?;
-    if std::path::Path::new(sysroot.trim()).join("lib/rustlib").join(target).exists() {
-        return Ok(());
-    }
-    eprintln!("xtask: adding the Rust target {target}");
-    check(std::process::Command::new("rustup").args(["target", "add", target]))
-        .with_context(|| format!("the Rust target {target} is missing and could not be added"))
 }
 
 /// The guests come first, so that the test runner's summary is what ends the output.

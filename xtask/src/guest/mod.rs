@@ -1,11 +1,14 @@
 //! The guest that `cargo xtask run` boots: Debian's cloud kernel and an initramfs made from its modules,
 //! busybox and the self-test. Nothing is installed; packages are downloaded, unpacked and kept under `target/guest`.
-mod deb;
+pub mod archive;
+pub mod deb;
 mod initramfs;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
+
+use crate::process::{add_target, cache, cargo, check};
 
 /// Files to boot from.
 pub struct Guest {
@@ -21,4 +24,22 @@ pub fn prepare() -> Result<Guest> {
     let busybox = deb::busybox()?;
     let initrd = initramfs::build(&kernel, &busybox)?;
     Ok(Guest { kernel: kernel.image, initrd })
+}
+
+/// The target of programs that run inside guests: they need no libraries.
+pub const STATIC: &str = "x86_64-unknown-linux-musl";
+
+/// Builds `binary` of `package` as a program that needs no libraries.
+pub fn program(package: &str, binary: &str) -> Result<PathBuf> {
+    add_target(STATIC)?;
+    let target = cache().join("programs");
+    let mut command = cargo();
+    command
+        .args(["build", "--quiet", "--release", "--package", package, "--bin", binary, "--target", STATIC])
+        .arg("--target-dir")
+        .arg(&target)
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols");
+    check(&mut command)?;
+    Ok(target.join(STATIC).join("release").join(binary))
 }

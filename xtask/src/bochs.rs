@@ -1,0 +1,111 @@
+//! Bochs, an interpreter of x86 that has VT-x: how a Linux kernel is started in it and its serial ports are read.
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context, Result};
+
+use crate::process::{check, need, need_file};
+
+const PACKAGES: [(&str, &str); 3] = [("bochs", "bochs"), ("genisoimage", "genisoimage"), ("script", "bsdutils")];
+
+/// Debian's packages that hold files rather than programs.
+const FILES: [(&str, &str); 5] = [
+    ("/usr/share/bochs/BIOS-bochs-latest", "bochsbios"),
+    ("/usr/share/vgabios/vgabios.bin", "vgabios"),
+    ("/usr/lib/ISOLINUX/isolinux.bin", "isolinux"),
+    ("/usr/lib/syslinux/modules/bios/ldlinux.c32", "syslinux-common"),
+    ("/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so", "bochs-term"),
+];
+
+const CONFIG: &str = "display_library: term
+sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy
+speaker: enabled=0
+plugin_ctrl: speaker=0, unmapped=1, biosdev=1, extfpuirq=0, gameport=0, parallel=0
+romimage: file=/usr/share/bochs/BIOS-bochs-latest
+vgaromimage: file=/usr/share/vgabios/vgabios.bin
+ata0-master: type=cdrom, path=boot.iso, status=inserted
+boot: cdrom
+clock: sync=none
+log: bochs.log
+";
+
+/// What is started.
+pub struct Machine<'a> {
+    /// Bochs's name of the processor.
+    pub model: &'a str,
+    pub cpus: u32,
+    /// MiB.
+    pub memory: u32,
+    pub kernel: &'a Path,
+    pub initrd: &'a Path,
+    /// The kernel's command line.
+    pub append: &'a str,
+}
+
+/// The file in which the output of serial port `n` (from 0) appears.
+pub fn serial(n: u32) -> String {
+    format!("serial{n}")
+}
+
+/// Bochs's own log, which says why it gave up.
+pub const LOG: &str = "bochs.log";
+
+/// Installs what is missing.
+pub fn need_all() -> Result<()> {
+    for (program, package) in PACKAGES {
+        need(program, package)?;
+    }
+    for (file, package) in FILES {
+        need_file(file, package)?;
+    }
+    Ok(())
+}
+
+impl Machine<'_> {
+    /// Starts it in the folder `dir`, which is emptied first and holds the output of `ports` serial ports afterwards.
+    pub fn start(&self, dir: &Path, ports: u32) -> Result<Child> {
+        need_all()?;
+        let _ = fs::remove_dir_all(dir);
+        let iso = dir.join("iso");
+        fs::create_dir_all(&iso)?;
+        fs::copy(self.kernel, iso.join("vmlinuz"))?;
+        fs::copy(self.initrd, iso.join("initrd"))?;
+        fs::copy("/usr/lib/ISOLINUX/isolinux.bin", iso.join("isolinux.bin"))?;
+        fs::copy("/usr/lib/syslinux/modules/bios/ldlinux.c32", iso.join("ldlinux.c32"))?;
+        let append = self.append;
+        fs::write(
+            iso.join("isolinux.cfg"),
+            format!("default l\nprompt 0\ntimeout 1\nlabel l\n kernel /vmlinuz\n append initrd=/initrd {append}\n"),
+        )?;
+        let mut config = CONFIG.to_owned();
+        for n in 0..ports {
+            config.push_str(&format!("com{}: enabled=1, mode=file, dev={}\n", n + 1, serial(n)));
+        }
+        let (memory, cpus, model) = (self.memory, self.cpus, self.model);
+        config.push_str(&format!("memory: guest={memory}, host={memory}\n"));
+        config.push_str(&format!("cpu: count={cpus}, model={model}, ips=200000000\n"));
+        fs::write(dir.join("config"), config)?;
+        // Debian's build waits in its debugger for this.
+        fs::write(dir.join("commands"), "c\n")?;
+        let image = ["-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"];
+        check(
+            Command::new("genisoimage")
+                .current_dir(dir)
+                .args(["-quiet", "-o", "boot.iso", "-b", "isolinux.bin", "-c", "boot.cat"])
+                .args(image)
+                .arg("iso"),
+        )?;
+        fs::remove_dir_all(iso)?;
+        // Bochs wants a terminal; script gives it one, and takes Bochs along when it is killed.
+        Command::new("script")
+            .current_dir(dir)
+            .args(["-qec", "exec bochs -q -f config -rc commands", "/dev/null"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("cannot start Bochs")
+    }
+}

@@ -1,0 +1,77 @@
+//! The emulator that L1 runs in: QEMU for AMD-V, Bochs for VT-x. Both write two serial ports into files, the kernel's
+//! console and the frames of its first process.
+use std::{
+    fs::File,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context, Result};
+
+use super::{Cpu, Job};
+use crate::{bochs, process::need};
+
+/// A running emulator.
+pub struct Machine {
+    child: Child,
+    /// The file that the kernel's console is written to.
+    pub console: PathBuf,
+    /// The file that the first process's frames are written to.
+    pub frames: PathBuf,
+    /// The file that the emulator's own messages are written to.
+    pub messages: PathBuf,
+}
+
+impl Machine {
+    /// Whether the emulator has ended by itself.
+    pub fn ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
+    pub fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts the processor that `job` asks for. The emulator's files are in `work`.
+pub fn start(job: &Job, kernel: &Path, initrd: &Path, append: &str, work: &Path) -> Result<Machine> {
+    match job.cpu {
+        Cpu::AmdNpt | Cpu::AmdShadow => qemu(job, kernel, initrd, append, work),
+        Cpu::IntelEpt => in_bochs(job, "corei7_skylake_x", kernel, initrd, append, work),
+        Cpu::IntelShadow => in_bochs(job, "core2_penryn_t9600", kernel, initrd, append, work),
+    }
+}
+
+fn qemu(job: &Job, kernel: &Path, initrd: &Path, append: &str, work: &Path) -> Result<Machine> {
+    need("qemu-system-x86_64", "qemu-system-x86")?;
+    let (console, frames, messages) = (work.join("console"), work.join("frames"), work.join("messages"));
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-accel", "tcg", "-cpu", "EPYC,+svm,+npt", "-m", &job.memory.to_string()]);
+    command.args(["-smp", &job.smp.to_string(), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    for port in [&console, &frames] {
+        command.arg("-serial").arg(format!("file:{}", port.display()));
+    }
+    command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd).args(["-append", append]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&messages)?);
+    // SAFETY: the closure only makes a system call. QEMU shall not outlive a lab that is killed.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        });
+    }
+    let child = command.spawn().context("cannot start qemu-system-x86_64")?;
+    Ok(Machine { child, console, frames, messages })
+}
+
+fn in_bochs(job: &Job, model: &str, kernel: &Path, initrd: &Path, append: &str, work: &Path) -> Result<Machine> {
+    let dir = work.join("bochs");
+    // The kernel waits for each byte that it says; at the speed of a serial port that takes longer than its start.
+    let append = &format!("quiet {append}");
+    let machine = bochs::Machine { model, cpus: job.smp, memory: job.memory, kernel, initrd, append };
+    let child = machine.start(&dir, 2)?;
+    let (console, frames) = (dir.join(bochs::serial(0)), dir.join(bochs::serial(1)));
+    Ok(Machine { child, console, frames, messages: dir.join(bochs::LOG) })
+}
