@@ -13,6 +13,7 @@ extern crate alloc;
 pub mod dirty;
 mod error;
 pub mod physical;
+pub mod shadow;
 pub mod slots;
 pub mod walk;
 

@@ -16,6 +16,7 @@ pub mod fallible;
 pub mod lock;
 pub mod memory;
 pub mod published;
+pub mod table;
 pub mod time;
 pub mod wait;
 
@@ -24,6 +25,7 @@ pub use fallible::{OutOfMemory, Shared};
 pub use lock::{Mutex, RawLock, SpinLock};
 pub use memory::{BadAddress, Hva, Memory, Pages, Word};
 pub use published::Published;
+pub use table::{HeapTablePage, HostFrame, TablePage};
 pub use time::{Timer, TimerCallback};
 pub use wait::{WaitEnd, Waiter};
 
@@ -41,6 +43,8 @@ pub trait Platform: Sized + Send + Sync + 'static {
     type Waiter: Waiter;
     /// A one-shot timer that calls `C`.
     type Timer<C: TimerCallback>: Timer<C>;
+    /// A page of paging structures.
+    type TablePage: TablePage;
 
     /// Monotonic nanoseconds.
     fn now_ns() -> u64;
@@ -56,6 +60,14 @@ pub trait Platform: Sized + Send + Sync + 'static {
     fn signal_pending() -> bool;
     /// Gives the processor to others if they wait for it; between two entries of a guest.
     fn relax(cx: &MaySleep);
+    /// One turn of a loop that waits for another processor for moments only, in any context.
+    fn spin() {
+        core::hint::spin_loop();
+    }
+    /// The host's page behind the client's page at `hva`, brought in if it is not there, and writable if `write` is
+    /// set. It stays the page behind that address until the host says otherwise through an invalidation that covers
+    /// the address; nothing is pinned.
+    fn host_frame(hva: Hva, write: bool, cx: &MaySleep) -> Result<HostFrame, BadAddress>;
     /// A line for the operator's log; rate limited by the platform.
     fn log(level: Level, message: core::fmt::Arguments<'_>);
 }

@@ -90,6 +90,11 @@ pub trait Pages: Sized + Send + Sync + 'static {
 pub trait Memory: Sized + 'static {
     /// Reads a word.
     fn load<T: Word>(at: Hva) -> Result<T, BadAddress>;
+    /// Reads a word under a lock or in interrupt context: fails also if the page would have to be brought in first.
+    #[inline]
+    fn load_atomic<T: Word>(at: Hva) -> Result<T, BadAddress> {
+        Self::load(at)
+    }
     /// Writes a word.
     fn store<T: Word>(at: Hva, value: T) -> Result<(), BadAddress>;
     /// LOCK CMPXCHG: writes `new` if the word is `old`; returns what it was. Full barrier.

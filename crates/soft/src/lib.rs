@@ -55,7 +55,7 @@ mod vm;
 
 use core::marker::PhantomData;
 
-use hv::backend::Backend;
+use hv::backend::{Backend, Translation};
 use platform::{MaySleep, OutOfMemory, Platform};
 use x86::{Features, Mode};
 
@@ -146,7 +146,10 @@ impl<P: Platform> Backend for Soft<P> {
     type Vcpu = SoftVcpu<P>;
     type Vm = SoftVm<P>;
     const NAME: &'static str = "software CPU";
-    const NESTED_TABLES: bool = false;
+
+    fn translation(&self) -> Translation {
+        Translation::Slots
+    }
 
     fn features(&self) -> Features {
         self.features

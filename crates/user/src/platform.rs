@@ -1,7 +1,9 @@
 //! The Platform of a user-space process.
 use std::{cell::Cell, fmt, thread};
 
-use platform::{Level, MaySleep, Platform, TimerCallback};
+use platform::{
+    BadAddress, HeapTablePage, HostFrame, Hva, Level, MaySleep, Platform, TimerCallback, table::identity_frame,
+};
 
 use crate::{ClientMemory, FutexLock, FutexWaiter, SharedPages, ThreadTimer, log, signals, time};
 
@@ -20,6 +22,7 @@ impl Platform for User {
     type RawSpin = FutexLock;
     type Waiter = FutexWaiter;
     type Timer<C: TimerCallback> = ThreadTimer<C>;
+    type TablePage = HeapTablePage;
 
     fn now_ns() -> u64 {
         time::monotonic_ns()
@@ -49,17 +52,33 @@ impl Platform for User {
 
     #[inline]
     fn relax(_cx: &MaySleep) {
-        thread_local! {
-            static CALLS: Cell<u32> = const { Cell::new(0) };
-        }
-        let calls = CALLS.get().wrapping_add(1);
-        CALLS.set(calls);
-        if calls.is_multiple_of(RELAX_YIELDS) {
-            thread::yield_now();
-        }
+        relax();
+    }
+
+    #[inline]
+    fn spin() {
+        std::hint::spin_loop();
+        // The thread that is waited for may need this very processor.
+        relax();
+    }
+
+    fn host_frame(hva: Hva, _write: bool, _cx: &MaySleep) -> Result<HostFrame, BadAddress> {
+        identity_frame(hva)
     }
 
     fn log(level: Level, message: fmt::Arguments<'_>) {
         log::log(level, message);
+    }
+}
+
+#[inline]
+fn relax() {
+    thread_local! {
+        static CALLS: Cell<u32> = const { Cell::new(0) };
+    }
+    let calls = CALLS.get().wrapping_add(1);
+    CALLS.set(calls);
+    if calls.is_multiple_of(RELAX_YIELDS) {
+        thread::yield_now();
     }
 }

@@ -130,19 +130,16 @@ pub enum Exit {
         /// The fault was met on the processor's own walk of the guest's page tables.
         table_walk: bool,
     },
-    /// Shadow paging only: a page fault to be told apart into shadow, protection and guest faults.
+    /// [`Translation::Shadow`](super::Translation) only: the walk of the shadow tables failed for one of their sakes or
+    /// for the guest's. Nothing has changed; the processor no longer remembers a translation of this page.
     PageFault {
         /// Linear address.
         gva: u64,
-        /// Error code of the processor.
+        /// Error code of the processor (`x86::exception::pf`), as its walk of the shadow tables gives it.
         code: u32,
-    },
-    /// INVLPG under shadow paging.
-    Invlpg {
-        /// Linear address.
-        gva: u64,
-        /// Instruction length.
-        len: u8,
+        /// The access was the processor's own (descriptor tables, TSS, stack of an inner level): EFLAGS.AC does not
+        /// lift SMAP for it. False from a processor that does not tell.
+        implicit: bool,
     },
     /// An intercepted exception of the guest (debugging by the client, #MC, ...), not delivered.
     Exception {

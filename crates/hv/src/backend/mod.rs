@@ -6,7 +6,7 @@ use core::sync::atomic::AtomicU32;
 
 pub use event::{Event, EventKind};
 pub use exit::{Access, CrOp, Exit, PioExit};
-use mmu::AddressSpace;
+use mmu::{AddressSpace, shadow::Root};
 use platform::{Atomic, MaySleep, OutOfMemory, Platform};
 use x86::{CpuState, Features};
 
@@ -48,6 +48,16 @@ pub struct GuestDebug {
     pub block_interrupts: bool,
 }
 
+/// Who translates guest addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Translation {
+    /// The back end, by itself: it walks the guest's tables, and looks guest-physical addresses up in [`Env::memory`].
+    Slots,
+    /// The processor, by tables that the core makes of the guest's: it walks [`Env::root`], and leaves with
+    /// [`Exit::PageFault`] for whatever it does not find there.
+    Shadow,
+}
+
 /// What a vCPU may use while it is inside the guest.
 #[derive(Debug)]
 pub struct Env<'a, P: Platform> {
@@ -57,6 +67,9 @@ pub struct Env<'a, P: Platform> {
     pub reader: usize,
     /// The vCPU's request word: non-zero means leave the guest at the next instruction boundary.
     pub requests: &'a AtomicU32,
+    /// [`Translation::Shadow`]: the tables to walk, with CR0.WP, EFER.NXE and CR4.PAE set whatever the guest has there,
+    /// and SMEP and SMAP as in CR4 if the guest has paging on, else clear.
+    pub root: Root,
 }
 
 /// A kind of processor that can run guests.
@@ -69,10 +82,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
     type Vm: Send + Sync;
     /// Its name as users read it: "software CPU", "AMD-V", "VT-x".
     const NAME: &'static str;
-    /// Whether guest-physical memory is mapped by tables that the core fills (NPT, EPT). If not, the back end looks
-    /// addresses up in [`Env::memory`] by itself.
-    const NESTED_TABLES: bool;
 
+    /// Who translates addresses; the same for all vCPUs as long as the back end lives. A back end that answers
+    /// [`Translation::Shadow`] offers no PCID, INVPCID and LA57 in `features`, and leaves with [`Exit::Cr`] or
+    /// [`Exit::TaskSwitch`] for whatever changes CR0 (but TS), CR3 or CR4.
+    fn translation(&self) -> Translation;
     /// What guests may be offered in CPUID.
     fn features(&self) -> Features;
     /// XCR0 bits that guests may set.

@@ -49,7 +49,6 @@ pub(crate) fn handle<B: Backend>(run: &mut Run<'_, B>, exit: Exit, cx: &MaySleep
         Exit::NestedPageFault { gpa, access, table_walk } => run.nested_page_fault(gpa, access, table_walk, cx),
         // Paging of a back end that needs shadow tables is not there yet: no back end makes these.
         Exit::PageFault { .. } => run.unexpected(14),
-        Exit::Invlpg { .. } => run.unexpected(KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON.into()),
         Exit::Exception { exception } => run.exception(exception),
         Exit::Debug { dr6 } => run.debug(dr6),
         Exit::Shutdown => {

@@ -10,7 +10,8 @@ use std::{
 };
 
 use platform::{
-    Atomic, BadAddress, Hva, Level, MaySleep, Memory, OutOfMemory, Pages, Platform, RawLock, Word,
+    Atomic, BadAddress, HostFrame, Hva, Level, MaySleep, Memory, OutOfMemory, Pages, Platform, RawLock, Word,
+    table::{CheckedTablePage, identity_frame},
     time::{Timer, TimerCallback},
     wait::{WaitEnd, Waiter},
 };
@@ -56,6 +57,7 @@ impl Platform for Host {
     type RawSpin = Lock;
     type Waiter = Sleeper;
     type Timer<C: TimerCallback> = Alarmed;
+    type TablePage = CheckedTablePage;
 
     fn now_ns() -> u64 {
         NOW.get()
@@ -77,6 +79,9 @@ impl Platform for Host {
     }
     fn relax(_cx: &MaySleep) {
         std::thread::yield_now();
+    }
+    fn host_frame(hva: Hva, _write: bool, _cx: &MaySleep) -> Result<HostFrame, BadAddress> {
+        identity_frame(hva)
     }
     fn log(_level: Level, _message: core::fmt::Arguments<'_>) {}
 }

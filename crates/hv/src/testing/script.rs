@@ -12,7 +12,7 @@ use platform::{Atomic, MaySleep, OutOfMemory};
 use x86::{CpuState, Features};
 
 use super::host::Host;
-use crate::backend::{Backend, BackendVcpu, Env, Event, Exit, FlushTlb, Groups, GuestDebug};
+use crate::backend::{Backend, BackendVcpu, Env, Event, Exit, FlushTlb, Groups, GuestDebug, Translation};
 
 /// What one entry does to the registers, and how it ends.
 pub(crate) type Entry = Box<dyn FnOnce(&mut CpuState, &Env<'_, Host>) -> Exit + Send>;
@@ -84,8 +84,10 @@ impl Backend for Scripted {
     type Vcpu = ScriptedVcpu;
     type Vm = ();
     const NAME: &'static str = "script";
-    const NESTED_TABLES: bool = false;
 
+    fn translation(&self) -> Translation {
+        Translation::Slots
+    }
     fn features(&self) -> Features {
         Features::all()
     }

@@ -22,7 +22,6 @@ fn exits_that_only_return_to_the_client() {
         (Exit::Unknown { reason: 7 }, KVM_EXIT_UNKNOWN),
         (Exit::Hlt { len: 1 }, KVM_EXIT_HLT),
         (Exit::Debug { dr6: 1 }, KVM_EXIT_DEBUG),
-        (Exit::Invlpg { gva: 0, len: 1 }, KVM_EXIT_INTERNAL_ERROR),
         (Exit::Cr { op: CrOp::Write { number: 8, value: 0 }, len: 3 }, KVM_EXIT_SET_TPR),
     ] {
         let m = Machine::new();

@@ -127,7 +127,12 @@ impl<B: Backend> Run<'_, B> {
                 self.take_back();
                 continue;
             }
-            let env = Env { memory: &self.vm.memory, reader: self.index, requests: &self.shared.requests };
+            let env = Env {
+                memory: &self.vm.memory,
+                reader: self.index,
+                requests: &self.shared.requests,
+                root: mmu::shadow::Root::NONE,
+            };
             let exit = self.inner.cpu.enter(&env);
             self.in_use.left_guest();
             self.take_back();

@@ -9,8 +9,9 @@ use std::{
 };
 
 use platform::{
-    BadAddress, Hva, Level, MaySleep, Memory, OutOfMemory, Pages, Platform, RawLock, Timer, TimerCallback, WaitEnd,
-    Waiter, Word,
+    BadAddress, HostFrame, Hva, Level, MaySleep, Memory, OutOfMemory, Pages, Platform, RawLock, Timer, TimerCallback,
+    WaitEnd, Waiter, Word,
+    table::{CheckedTablePage, identity_frame},
 };
 
 thread_local! {
@@ -141,6 +142,7 @@ impl Platform for Test {
     type RawSpin = TestLock;
     type Waiter = TestWaiter;
     type Timer<C: TimerCallback> = TestTimer;
+    type TablePage = CheckedTablePage;
     fn now_ns() -> u64 {
         0
     }
@@ -159,6 +161,9 @@ impl Platform for Test {
     }
     fn relax(_: &MaySleep) {
         thread::yield_now();
+    }
+    fn host_frame(hva: Hva, _write: bool, _cx: &MaySleep) -> Result<HostFrame, BadAddress> {
+        identity_frame(hva)
     }
     fn log(_: Level, _: fmt::Arguments<'_>) {}
 }

@@ -8,10 +8,11 @@ use std::{
 use abi::KvmUserspaceMemoryRegion;
 use hv::backend::{Backend, BackendVcpu, Env, Exit, Groups};
 use iced_x86::code_asm::CodeAssembler;
-use mmu::{AddressSpace, slots::Region};
+use mmu::{AddressSpace, shadow::Root, slots::Region};
 use platform::{
-    BadAddress, Hva, Level, MaySleep, Memory, OutOfMemory, Pages, Platform, RawLock, Timer, TimerCallback, WaitEnd,
-    Waiter, Word,
+    BadAddress, HostFrame, Hva, Level, MaySleep, Memory, OutOfMemory, Pages, Platform, RawLock, Timer, TimerCallback,
+    WaitEnd, Waiter, Word,
+    table::{CheckedTablePage, identity_frame},
 };
 use soft::{Soft, SoftVcpu, SoftVm};
 use x86::{Attr, CpuState, Cr0, Cr4, Efer, Features, Segment, flags};
@@ -168,6 +169,7 @@ impl Platform for Test {
     type RawSpin = Lock;
     type Waiter = NoWait;
     type Timer<C: TimerCallback> = NoTimer;
+    type TablePage = CheckedTablePage;
     fn now_ns() -> u64 {
         0
     }
@@ -188,6 +190,9 @@ impl Platform for Test {
     }
     fn relax(_cx: &MaySleep) {
         std::thread::yield_now();
+    }
+    fn host_frame(hva: Hva, _write: bool, _cx: &MaySleep) -> Result<HostFrame, BadAddress> {
+        identity_frame(hva)
     }
     fn log(_level: Level, _message: core::fmt::Arguments<'_>) {}
 }
@@ -327,11 +332,11 @@ impl Guest {
     }
 
     pub fn enter(&self, vcpu: &mut SoftVcpu<Test>) -> Exit {
-        vcpu.enter(&Env { memory: &self.memory, reader: 0, requests: &self.requests })
+        vcpu.enter(&Env { memory: &self.memory, reader: 0, requests: &self.requests, root: Root::NONE })
     }
 
     pub fn enter_as(&self, reader: usize, vcpu: &mut SoftVcpu<Test>, requests: &AtomicU32) -> Exit {
-        vcpu.enter(&Env { memory: &self.memory, reader, requests })
+        vcpu.enter(&Env { memory: &self.memory, reader, requests, root: Root::NONE })
     }
 
     /// GDT, IDT with every vector at `handler(vector)`, and TSS.
