@@ -43,7 +43,7 @@ enum Action {
 
 #[derive(Args)]
 struct On {
-    /// The device: soft, or device:PATH.
+    /// The device: soft, soft-shadow, soft-adversarial, soft-shadow-adversarial, or device:PATH.
     #[arg(long, default_value = "soft")]
     on: String,
     /// What is behind a device path, if not what is loaded there: linux-amd-npt, ...

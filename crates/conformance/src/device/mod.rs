@@ -40,11 +40,11 @@ fn named(on: &str) -> Result<Box<dyn Sys>, String> {
         let path = CString::new(path).map_err(|_| "a path holds no zero byte".to_owned())?;
         return Ok(Box::new(kernel::Kernel(path)));
     }
-    match on {
-        #[cfg(feature = "soft")]
-        "soft" => Ok(Box::new(soft::InProcess)),
-        _ => Err(format!("no device {on:?}: soft or device:PATH")),
+    #[cfg(feature = "soft")]
+    if let Some(options) = user::device::Options::named(on) {
+        return Ok(Box::new(soft::InProcess(options)));
     }
+    Err(format!("no device {on:?}: soft, soft-shadow, soft-adversarial, soft-shadow-adversarial or device:PATH"))
 }
 
 impl Device {

@@ -5,8 +5,8 @@ use user::device;
 
 use super::{Errno, Sys};
 
-/// The in-process device.
-pub(super) struct InProcess;
+/// The in-process device, with how its processor works.
+pub(super) struct InProcess(pub(super) device::Options);
 
 macro_rules! plain {
     ($call:expr) => {
@@ -20,7 +20,7 @@ extern "C" fn note(_: libc::c_int) {
 
 impl Sys for InProcess {
     fn open(&self) -> Result<RawFd, Errno> {
-        plain!(device::open())
+        plain!(device::open_with(self.0))
     }
 
     unsafe fn ioctl(&self, fd: RawFd, nr: u32, arg: u64) -> Result<i32, Errno> {

@@ -3,21 +3,21 @@ use std::{mem, ptr};
 
 use super::Sys;
 
-/// A thread, as the target of signals.
+/// A thread, as the target of signals: its `pthread_t`, which is a pointer in some C libraries.
 #[derive(Clone, Copy, Debug)]
-pub struct Thread(libc::pthread_t);
+pub struct Thread(usize);
 
 impl Thread {
     /// The calling thread.
     pub fn current() -> Self {
         // SAFETY: asks for this thread's own name.
-        Self(unsafe { libc::pthread_self() })
+        Self(unsafe { libc::pthread_self() } as usize)
     }
 
     /// `pthread_kill`. The thread has not been joined: cases send signals from within the scope that joins it.
     pub fn signal(self, signal: i32) {
         // SAFETY: a thread that has not been joined.
-        unsafe { libc::pthread_kill(self.0, signal) };
+        unsafe { libc::pthread_kill(self.0 as libc::pthread_t, signal) };
     }
 }
 
