@@ -1,5 +1,5 @@
 //! Error numbers as the system-call boundary has them.
-use platform::{BadAddress, OutOfMemory};
+use platform::{BadAddress, EventFdError, OutOfMemory};
 
 /// An error number, positive: the client sees -1 and this in `errno` (or its negative, in the kernel).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +13,7 @@ impl Errno {
     pub const EIO: Self = Self(5);
     pub const ENXIO: Self = Self(6);
     pub const E2BIG: Self = Self(7);
+    pub const EBADF: Self = Self(9);
     pub const EAGAIN: Self = Self(11);
     pub const ENOMEM: Self = Self(12);
     pub const EFAULT: Self = Self(14);
@@ -34,5 +35,15 @@ impl From<OutOfMemory> for Errno {
 impl From<BadAddress> for Errno {
     fn from(_: BadAddress) -> Self {
         Self::EFAULT
+    }
+}
+
+impl From<EventFdError> for Errno {
+    fn from(error: EventFdError) -> Self {
+        match error {
+            EventFdError::BadDescriptor => Self::EBADF,
+            EventFdError::NotAnEventFd => Self::EINVAL,
+            EventFdError::OutOfMemory => Self::ENOMEM,
+        }
     }
 }

@@ -174,26 +174,28 @@ impl Ioapic {
         status
     }
 
-    /// The end of interrupt `vector` came from a local APIC. Pins that are still asserted are sent again.
-    ///
-    /// Returns the pins (bit n is pin n) that have this vector: for resampling and for the timer's missed ticks.
-    /// Only those with the given trigger mode are ended; an edge interrupt needs this call only for its pins.
-    pub fn eoi(&mut self, vector: u8, trigger: Trigger, mut deliver: impl FnMut(&Message) -> LineStatus) -> u32 {
-        let mut pins = 0;
+    /// The pins (bit n is pin n) that have this vector: whose drivers are to be told of its end, for resampling and for
+    /// the timer's missed ticks, before [`Self::eoi`].
+    pub fn pins_of(&self, vector: u8) -> u32 {
+        let pins = self.entries.iter().enumerate().filter(|(_, entry)| entry.vector() == vector);
+        pins.fold(0, |pins, (pin, _)| pins | 1 << pin)
+    }
+
+    /// The end of interrupt `vector` came from a local APIC. Pins that are still asserted are sent again. Only those
+    /// with the given trigger mode are ended: an edge interrupt does not need this call.
+    pub fn eoi(&mut self, vector: u8, trigger: Trigger, mut deliver: impl FnMut(&Message) -> LineStatus) {
+        if trigger == Trigger::Edge {
+            return;
+        }
         for pin in 0..IOAPIC_PINS {
             let entry = self.entries[pin];
-            if entry.vector() != vector {
-                continue;
-            }
-            pins |= 1 << pin;
-            if trigger == Trigger::Level && entry.remote_irr() {
+            if entry.vector() == vector && entry.remote_irr() {
                 self.entries[pin].0 &= !Redirection::REMOTE_IRR;
                 if self.irr & 1 << pin != 0 {
                     self.service(pin, &mut deliver);
                 }
             }
         }
-        pins
     }
 
     /// Vectors (bit n of the 256 is vector n) whose end of interrupt the IOAPIC has to hear of: those of
@@ -372,10 +374,11 @@ mod tests {
         assert!(io.redirection(9).unwrap().remote_irr());
         assert_eq!(io.set_irq(9, USER, true, accept(&mut sent)), LineStatus::Coalesced);
         assert_eq!(sent.len(), 1);
-        assert_eq!(io.eoi(0x51, Trigger::Level, accept(&mut sent)), 0);
-        assert_eq!(io.eoi(0x50, Trigger::Edge, accept(&mut sent)), 1 << 9);
+        assert_eq!((io.pins_of(0x51), io.pins_of(0x50)), (0, 1 << 9));
+        io.eoi(0x51, Trigger::Level, accept(&mut sent));
+        io.eoi(0x50, Trigger::Edge, accept(&mut sent));
         assert!(io.redirection(9).unwrap().remote_irr(), "an edge interrupt with the same vector");
-        assert_eq!(io.eoi(0x50, Trigger::Level, accept(&mut sent)), 1 << 9);
+        io.eoi(0x50, Trigger::Level, accept(&mut sent));
         assert_eq!(sent.len(), 2, "still asserted");
         io.set_irq(9, USER, false, accept(&mut sent));
         io.eoi(0x50, Trigger::Level, accept(&mut sent));

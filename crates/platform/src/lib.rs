@@ -12,6 +12,7 @@
 extern crate alloc;
 
 pub mod context;
+pub mod eventfd;
 pub mod fallible;
 pub mod lock;
 pub mod memory;
@@ -21,6 +22,7 @@ pub mod time;
 pub mod wait;
 
 pub use context::{Atomic, MaySleep};
+pub use eventfd::{EventCallback, EventFd, EventFdError};
 pub use fallible::{OutOfMemory, Shared};
 pub use lock::{Mutex, RawLock, SpinLock};
 pub use memory::{BadAddress, Hva, Memory, Pages, Word};
@@ -35,6 +37,8 @@ pub trait Platform: Sized + Send + Sync + 'static {
     type Memory: Memory;
     /// Memory that belongs to a VM and that its client can map.
     type Pages: Pages;
+    /// An eventfd of the client.
+    type EventFd: EventFd;
     /// A lock under which its holder may sleep.
     type RawMutex: RawLock;
     /// A lock that is held for moments only, also in interrupt context.

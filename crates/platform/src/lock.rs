@@ -33,6 +33,8 @@ pub mod rank {
     pub const VM: u8 = 30;
     /// The memory that a VM owns.
     pub const OWNED: u8 = 35;
+    /// The eventfds that are bound to a VM.
+    pub const EVENTFDS: u8 = 36;
     /// A VM's memory slots and aliases.
     pub const SLOTS: u8 = 40;
     /// The MMU: shadow pages and reverse maps.
@@ -41,6 +43,10 @@ pub mod rank {
     pub const BUS: u8 = 60;
     /// PIT.
     pub const PIT: u8 = 70;
+    /// The eventfds that are told of ends of interrupts.
+    pub const RESAMPLE: u8 = 72;
+    /// The ring of coalesced writes.
+    pub const RING: u8 = 74;
     /// Interrupt routing and its line states.
     pub const ROUTING: u8 = 75;
     /// IOAPIC.

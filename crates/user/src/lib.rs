@@ -8,6 +8,7 @@
 
 mod chain;
 pub mod device;
+mod eventfd;
 pub mod fault;
 mod futex;
 mod lock;
@@ -20,6 +21,7 @@ mod time;
 mod timer;
 mod wait;
 
+pub use eventfd::ClientEventFd;
 pub use lock::FutexLock;
 pub use memory::ClientMemory;
 pub use pages::SharedPages;

@@ -5,7 +5,7 @@ use platform::{
     BadAddress, HeapTablePage, HostFrame, Hva, Level, MaySleep, Platform, TimerCallback, table::identity_frame,
 };
 
-use crate::{ClientMemory, FutexLock, FutexWaiter, SharedPages, ThreadTimer, log, signals, time};
+use crate::{ClientEventFd, ClientMemory, FutexLock, FutexWaiter, SharedPages, ThreadTimer, log, signals, time};
 
 /// An ordinary process as the machine that hosts guests.
 #[derive(Debug)]
@@ -18,6 +18,7 @@ const RELAX_YIELDS: u32 = 64;
 impl Platform for User {
     type Memory = ClientMemory;
     type Pages = SharedPages;
+    type EventFd = ClientEventFd;
     type RawMutex = FutexLock;
     type RawSpin = FutexLock;
     type Waiter = FutexWaiter;

@@ -4,7 +4,6 @@ use std::{
     collections::BinaryHeap,
     fmt, io,
     marker::PhantomData,
-    mem, ptr,
     sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
     thread::{self, ThreadId},
     time::Duration,
@@ -15,7 +14,7 @@ use platform::{
     fallible::{Shared, try_box},
 };
 
-use crate::time;
+use crate::{signals::block_all, time};
 
 /// A callback whose type the thread does not know.
 trait Expire: Send + Sync {
@@ -100,10 +99,9 @@ impl Service {
         let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
         if !*started {
             // The new thread inherits the mask: signals of the client are none of its business.
-            let old = block_all_signals();
+            let blocked = block_all();
             let spawned = thread::Builder::new().name("rekvm-timer".into()).spawn(|| SERVICE.run());
-            // SAFETY: restores the mask that was read before.
-            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &old, ptr::null_mut()) };
+            drop(blocked);
             let _ = self.thread.set(spawned?.thread().id());
             *started = true;
         }
@@ -148,18 +146,6 @@ impl Service {
             }
             self.returned.notify_all();
         }
-    }
-}
-
-fn block_all_signals() -> libc::sigset_t {
-    // SAFETY: the sets are initialised by the calls. Faults of the thread itself stay deliverable.
-    unsafe {
-        let (mut all, mut old): (libc::sigset_t, libc::sigset_t) = (mem::zeroed(), mem::zeroed());
-        libc::sigfillset(&mut all);
-        libc::sigdelset(&mut all, libc::SIGSEGV);
-        libc::sigdelset(&mut all, libc::SIGBUS);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old);
-        old
     }
 }
 

@@ -4,60 +4,13 @@ mod common;
 use std::os::fd::RawFd;
 
 use abi::*;
-use common::{RW, ioctl, number};
+use common::{Map, RW, ioctl, number, vcpu, vm};
 use hv::Errno;
 use user::device;
-
-fn vm() -> (RawFd, RawFd) {
-    let kvm = device::open().unwrap();
-    (kvm, number(kvm, KVM_CREATE_VM, 0).unwrap())
-}
 
 fn slot(vm: RawFd, slot: u32, flags: u32, gpa: u64, size: u64) -> Result<i32, Errno> {
     let mut region = KvmMemoryRegion { slot, flags, guest_phys_addr: gpa, memory_size: size };
     ioctl(vm, KVM_SET_MEMORY_REGION, &mut region)
-}
-
-/// The client's mapping of a VM's memory, unmapped when dropped.
-struct Map(*mut u8, usize);
-
-impl Map {
-    fn new(vm: RawFd, offset: u64, len: usize) -> Self {
-        Self(device::mmap(vm, len, RW, libc::MAP_SHARED, offset).unwrap(), len)
-    }
-
-    fn write(&self, at: usize, bytes: &[u8]) {
-        assert!(at + bytes.len() <= self.1);
-        for (n, byte) in bytes.iter().enumerate() {
-            // SAFETY: within the mapping.
-            unsafe { self.0.add(at + n).write_volatile(*byte) };
-        }
-    }
-
-    fn read(&self, at: usize) -> u8 {
-        assert!(at < self.1);
-        // SAFETY: within the mapping.
-        unsafe { self.0.add(at).read_volatile() }
-    }
-}
-
-impl Drop for Map {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping.
-        unsafe { device::munmap(self.0, self.1).unwrap() };
-    }
-}
-
-/// A vCPU in real mode at `rip`, with its kvm_run.
-fn vcpu(vm: RawFd, rip: u64) -> (RawFd, Map) {
-    let vcpu = number(vm, KVM_CREATE_VCPU, 0).unwrap();
-    let run = Map::new(vcpu, 0, 3 * 4096);
-    let mut sregs = KvmSregs::default();
-    ioctl(vcpu, KVM_GET_SREGS, &mut sregs).unwrap();
-    (sregs.cs.base, sregs.cs.selector) = (0, 0);
-    ioctl(vcpu, KVM_SET_SREGS, &mut sregs).unwrap();
-    ioctl(vcpu, KVM_SET_REGS, &mut KvmRegs { rip, rflags: 2, ..KvmRegs::default() }).unwrap();
-    (vcpu, run)
 }
 
 /// mov byte [0x2001], 7; mov al, [0x2000]; mov [0x2002], al; hlt
@@ -65,7 +18,7 @@ const COPY: &[u8] = &[0xc6, 0x06, 0x01, 0x20, 7, 0xa0, 0x00, 0x20, 0xa2, 0x02, 0
 
 #[test]
 fn guest_and_client_share_it_at_the_guests_addresses() {
-    let (kvm, vm) = vm();
+    let vm = vm();
     slot(vm, 0, KVM_MEM_LOG_DIRTY_PAGES, 0x1000, 0x3000).unwrap();
     slot(vm, 1, 0, 0x10_0000, 0x1000).unwrap();
     // One mapping over both slots, and one that begins in the middle of the first.
@@ -85,14 +38,14 @@ fn guest_and_client_share_it_at_the_guests_addresses() {
     // A moved slot keeps its bytes, and the client finds them at the new place.
     slot(vm, 1, 0, 0x20_0000, 0x1000).unwrap();
     assert_eq!(Map::new(vm, 0x20_0000, 0x1000).read(0xfff), 9);
-    for fd in [kvm, vm, vcpu] {
+    for fd in [vm, vcpu] {
         device::close(fd).unwrap();
     }
 }
 
 #[test]
 fn what_cannot_be_is_refused() {
-    let (_, vm) = vm();
+    let vm = vm();
     assert_eq!(slot(vm, 0, 0, 0x800, 0x1000), Err(Errno::EINVAL));
     assert_eq!(slot(vm, 0, KVM_MEM_READONLY, 0, 0x1000), Err(Errno::EINVAL));
     slot(vm, 0, 0, 0, 0x2000).unwrap();
@@ -117,7 +70,7 @@ fn what_cannot_be_is_refused() {
 
 #[test]
 fn memory_of_a_deleted_slot_is_gone_for_the_guest_and_stays_with_the_clients_mapping() {
-    let (_, vm) = vm();
+    let vm = vm();
     slot(vm, 0, 0, 0x1000, 0x1000).unwrap();
     slot(vm, 1, 0, 0x2000, 0x1000).unwrap();
     let map = Map::new(vm, 0, 0x3000);
@@ -141,7 +94,7 @@ fn memory_of_a_deleted_slot_is_gone_for_the_guest_and_stays_with_the_clients_map
 
 #[test]
 fn an_alias_shows_memory_that_the_vm_owns_a_second_time() {
-    let (_, vm) = vm();
+    let vm = vm();
     slot(vm, 0, 0, 0x1000, 0x2000).unwrap();
     let map = Map::new(vm, 0x1000, 0x2000);
     map.write(0, COPY);

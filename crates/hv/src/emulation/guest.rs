@@ -2,7 +2,7 @@
 //! memory by way of the slots, and the device buses.
 use emulate::{Access, Cpu, Flush, Intercept, Op, Res, Stop};
 use mmu::{MemoryError, Paging, PhysMem, Request, WalkError, walk};
-use platform::{Platform, Word};
+use platform::{EventFd, Platform, Shared, Word};
 use x86::{CpuState, Exception, Features, Vector, exception::pf, flags, paging::PAGE_SIZE};
 
 use super::{DeviceAccess, Transaction};
@@ -228,10 +228,7 @@ impl<'a, P: Platform> Guest<'a, P> {
         }
         let inside = self.inside(&access);
         if inside.is_none() && access.write {
-            return match self.tx.post(access) {
-                Ok(()) => Ok(0),
-                Err(_) => Err(self.stop(Why::Unsupported)),
-            };
+            return self.post(access);
         }
         if self.tx.has_outgoing() {
             // The client gets the earlier writes first.
@@ -242,7 +239,9 @@ impl<'a, P: Platform> Guest<'a, P> {
             return Err(self.stop(Why::Device));
         };
         let mut bytes = access.data.to_le_bytes();
-        self.access_inside(place, &access, &mut bytes[..usize::from(access.len)]);
+        if !self.access_inside(place, &access, &mut bytes[..usize::from(access.len)]) {
+            return self.post(access);
+        }
         access.data = u64::from_le_bytes(bytes);
         match self.tx.record(access) {
             Ok(()) => Ok(access.data),
@@ -250,23 +249,42 @@ impl<'a, P: Platform> Guest<'a, P> {
         }
     }
 
-    /// Which device inside the hypervisor answers.
-    fn inside(&self, access: &DeviceAccess) -> Option<Place> {
-        if access.space == Space::Mmio
-            && let Some(offset) = self.apic.as_ref().and_then(|apic| apic.offset(access.at))
+    /// A write goes to the client when the instruction is done.
+    fn post(&mut self, access: DeviceAccess) -> Res<u64> {
+        match self.tx.post(access) {
+            Ok(()) => Ok(0),
+            Err(_) => Err(self.stop(Why::Unsupported)),
+        }
+    }
+
+    /// What inside the hypervisor answers.
+    fn inside(&self, access: &DeviceAccess) -> Option<Place<P>> {
+        let (space, at, len) = (access.space, access.at, access.len.into());
+        if space == Space::Mmio
+            && let Some(offset) = self.apic.as_ref().and_then(|apic| apic.offset(at))
         {
             return Some(Place::Apic(offset));
         }
-        self.vm.bus.find(self.reader, access.space, access.at, access.len.into()).map(Place::Bus)
+        if access.write
+            && let Some(event) = self.vm.ioeventfds.find(self.reader, space, at, len, access.data)
+        {
+            return Some(Place::Event(event));
+        }
+        if let Some(device) = self.vm.bus.find(self.reader, space, at, len) {
+            return Some(Place::Bus(device));
+        }
+        let coalesced = access.write && self.vm.coalesced.wants(self.reader, space, at, len);
+        coalesced.then_some(Place::Ring)
     }
 
-    fn access_inside(&mut self, place: Place, access: &DeviceAccess, data: &mut [u8]) {
+    /// False: it could not be done here.
+    fn access_inside(&mut self, place: Place<P>, access: &DeviceAccess, data: &mut [u8]) -> bool {
         let counter = if access.space == Space::Pio { Counter::PioKernel } else { Counter::MmioKernel };
         self.shared.stats.count(counter);
         let port = access.at as u16;
         match (place, access.space, access.write) {
             (Place::Apic(offset), _, write) => {
-                let Some(apic) = &mut self.apic else { return };
+                let Some(apic) = &mut self.apic else { return false };
                 if write {
                     apic.mmio_write(offset, data, self.vm, self.tsc);
                     self.state.cr8 = apic.lapic.cr8();
@@ -274,11 +292,14 @@ impl<'a, P: Platform> Guest<'a, P> {
                     apic.mmio_read(offset, data, self.tsc);
                 }
             }
+            (Place::Event(event), ..) => event.signal(),
+            (Place::Ring, space, _) => return self.vm.coalesced.push(space, access.at, data),
             (Place::Bus(device), Space::Pio, true) => self.vm.port_out(device, port, data),
             (Place::Bus(device), Space::Pio, false) => self.vm.port_in(device, port, data),
             (Place::Bus(device), Space::Mmio, true) => self.vm.mmio_write(device, access.at, data),
             (Place::Bus(device), Space::Mmio, false) => self.vm.mmio_read(device, access.at, data),
         }
+        true
     }
 
     fn load_as<T: Word>(&mut self, linear: u64, request: Request) -> Res<T> {
@@ -313,12 +334,15 @@ impl<'a, P: Platform> Guest<'a, P> {
     }
 }
 
-/// Where a device inside the hypervisor was found.
-#[derive(Clone, Copy)]
-enum Place {
+/// What inside the hypervisor answers an access.
+enum Place<P: Platform> {
     /// The vCPU's own local APIC, at this offset.
     Apic(u64),
     Bus(crate::vm::Device),
+    /// An ioeventfd.
+    Event(Shared<P::EventFd>),
+    /// The ring of coalesced writes.
+    Ring,
 }
 
 impl<P: Platform> Cpu for Guest<'_, P> {

@@ -1,7 +1,7 @@
 //! Port I/O (row A06). IN and OUT are handled here without decoding anything: they are the commonest exits to a
 //! client. INS and OUTS are the emulator's.
 use abi::*;
-use platform::MaySleep;
+use platform::{EventFd, MaySleep};
 use x86::Seg;
 
 use crate::{
@@ -23,12 +23,9 @@ impl<B: Backend> Run<'_, B> {
         }
         let (inner, size) = (&mut *self.inner, usize::from(pio.size));
         let mut data = (inner.cpu.registers(Groups::GENERAL).gpr[0] as u32).to_le_bytes();
-        if let Some(device) = self.vm.bus.find(self.index, Space::Pio, pio.port.into(), pio.size.into()) {
+        if self.pio_inside(&pio, &mut data[..size]) {
             self.shared.stats.count(Counter::PioKernel);
-            if pio.write {
-                self.vm.port_out(device, pio.port, &data[..size]);
-            } else {
-                self.vm.port_in(device, pio.port, &mut data[..size]);
+            if !pio.write {
                 self.load_accumulator(data, pio.size);
             }
             self.skip(pio.len);
@@ -51,6 +48,29 @@ impl<B: Backend> Run<'_, B> {
             self.inner.tx.set_completion(Completion::Pio(PendingPio { exit: pio, at }));
         }
         Ok(Step::ToClient)
+    }
+
+    /// Carries an access out inside the hypervisor; false: it is the client's.
+    fn pio_inside(&mut self, pio: &PioExit, data: &mut [u8]) -> bool {
+        let (vm, reader, at, len) = (self.vm, self.index, pio.port.into(), pio.size.into());
+        if pio.write {
+            let mut value = [0; 8];
+            value[..data.len()].copy_from_slice(data);
+            if let Some(event) = vm.ioeventfds.find(reader, Space::Pio, at, len, u64::from_le_bytes(value)) {
+                event.signal();
+                return true;
+            }
+        }
+        match vm.bus.find(reader, Space::Pio, at, len) {
+            Some(device) if pio.write => vm.port_out(device, pio.port, data),
+            Some(device) => vm.port_in(device, pio.port, data),
+            None => {
+                return pio.write
+                    && vm.coalesced.wants(reader, Space::Pio, at, len)
+                    && vm.coalesced.push(Space::Pio, at, data);
+            }
+        }
+        true
     }
 
     /// The client has carried out an IN or OUT.

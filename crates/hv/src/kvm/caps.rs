@@ -43,6 +43,12 @@ impl<B: Backend> Kvm<B> {
             | KVM_CAP_GET_TSC_KHZ
             | KVM_CAP_TSC_DEADLINE_TIMER
             | KVM_CAP_SIGNAL_MSI
+            | KVM_CAP_IRQFD
+            | KVM_CAP_IRQFD_RESAMPLE
+            | KVM_CAP_IOEVENTFD
+            | KVM_CAP_IOEVENTFD_NO_LENGTH
+            | KVM_CAP_IOEVENTFD_ANY_LENGTH
+            | KVM_CAP_COALESCED_PIO
             | KVM_CAP_READONLY_MEM
             | KVM_CAP_CHECK_EXTENSION_VM
             | KVM_CAP_INTERNAL_ERROR_DATA
@@ -54,6 +60,7 @@ impl<B: Backend> Kvm<B> {
             | KVM_CAP_VM_TSC_CONTROL
             | KVM_CAP_DISABLE_QUIRKS
             | KVM_CAP_KVMCLOCK_CTRL => 1,
+            KVM_CAP_COALESCED_MMIO => KVM_COALESCED_MMIO_PAGE_OFFSET as i32,
             KVM_CAP_DISABLE_QUIRKS2 => QUIRKS as i32,
             KVM_CAP_MCE => crate::msr::MCE_BANKS as i32,
             KVM_CAP_NR_VCPUS | KVM_CAP_MAX_VCPUS | KVM_CAP_MAX_VCPU_ID => MAX_VCPUS as i32,

@@ -59,21 +59,28 @@ pub(crate) fn cx() -> MaySleep {
 impl Machine {
     /// Without interrupt controllers in the hypervisor.
     pub(crate) fn new() -> Self {
-        Self::build(false)
+        Self::build(|_| {})
     }
 
     /// With all of them.
     pub(crate) fn with_irqchip() -> Self {
-        Self::build(true)
+        Self::build(|vm| drop(vm.ioctl(KVM_CREATE_IRQCHIP, 0, &cx()).unwrap()))
     }
 
-    fn build(irqchip: bool) -> Self {
+    /// With local APICs only.
+    pub(crate) fn split_irqchip() -> Self {
+        Self::build(|vm| {
+            let mut cap = KvmEnableCap { cap: KVM_CAP_SPLIT_IRQCHIP, ..KvmEnableCap::default() };
+            cap.args[0] = 24;
+            Client::new().with_bytes(cap.bytes_mut(), |arg| vm.ioctl(KVM_ENABLE_CAP, arg, &cx())).unwrap();
+        })
+    }
+
+    fn build(configure: impl FnOnce(&Vm<Scripted>)) -> Self {
         let backend = Scripted::default();
         let kvm = Kvm::new(backend.clone(), &cx()).unwrap();
         let Outcome::NewVm(vm) = kvm.ioctl(KVM_CREATE_VM, 0, &cx()).unwrap() else { panic!("no VM") };
-        if irqchip {
-            vm.ioctl(KVM_CREATE_IRQCHIP, 0, &cx()).unwrap();
-        }
+        configure(&vm);
         let (client, ram) = (Client::new(), Mapping::new(RAM as usize));
         let (vcpu, run) = Self::new_vcpu(&vm, 0);
         let machine = Self { client, kvm, vm, vcpu, script: backend.script(0), backend, ram, run };

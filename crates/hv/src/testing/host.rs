@@ -10,7 +10,8 @@ use std::{
 };
 
 use platform::{
-    Atomic, BadAddress, HostFrame, Hva, Level, MaySleep, Memory, OutOfMemory, Pages, Platform, RawLock, Word,
+    Atomic, BadAddress, EventCallback, EventFd, EventFdError, HostFrame, Hva, Level, MaySleep, Memory, OutOfMemory,
+    Pages, Platform, RawLock, Word,
     table::{CheckedTablePage, identity_frame},
     time::{Timer, TimerCallback},
     wait::{WaitEnd, Waiter},
@@ -53,6 +54,7 @@ pub(crate) fn races_left() -> u32 {
 impl Platform for Host {
     type Memory = Client;
     type Pages = Mapping;
+    type EventFd = Event;
     type RawMutex = Lock;
     type RawSpin = Lock;
     type Waiter = Sleeper;
@@ -84,6 +86,75 @@ impl Platform for Host {
         identity_frame(hva)
     }
     fn log(_level: Level, _message: core::fmt::Arguments<'_>) {}
+}
+
+/// The client's eventfds by descriptor number; -1 and below are no descriptors, even numbers are other files.
+static EVENTS: Mutex<BTreeMap<i32, Arc<EventState>>> = Mutex::new(BTreeMap::new());
+
+type Callbacks = Mutex<Vec<(u64, Arc<dyn EventCallback>)>>;
+
+#[derive(Default)]
+struct EventState {
+    count: AtomicU32,
+    callbacks: Callbacks,
+}
+
+/// An eventfd, whose watchers are called at once by whoever signals it.
+pub(crate) struct Event(Arc<EventState>);
+
+impl Event {
+    /// How often it was signalled while nobody watched.
+    pub(crate) fn count(&self) -> u32 {
+        self.0.count.load(SeqCst)
+    }
+
+    /// How many watch it.
+    pub(crate) fn watchers(&self) -> usize {
+        self.0.callbacks.lock().unwrap().len()
+    }
+}
+
+pub(crate) struct EventWatch {
+    event: Arc<EventState>,
+    token: u64,
+}
+
+impl Drop for EventWatch {
+    fn drop(&mut self) {
+        self.event.callbacks.lock().unwrap().retain(|(token, _)| *token != self.token);
+    }
+}
+
+impl EventFd for Event {
+    type Watch<C: EventCallback> = EventWatch;
+    fn get(fd: i32, _cx: &MaySleep) -> Result<Self, EventFdError> {
+        match fd {
+            ..0 => Err(EventFdError::BadDescriptor),
+            _ if fd % 2 == 0 => Err(EventFdError::NotAnEventFd),
+            _ => Ok(Self(EVENTS.lock().unwrap().entry(fd).or_default().clone())),
+        }
+    }
+    fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+    fn signal(&self) {
+        let callbacks = self.0.callbacks.lock().unwrap().clone();
+        if callbacks.is_empty() {
+            self.0.count.fetch_add(1, SeqCst);
+        }
+        for (_, callback) in callbacks {
+            callback.signalled(&Atomic::at_entry());
+        }
+    }
+    fn watch<C: EventCallback>(&self, callback: C, _cx: &MaySleep) -> Result<EventWatch, OutOfMemory> {
+        static NEXT: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
+        let (token, callback) = (NEXT.fetch_add(1, SeqCst), Arc::new(callback));
+        self.0.callbacks.lock().unwrap().push((token, callback.clone()));
+        if self.0.count.swap(0, SeqCst) != 0 {
+            callback.signalled(&Atomic::at_entry());
+        }
+        Ok(EventWatch { event: self.0.clone(), token })
+    }
 }
 
 pub(crate) struct Lock(AtomicBool);

@@ -1,5 +1,7 @@
 //! Tests of the core as a whole: a client in front, a scripted processor behind.
 mod clock;
+mod coalesced;
+mod eventfds;
 mod events;
 mod exits;
 mod hostile;

@@ -10,7 +10,7 @@ use super::{VmShared, vcpus::MAX_VCPUS};
 use crate::Errno;
 
 /// Ports or guest-physical addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Space {
     Pio,
     Mmio,

@@ -1,6 +1,6 @@
 //! The interrupt controllers and the timer of a VM: where their models, their locks and the platform's timer meet.
 //!
-//! Lock order (see `platform::lock::rank`): PIT, routing, IOAPIC, PIC. A vCPU that neither touches a controller nor
+//! Lock order (see `platform::lock::rank`): PIT, resamplers, routing, IOAPIC, PIC. A vCPU that neither touches a controller nor
 //! ends a level interrupt takes none of them: whether the 8259A asks for it stands in an atomic.
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
@@ -17,7 +17,7 @@ use platform::{
     time::{Timer, TimerCallback},
 };
 
-use super::{VmShared, vcpus::Vcpus};
+use super::{VmShared, resample::Resamplers, vcpus::Vcpus};
 use crate::{Errno, vcpu::request};
 
 /// Where the interrupt controllers are.
@@ -46,6 +46,7 @@ pub(crate) struct Chips<P: Platform> {
     ioapic: SpinLock<P, Ioapic>,
     pic: SpinLock<P, Pic>,
     pit: SpinLock<P, PitUnit<P>>,
+    pub(super) resamplers: Resamplers<P>,
 }
 
 struct PitUnit<P: Platform> {
@@ -76,6 +77,7 @@ impl<P: Platform> Chips<P> {
             ioapic: SpinLock::<P, _>::new(rank::IOAPIC, Ioapic::new())?,
             pic: SpinLock::<P, _>::new(rank::PIC, Pic::new())?,
             pit: SpinLock::<P, _>::new(rank::PIT, PitUnit { pit: Pit::new(), timer: None })?,
+            resamplers: Resamplers::new()?,
         })
     }
 
@@ -140,9 +142,14 @@ impl<P: Platform> Chips<P> {
         Ok(self.send(vcpus, &msi.decode(self.ids_32bit())))
     }
 
+    /// The routes as they are.
+    pub(super) fn routing(&self) -> Shared<RoutingTable> {
+        self.routing.lock().clone()
+    }
+
     /// Drives a GSI.
     pub(crate) fn set_irq(&self, vcpus: &Vcpus<P>, gsi: u32, source: IrqSource, level: bool) -> LineStatus {
-        let table = self.routing.lock().clone();
+        let table = self.routing();
         let mut status = LineStatus::Ignored;
         for route in table.lookup(gsi) {
             let one = match *route {
@@ -182,7 +189,7 @@ impl<P: Platform> Chips<P> {
             self.publish_intr(vcpus, &pic);
             (vector, pic.take_acked())
         };
-        self.lines_acked(vcpus, acked & 1 != 0);
+        self.pic_acked(vcpus, acked);
         vector
     }
 
@@ -202,7 +209,13 @@ impl<P: Platform> Chips<P> {
             self.publish_intr(vcpus, &pic);
             pic.take_acked()
         };
-        self.lines_acked(vcpus, acked & 1 != 0);
+        self.pic_acked(vcpus, acked);
+    }
+
+    fn pic_acked(&self, vcpus: &Vcpus<P>, lines: u16) {
+        if lines != 0 {
+            self.lines_acked(vcpus, |route| matches!(route, Route::Pic { line } if lines >> line & 1 != 0));
+        }
     }
 
     /// Guest-physical address of the IOAPIC's registers.
@@ -216,7 +229,7 @@ impl<P: Platform> Chips<P> {
     }
 
     pub(crate) fn ioapic_write(&self, vcpus: &Vcpus<P>, gpa: u64, data: &[u8]) {
-        let notified = self.timer_pins();
+        let notified = self.notified_pins();
         let mut ioapic = self.ioapic.lock();
         let offset = gpa.wrapping_sub(ioapic.base());
         ioapic.mmio_write(offset, data, |m| self.send(vcpus, m));
@@ -230,13 +243,10 @@ impl<P: Platform> Chips<P> {
         }
     }
 
-    /// Pins of the IOAPIC that the PIT's GSI leads to.
-    fn timer_pins(&self) -> u32 {
-        let table = self.routing.lock().clone();
-        table.lookup(0).fold(0, |pins, route| match route {
-            Route::Ioapic { pin } => pins | 1 << (pin & 31),
-            _ => pins,
-        })
+    /// Those who wait for ends of interrupts, or the routes to them, have changed.
+    pub(super) fn publish_notified(&self) {
+        let notified = self.notified_pins();
+        self.publish_eoi_vectors(&self.ioapic.lock(), notified);
     }
 
     /// A local APIC tells the end of an interrupt.
@@ -245,8 +255,10 @@ impl<P: Platform> Chips<P> {
         if eoi.suppressed || self.mode() != Irqchip::Kernel || eoi.trigger == Trigger::Edge && !wanted {
             return;
         }
-        let pins = self.ioapic.lock().eoi(eoi.vector, eoi.trigger, |m| self.send(vcpus, m));
-        self.lines_acked(vcpus, pins & self.timer_pins() != 0);
+        // First those who may lower the line, then the pin, which sends again if it is still high.
+        let pins = self.ioapic.lock().pins_of(eoi.vector);
+        self.lines_acked(vcpus, |route| matches!(route, Route::Ioapic { pin } if pins >> pin & 1 != 0));
+        self.ioapic.lock().eoi(eoi.vector, eoi.trigger, |m| self.send(vcpus, m));
     }
 
     /// KVM_SET_GSI_ROUTING.
@@ -255,8 +267,7 @@ impl<P: Platform> Chips<P> {
         // The old table is freed outside of the lock.
         let old = core::mem::replace(&mut *self.routing.lock(), table);
         drop(old);
-        let notified = self.timer_pins();
-        self.publish_eoi_vectors(&self.ioapic.lock(), notified);
+        self.publish_notified();
         Ok(())
     }
 
@@ -284,7 +295,7 @@ impl<P: Platform> Chips<P> {
             }
             KVM_IRQCHIP_IOAPIC => {
                 let state = KvmIoapicState::from_prefix(&chip.chip).ok_or(Errno::EINVAL)?;
-                let notified = self.timer_pins();
+                let notified = self.notified_pins();
                 let mut ioapic = self.ioapic.lock();
                 ioapic.set_state(&state, |m| self.send(vcpus, m));
                 self.publish_eoi_vectors(&ioapic, notified);
@@ -305,8 +316,7 @@ impl<P: Platform> Chips<P> {
         let timer = P::Timer::new(PitTick(vm.clone()))?;
         *self.pit.lock() = PitUnit { pit: Pit::new(), timer: Some(timer) };
         self.pit_exists.store(true, SeqCst);
-        let notified = self.timer_pins();
-        self.publish_eoi_vectors(&self.ioapic.lock(), notified);
+        self.publish_notified();
         Ok(())
     }
 
@@ -345,9 +355,9 @@ impl<P: Platform> Chips<P> {
         unit.arm();
     }
 
-    /// The guest ended interrupts; `timer` says whether the timer's was among them.
-    fn lines_acked(&self, vcpus: &Vcpus<P>, timer: bool) {
-        if !timer || !self.has_pit() {
+    /// The guest ended an interrupt of the timer.
+    pub(super) fn timer_acked(&self, vcpus: &Vcpus<P>) {
+        if !self.has_pit() {
             return;
         }
         let mut unit = self.pit.lock();

@@ -2,10 +2,14 @@
 mod bus;
 mod chips;
 mod clock;
+mod coalesced;
 mod enable_cap;
 mod ioctl;
+mod ioeventfd;
 mod irq;
+mod irqfd;
 mod memory;
+mod resample;
 mod vcpus;
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
@@ -17,7 +21,10 @@ use crate::{Errno, Kvm, backend::Backend};
 pub(crate) use bus::{Bus, Device, Space};
 pub(crate) use chips::{Chips, Irqchip};
 pub(crate) use clock::Clock;
+pub(crate) use coalesced::Coalesced;
 pub(crate) use enable_cap::QUIRKS;
+pub(crate) use ioeventfd::Ioeventfds;
+use irqfd::Irqfds;
 use memory::Owned;
 pub(crate) use vcpus::{MAX_VCPUS, Vcpus};
 
@@ -46,6 +53,8 @@ struct Machine<B: Backend> {
     config: Mutex<B::Platform, ()>,
     /// The memory of 2007's slots. Held while a slot with such memory comes or goes.
     owned: Mutex<B::Platform, Owned<B::Platform>>,
+    /// Here and not in the shared part, which their watches refer to.
+    irqfds: Mutex<B::Platform, Irqfds<B::Platform>>,
 }
 
 /// What vCPUs, timers and other threads need of a VM. It refers to nothing that refers back to it, except the PIT's
@@ -55,6 +64,8 @@ pub(crate) struct VmShared<P: Platform> {
     pub(crate) vcpus: Vcpus<P>,
     pub(crate) chips: Chips<P>,
     pub(crate) bus: Bus<P>,
+    pub(crate) ioeventfds: Ioeventfds<P>,
+    pub(crate) coalesced: Coalesced<P>,
     pub(crate) clock: Clock,
     pub(crate) settings: Settings,
 }
@@ -84,6 +95,8 @@ impl<B: Backend> Vm<B> {
             vcpus: Vcpus::new()?,
             chips: Chips::new()?,
             bus: Bus::new()?,
+            ioeventfds: Ioeventfds::new()?,
+            coalesced: Coalesced::new(cx)?,
             clock: Clock::new::<B::Platform>(),
             settings: Settings {
                 boot_cpu: AtomicU32::new(0),
@@ -97,8 +110,9 @@ impl<B: Backend> Vm<B> {
         })?;
         let config = Mutex::<B::Platform, _>::new(rank::VM, ())?;
         let owned = Mutex::<B::Platform, _>::new(rank::OWNED, Owned::default())?;
+        let irqfds = Mutex::<B::Platform, _>::new(rank::EVENTFDS, Irqfds::default())?;
         let backend = kvm.backend().create_vm(cx)?;
-        Ok(Self(Shared::try_new(Machine { kvm: kvm.clone(), number, backend, shared, config, owned })?))
+        Ok(Self(Shared::try_new(Machine { kvm: kvm.clone(), number, backend, shared, config, owned, irqfds })?))
     }
 
     /// The device it was made by.

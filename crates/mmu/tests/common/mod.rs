@@ -9,8 +9,8 @@ use std::{
 };
 
 use platform::{
-    BadAddress, HostFrame, Hva, Level, MaySleep, Memory, OutOfMemory, Pages, Platform, RawLock, Timer, TimerCallback,
-    WaitEnd, Waiter, Word,
+    BadAddress, EventCallback, EventFd, EventFdError, HostFrame, Hva, Level, MaySleep, Memory, OutOfMemory, Pages,
+    Platform, RawLock, Timer, TimerCallback, WaitEnd, Waiter, Word,
     table::{CheckedTablePage, identity_frame},
 };
 
@@ -121,6 +121,22 @@ impl<C: TimerCallback> Timer<C> for TestTimer {
     fn cancel(&self) {}
 }
 
+/// Nobody here makes a VM that has eventfds.
+pub enum NoEventFd {}
+impl EventFd for NoEventFd {
+    type Watch<C: EventCallback> = ();
+    fn get(_fd: i32, _cx: &MaySleep) -> Result<Self, EventFdError> {
+        Err(EventFdError::BadDescriptor)
+    }
+    fn same(&self, _other: &Self) -> bool {
+        match *self {}
+    }
+    fn signal(&self) {}
+    fn watch<C: EventCallback>(&self, _callback: C, _cx: &MaySleep) -> Result<(), OutOfMemory> {
+        match *self {}
+    }
+}
+
 /// Nobody here makes a VM that owns memory.
 pub enum NoPages {}
 impl Pages for NoPages {
@@ -138,6 +154,7 @@ pub struct Test;
 impl Platform for Test {
     type Memory = TestMemory;
     type Pages = NoPages;
+    type EventFd = NoEventFd;
     type RawMutex = TestLock;
     type RawSpin = TestLock;
     type Waiter = TestWaiter;

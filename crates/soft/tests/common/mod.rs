@@ -10,8 +10,8 @@ use hv::backend::{Backend, BackendVcpu, Env, Exit, Groups};
 use iced_x86::code_asm::CodeAssembler;
 use mmu::{AddressSpace, shadow::Root, slots::Region};
 use platform::{
-    BadAddress, HostFrame, Hva, Level, MaySleep, Memory, OutOfMemory, Pages, Platform, RawLock, Timer, TimerCallback,
-    WaitEnd, Waiter, Word,
+    BadAddress, EventCallback, EventFd, EventFdError, HostFrame, Hva, Level, MaySleep, Memory, OutOfMemory, Pages,
+    Platform, RawLock, Timer, TimerCallback, WaitEnd, Waiter, Word,
     table::{CheckedTablePage, identity_frame},
 };
 use soft::{Soft, SoftVcpu, SoftVm};
@@ -151,6 +151,22 @@ impl<C: TimerCallback> Timer<C> for NoTimer {
     fn cancel(&self) {}
 }
 
+/// Nobody here makes a VM that has eventfds.
+pub enum NoEventFd {}
+impl EventFd for NoEventFd {
+    type Watch<C: EventCallback> = ();
+    fn get(_fd: i32, _cx: &MaySleep) -> Result<Self, EventFdError> {
+        Err(EventFdError::BadDescriptor)
+    }
+    fn same(&self, _other: &Self) -> bool {
+        match *self {}
+    }
+    fn signal(&self) {}
+    fn watch<C: EventCallback>(&self, _callback: C, _cx: &MaySleep) -> Result<(), OutOfMemory> {
+        match *self {}
+    }
+}
+
 /// Nobody here makes a VM that owns memory.
 pub enum NoPages {}
 impl Pages for NoPages {
@@ -165,6 +181,7 @@ impl Pages for NoPages {
 impl Platform for Test {
     type Memory = Plain;
     type Pages = NoPages;
+    type EventFd = NoEventFd;
     type RawMutex = Lock;
     type RawSpin = Lock;
     type Waiter = NoWait;

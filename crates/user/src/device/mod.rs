@@ -26,6 +26,9 @@ type Kvm = hv::Kvm<Cpu>;
 /// Bytes that a vCPU shares with its client: what KVM_GET_VCPU_MMAP_SIZE answers.
 const RUN_BYTES: u64 = hv::Vcpu::<Cpu>::RUN_PAGES * 4096;
 
+/// Where the page of coalesced writes is in a vCPU's mapping.
+const RING_OFFSET: u64 = abi::KVM_COALESCED_MMIO_PAGE_OFFSET * 4096;
+
 const EBADF: Errno = Errno(libc::EBADF);
 
 /// Every entry of this module is a place that may sleep.
@@ -103,11 +106,27 @@ pub fn mmap(fd: RawFd, len: usize, prot: i32, flags: i32, offset: u64) -> Result
         return Err(Errno::EINVAL);
     }
     match object {
-        Object::Vcpu(_) if end <= RUN_BYTES => fd::map(fd, len, prot, flags, offset),
+        Object::Vcpu(file) if end <= RUN_BYTES => map_vcpu(&file.vcpu, fd, len, prot, flags, offset),
         Object::Vm(vm) if flags & libc::MAP_SHARED != 0 => map_owned(&vm, fd, len, prot, flags, offset..end),
         Object::Vcpu(_) | Object::Vm(_) => Err(Errno::EINVAL),
         Object::Device(_) | Object::Stats(_) => Err(Errno::ENODEV),
     }
+}
+
+/// Maps the pages that a vCPU shares with its client; the last one is the VM's.
+fn map_vcpu(vcpu: &hv::Vcpu<Cpu>, fd: RawFd, len: usize, prot: i32, flags: i32, offset: u64) -> Result<*mut u8, Errno> {
+    let at = fd::map(fd, len, prot, flags, offset)?;
+    if offset + len as u64 <= RING_OFFSET {
+        return Ok(at);
+    }
+    let to = at.wrapping_add((RING_OFFSET - offset) as usize);
+    // SAFETY: the VM's page, and the last page of the mapping made above, of which nobody else knows yet.
+    if let Err(error) = unsafe { map_again(vcpu.vm().coalesced_ring(), to, 4096, prot) } {
+        // SAFETY: made above, and told to nobody.
+        let _ = unsafe { munmap(at, len) };
+        return Err(Errno(error.raw_os_error().unwrap_or(libc::ENOMEM)));
+    }
+    Ok(at)
 }
 
 /// Maps the VM's own memory in the guest-physical `range`.

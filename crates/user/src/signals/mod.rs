@@ -7,8 +7,10 @@
 //!
 //! A client's own handler knows nothing of [`note`]: [`wrap`] puts one that does in front of it. Signals that only
 //! KVM_SET_SIGNAL_MASK lets through are wrapped without being asked (`Window`).
+mod blocked;
 mod window;
 
+pub(crate) use blocked::block_all;
 pub(crate) use window::Window;
 pub use window::wrap;
 
