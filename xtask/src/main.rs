@@ -5,12 +5,15 @@
 mod bench;
 mod bochs;
 mod ci;
+mod conformance;
 mod guest;
 mod lab;
 mod process;
 mod run;
 
-use std::process::{ExitCode, Termination};
+use std::process::ExitCode;
+
+use anyhow::Result;
 
 use clap::{Parser, Subcommand};
 
@@ -29,19 +32,22 @@ enum Command {
     Test(ci::Options),
     /// Run a program beside Linux's KVM on an emulated processor with AMD-V or VT-x.
     Lab(lab::Options),
+    /// Run the conformance suite on the software CPU or on Linux's KVM in the lab.
+    Conformance(conformance::Options),
     /// Boot time beside QEMU's TCG (and Bochs), in one run.
     BenchBoot(bench::boot::Options),
     /// Memory of the process, time to the first guest instruction, CPU time of an idle guest.
     BenchFootprint(bench::footprint::Options),
 }
 
-fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Run(options) => run::run(&options),
-        Command::Test(options) => ci::test(&options),
-        Command::Lab(options) => return lab::command(&options),
-        Command::BenchBoot(options) => bench::boot::run(&options),
-        Command::BenchFootprint(options) => bench::footprint::run(&options),
-    };
-    result.report()
+fn main() -> Result<ExitCode> {
+    let done = |()| ExitCode::SUCCESS;
+    match Cli::parse().command {
+        Command::Run(options) => run::run(&options).map(done),
+        Command::Test(options) => ci::test(&options).map(done),
+        Command::Lab(options) => Ok(lab::command(&options)),
+        Command::Conformance(options) => conformance::command(&options),
+        Command::BenchBoot(options) => bench::boot::run(&options).map(done),
+        Command::BenchFootprint(options) => bench::footprint::run(&options).map(done),
+    }
 }

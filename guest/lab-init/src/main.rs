@@ -164,8 +164,7 @@ impl Port {
                 return Err(io::Error::last_os_error());
             }
             libc::cfmakeraw(&mut settings);
-            settings.c_cflag |= libc::CLOCAL;
-            libc::cfsetspeed(&mut settings, libc::B115200);
+            settings.c_cflag = settings.c_cflag & !libc::CBAUD | libc::CLOCAL | libc::B115200;
             if libc::tcsetattr(file.as_raw_fd(), libc::TCSANOW, &settings) != 0 {
                 return Err(io::Error::last_os_error());
             }

@@ -20,7 +20,7 @@ const MODULES: [&str; 4] = [
 
 /// Builds it and says where it is.
 pub fn build(kernel: &Kernel, busybox: &Path) -> Result<PathBuf> {
-    let selftest = program("rekvm-selftest", "selftest")?;
+    let selftest = program("rekvm-selftest", "selftest", &[])?;
     let path = cache().join("initramfs");
     let mut archive = Archive::create(&path)?;
     for dir in ["bin", "dev", "lib", "lib/modules", "proc", "sys", "tmp", "etc"] {

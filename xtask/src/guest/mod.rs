@@ -27,10 +27,10 @@ pub fn prepare() -> Result<Guest> {
 }
 
 /// The target of programs that run inside guests: they need no libraries.
-pub const STATIC: &str = "x86_64-unknown-linux-musl";
+pub const STATIC: &str = "x86_64-unknown-linux-gnu";
 
-/// Builds `binary` of `package` as a program that needs no libraries.
-pub fn program(package: &str, binary: &str) -> Result<PathBuf> {
+/// Builds `binary` of `package`, with `more` arguments for cargo, as a program that needs no libraries.
+pub fn program(package: &str, binary: &str, more: &[&str]) -> Result<PathBuf> {
     add_target(STATIC)?;
     let target = cache().join("programs");
     let mut command = cargo();
@@ -38,6 +38,7 @@ pub fn program(package: &str, binary: &str) -> Result<PathBuf> {
         .args(["build", "--quiet", "--release", "--package", package, "--bin", binary, "--target", STATIC])
         .arg("--target-dir")
         .arg(&target)
+        .args(more)
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols");
     check(&mut command)?;

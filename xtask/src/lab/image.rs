@@ -59,7 +59,7 @@ pub fn prepare(job: &Job, work: &Path) -> Result<(PathBuf, PathBuf)> {
 /// The first process, the shell and the modules, and the list that says how the modules are loaded.
 fn common(job: &Job, kernel: &deb::Kernel) -> Result<(Files, String)> {
     let mut files = Files::new();
-    files.insert("init".into(), guest::program("rekvm-lab-init", "lab-init")?);
+    files.insert("init".into(), guest::program("rekvm-lab-init", "lab-init", &[])?);
     files.insert("bin/busybox".into(), deb::busybox()?);
     let own;
     let (wanted, usual) = match job.module.as_str() {

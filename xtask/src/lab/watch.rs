@@ -3,7 +3,9 @@ use std::{
     fmt,
     fs::File,
     io::{ErrorKind, Read},
+    os::unix::process::ExitStatusExt,
     path::Path,
+    process::ExitStatus,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -35,6 +37,14 @@ pub enum Ending {
     Hang(Duration),
     /// The program did not end within this time, while L1 was alive.
     TimedOut(Duration),
+}
+
+impl Ending {
+    /// The same for a program that ran here.
+    pub fn of(status: ExitStatus) -> Self {
+        let code = status.code().or_else(|| status.signal().map(|s| 128 + s)).unwrap_or(255);
+        Self::Exit(code as u8)
+    }
 }
 
 impl fmt::Display for Ending {
