@@ -6,6 +6,7 @@ mod bench;
 mod bochs;
 mod ci;
 mod conformance;
+mod fuzz;
 mod guest;
 mod lab;
 mod process;
@@ -34,6 +35,8 @@ enum Command {
     Lab(lab::Options),
     /// Run the conformance suite on the software CPU or on Linux's KVM in the lab.
     Conformance(conformance::Options),
+    /// Feed random inputs to the emulator, the ioctls and the MMU.
+    Fuzz(fuzz::Options),
     /// Boot time beside QEMU's TCG (and Bochs), in one run.
     BenchBoot(bench::boot::Options),
     /// Memory of the process, time to the first guest instruction, CPU time of an idle guest.
@@ -47,6 +50,7 @@ fn main() -> Result<ExitCode> {
         Command::Test(options) => ci::test(&options).map(done),
         Command::Lab(options) => Ok(lab::command(&options)),
         Command::Conformance(options) => conformance::command(&options),
+        Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::BenchBoot(options) => bench::boot::run(&options).map(done),
         Command::BenchFootprint(options) => bench::footprint::run(&options).map(done),
     }

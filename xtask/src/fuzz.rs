@@ -1,0 +1,65 @@
+//! `cargo xtask fuzz`: the fuzz targets of the folder `fuzz`, with the address and leak sanitizers.
+//!
+//! The compiler's sanitizer options are unstable; `RUSTC_BOOTSTRAP` lets a stable compiler have them, so that no other
+//! toolchain is needed. What a run has found is kept under `target/fuzz`, and the next run goes on from it.
+use anyhow::{Context, Result, bail};
+
+use crate::process::{cargo, check, need, root};
+
+/// The targets, as `fuzz/Cargo.toml` has them.
+const TARGETS: [&str; 2] = ["emulator", "ioctls"];
+
+/// Options of `fuzz`.
+#[derive(clap::Args)]
+pub struct Options {
+    /// The target; all, one after the other, if none is given.
+    target: Option<String>,
+    /// How long each target runs.
+    #[arg(long, default_value_t = 60)]
+    seconds: u32,
+    /// Report which lines of the crates the inputs found so far reach, instead of looking for new ones.
+    #[arg(long)]
+    coverage: bool,
+}
+
+/// An input that takes longer is a hang. Generous: the machine may be busy.
+const TIMEOUT: &str = "-timeout=30";
+/// A process that uses more has a leak or an allocation without a bound. The sanitizer's own share is in it.
+const MEMORY: &str = "-rss_limit_mb=3072";
+
+/// See the module.
+pub fn fuzz(options: &Options) -> Result<()> {
+    need("c++", "g++")?;
+    if !cargo().args(["fuzz", "--version"]).output().is_ok_and(|o| o.status.success()) {
+        eprintln!("xtask: installing cargo-fuzz");
+        check(cargo().args(["install", "--locked", "--quiet", "cargo-fuzz"]))?;
+    }
+    match &options.target {
+        Some(target) if TARGETS.contains(&target.as_str()) => one(target, options),
+        Some(other) => bail!("no fuzz target `{other}`: there are {}", TARGETS.join(", ")),
+        None => TARGETS.iter().try_for_each(|target| one(target, options)),
+    }
+}
+
+fn one(target: &str, options: &Options) -> Result<()> {
+    let cache = root().join("target/fuzz");
+    let corpus = cache.join("corpus").join(target);
+    std::fs::create_dir_all(&corpus).with_context(|| format!("cannot make {}", corpus.display()))?;
+    let seeds = root().join("fuzz/seeds").join(target);
+    let verb = if options.coverage { "coverage" } else { "run" };
+    let mut command = cargo();
+    command
+        .args(["fuzz", verb, target, "--target-dir"])
+        .arg(&cache)
+        .args([&corpus, &seeds])
+        .env("RUSTC_BOOTSTRAP", "1")
+        // Allocations that fail are part of what is tested.
+        .env("ASAN_OPTIONS", "allocator_may_return_null=1:detect_leaks=1");
+    if !options.coverage {
+        let time = format!("-max_total_time={}", options.seconds);
+        command.args(["--", &time, TIMEOUT, MEMORY, "-detect_leaks=1", "-max_len=4096", "-print_final_stats=1"]);
+    }
+    check(&mut command).with_context(|| {
+        format!("the input that did it is in fuzz/artifacts/{target}; run it again with `cargo fuzz run {target} FILE`")
+    })
+}
