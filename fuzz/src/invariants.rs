@@ -16,7 +16,11 @@ pub fn check(s: &CpuState, physical_bits: u32) {
     assert_eq!(rflags & !flags::WRITABLE, flags::FIXED, "RFLAGS {rflags:#x}");
     if s.mode == Mode::Long64 {
         // The last instruction of the lower half is followed by one that cannot be fetched.
-        assert!(canonical(s.rip, s.linear_bits()) || canonical(s.rip.wrapping_sub(15), s.linear_bits()), "RIP {:#x}", s.rip);
+        assert!(
+            canonical(s.rip, s.linear_bits()) || canonical(s.rip.wrapping_sub(15), s.linear_bits()),
+            "RIP {:#x}",
+            s.rip
+        );
     } else {
         assert!(s.rip >> 32 == 0, "RIP {:#x} in {:?}", s.rip, s.mode);
     }

@@ -9,6 +9,8 @@ mod conformance;
 mod fuzz;
 mod guest;
 mod lab;
+mod miri;
+mod mutants;
 mod process;
 mod run;
 
@@ -37,6 +39,10 @@ enum Command {
     Conformance(conformance::Options),
     /// Feed random inputs to the emulator, the ioctls and the MMU.
     Fuzz(fuzz::Options),
+    /// The tests of the pure crates in Miri.
+    Miri(miri::Options),
+    /// Change a crate's code in many places, one at a time, and see whether its tests notice.
+    Mutants(mutants::Options),
     /// Boot time beside QEMU's TCG (and Bochs), in one run.
     BenchBoot(bench::boot::Options),
     /// Memory of the process, time to the first guest instruction, CPU time of an idle guest.
@@ -50,7 +56,9 @@ fn main() -> Result<ExitCode> {
         Command::Test(options) => ci::test(&options).map(done),
         Command::Lab(options) => Ok(lab::command(&options)),
         Command::Conformance(options) => conformance::command(&options),
-        Command::Fuzz(options) => fuzz::fuzz(&options),
+        Command::Fuzz(options) => fuzz::fuzz(&options).map(done),
+        Command::Miri(options) => miri::miri(&options).map(done),
+        Command::Mutants(options) => mutants::mutants(&options).map(done),
         Command::BenchBoot(options) => bench::boot::run(&options).map(done),
         Command::BenchFootprint(options) => bench::footprint::run(&options).map(done),
     }

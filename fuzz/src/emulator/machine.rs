@@ -134,7 +134,8 @@ impl Machine {
                 s.cr0 ^= value & free.bits();
             }
             7 => {
-                let mut free = Cr4::all() - Cr4::PAE - Cr4::LA57 - Cr4::VMXE - Cr4::SMXE - Cr4::PKE - Cr4::CET - Cr4::PKS;
+                let mut free =
+                    Cr4::all() - Cr4::PAE - Cr4::LA57 - Cr4::VMXE - Cr4::SMXE - Cr4::PKE - Cr4::CET - Cr4::PKS;
                 if !long {
                     free -= Cr4::PCIDE;
                 }
@@ -163,7 +164,9 @@ impl Machine {
             13 => self.put(GDT + u64::from(which % 32) * 8, &value.to_le_bytes()),
             14 => self.put(IDT + u64::from(which) * 8, &value.to_le_bytes()),
             15 => self.put(LDT + u64::from(which % 32) * 8, &value.to_le_bytes()),
-            16 | 17 => self.put(LONG_ROOT + 0x1000 * u64::from(which % 8) + 8 * u64::from(which >> 3), &value.to_le_bytes()),
+            16 | 17 => {
+                self.put(LONG_ROOT + 0x1000 * u64::from(which % 8) + 8 * u64::from(which >> 3), &value.to_le_bytes())
+            }
             18 => self.put(TSS + 4 * u64::from(which), &value.to_le_bytes()),
             19 => self.put(u64::from(which) << 8, &value.to_le_bytes()),
             20 => s.fpu.legacy.fcw = value as u16 | 0x40,
@@ -217,7 +220,11 @@ fn tables(s: &mut CpuState, image: &mut [u8], template: u8) -> bool {
     let (mode, dpl) = (template & 7, if template & 8 != 0 { 3 } else { 0 });
     let long = mode >= 4;
     // What a handler does: IRET, or stop.
-    image[HANDLER as usize..][..4].copy_from_slice(&if template & 0x40 != 0 { [0xf4; 4] } else { [0x48, 0xcf, 0xf4, 0xf4] });
+    image[HANDLER as usize..][..4].copy_from_slice(&if template & 0x40 != 0 {
+        [0xf4; 4]
+    } else {
+        [0x48, 0xcf, 0xf4, 0xf4]
+    });
     paging(image);
     s.gdtr = Table { base: GDT, limit: 0xff };
     s.seg = [Segment::real(0, 0); 6];

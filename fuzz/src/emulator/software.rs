@@ -34,8 +34,7 @@ fn memory(machine: &Machine) -> AddressSpace<User> {
     let slots = [(0, 0, RAM, 0), (1, RAM, 0x1000, KVM_MEM_READONLY), (2, RAM + 0x1000, 0x1000, 0)];
     for (slot, gpa, bytes, flags) in slots {
         let userspace_addr = machine.memory_at() + gpa;
-        let region =
-            KvmUserspaceMemoryRegion { slot, flags, guest_phys_addr: gpa, memory_size: bytes, userspace_addr };
+        let region = KvmUserspaceMemoryRegion { slot, flags, guest_phys_addr: gpa, memory_size: bytes, userspace_addr };
         let _ = memory.set_user_region(&Region::user(&region).expect("a good slot"), &CX).expect("no memory");
     }
     memory

@@ -65,6 +65,7 @@ pub(super) fn set_up(client: &mut Client, input: &mut Input<'_>) {
         client.write(TABLES + 0x2000, &0x87u64.to_le_bytes());
     }
     client.structure(vcpu, KVM_SET_SREGS, sregs);
-    let regs = KvmRegs { rip: CODE, rsp: 0x7000, rbp: 0x6000, rsi: 0x5000, rdi: 0x5800, rflags: 2, ..KvmRegs::default() };
+    let regs =
+        KvmRegs { rip: CODE, rsp: 0x7000, rbp: 0x6000, rsi: 0x5000, rdi: 0x5800, rflags: 2, ..KvmRegs::default() };
     client.structure(vcpu, KVM_SET_REGS, regs);
 }

@@ -1,0 +1,246 @@
+//! `cargo xtask mutants CRATE`: changes the crate's code in one place at a time and sees whether its tests notice.
+//!
+//! cargo-mutants lists the changes; they are made and judged here, because it cannot be told to try just some of every
+//! kind. Which are tried follows from [`SEED`] and the code alone, so that two runs on the same commit are the same; a
+//! change that does not compile says nothing and is replaced by the next.
+use std::{
+    fs,
+    os::unix::process::CommandExt,
+    path::Path,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::process::{cargo, check, output, root};
+
+/// What the order of the mutants is drawn with.
+const SEED: u64 = 2007;
+
+/// Arguments of a test command.
+type Judge = &'static [&'static str];
+
+/// Crates, the test commands that judge them, and files that are tests although they are compiled for others.
+const CRATES: [(&str, &[Judge], &[&str]); 4] = [
+    ("mmu", &[&["--package", "rekvm-mmu"]], &[]),
+    ("irqchip", &[&["--package", "rekvm-irqchip"]], &[]),
+    ("hv", &[&["--package", "rekvm-hv"]], &[]),
+    ("emulate", &[&["--package", "rekvm-emulate"]], &["crates/emulate/src/testing.rs"]),
+];
+
+/// The tests of one mutant take no longer than this, or hang. Builds have as long again.
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Options of `mutants`.
+#[derive(clap::Args)]
+pub struct Options {
+    /// The crate, without its prefix.
+    #[arg(value_parser = CRATES.map(|(name, ..)| name))]
+    name: String,
+    /// How many mutants that compile are tried.
+    #[arg(long, default_value_t = 50)]
+    count: usize,
+    /// How many of them have to be caught.
+    #[arg(long, default_value_t = 42)]
+    caught: usize,
+}
+
+/// What became of a mutant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// A test failed.
+    Caught,
+    /// The tests did not end.
+    Hung,
+    /// Nothing noticed it.
+    Survived,
+    /// It does not compile.
+    Unviable,
+}
+
+/// A change: `text` between two places of a file, each a line and a column from 1 on.
+struct Mutant {
+    name: String,
+    file: String,
+    from: (usize, usize),
+    to: (usize, usize),
+    text: String,
+}
+
+/// See the module.
+pub fn mutants(options: &Options) -> Result<()> {
+    if !cargo().args(["mutants", "--version"]).output().is_ok_and(|o| o.status.success()) {
+        eprintln!("xtask: installing cargo-mutants");
+        check(cargo().args(["install", "--locked", "--quiet", "cargo-mutants"]))?;
+    }
+    let (name, judges, tests) = CRATES.into_iter().find(|(name, ..)| *name == options.name).context("no such crate")?;
+    let cache = root().join("target/mutants");
+    let tree = cache.join(name);
+    copy_tree(&tree)?;
+    for judge in judges {
+        if judge_by(&tree, &cache, judge)? != Outcome::Survived {
+            bail!("the tests fail without any change: see {}", cache.join("last.log").display());
+        }
+    }
+    let mut results = Vec::new();
+    for mutant in shuffled(list(&tree, name, tests)?) {
+        if results.iter().filter(|(_, outcome)| *outcome != Outcome::Unviable).count() == options.count {
+            break;
+        }
+        let start = Instant::now();
+        let outcome = attempt(&tree, &cache, judges, &mutant)?;
+        eprintln!("xtask: {outcome:?} after {:.0?}: {}", start.elapsed(), mutant.name);
+        results.push((mutant.name, outcome));
+    }
+    report(options, &results)
+}
+
+/// Copies what git knows of the checkout to a place where it can be changed; files that are the same stay untouched.
+fn copy_tree(tree: &Path) -> Result<()> {
+    let files =
+        output(std::process::Command::new("git").args(["ls-files", "-co", "--exclude-standard"]).current_dir(root()))?;
+    let known = |dir: &Path, name: &str| files.lines().any(|f| Path::new(f) == dir.join(name));
+    for file in files.lines() {
+        let (from, to) = (root().join(file), tree.join(file));
+        let Ok(new) = fs::read(&from) else { continue };
+        if fs::read(&to).is_ok_and(|old| old == new) {
+            continue;
+        }
+        fs::create_dir_all(to.parent().context("a file has a folder")?)?;
+        fs::write(&to, new).with_context(|| format!("cannot write {}", to.display()))?;
+    }
+    remove_unknown(tree, Path::new(""), &known)
+}
+
+/// Removes sources that the checkout no longer has: a module or a test of an older state.
+fn remove_unknown(tree: &Path, dir: &Path, known: &impl Fn(&Path, &str) -> bool) -> Result<()> {
+    for entry in fs::read_dir(tree.join(dir))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type()?.is_dir() {
+            remove_unknown(tree, &dir.join(&name), known)?;
+        } else if name.ends_with(".rs") && !known(dir, &name) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// All mutants of a crate, in the order of their names.
+fn list(tree: &Path, name: &str, tests: &[&str]) -> Result<Vec<Mutant>> {
+    let mut command = cargo();
+    command.args(["mutants", "--list", "--json", "--package", &format!("rekvm-{name}"), "--dir"]).arg(tree);
+    tests.iter().for_each(|file| {
+        command.args(["--exclude", file]);
+    });
+    let json: Value = serde_json::from_str(&output(&mut command)?)?;
+    let mut mutants = Vec::new();
+    for m in json.as_array().context("a list of mutants")? {
+        let text = |key: &str| m[key].as_str().map(String::from).with_context(|| format!("no {key} in {m}"));
+        let place = |end: &str| {
+            let number = |what: &str| m["span"][end][what].as_u64().and_then(|n| usize::try_from(n).ok());
+            number("line").zip(number("column")).with_context(|| format!("no {end} in {m}"))
+        };
+        let (name, file) = (text("name")?, text("file")?);
+        mutants.push(Mutant { name, file, from: place("start")?, to: place("end")?, text: text("replacement")? });
+    }
+    mutants.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(mutants)
+}
+
+/// Fisher and Yates' shuffle with Vigna's splitmix64.
+fn shuffled(mut mutants: Vec<Mutant>) -> Vec<Mutant> {
+    let mut state = SEED;
+    for i in (1..mutants.len()).rev() {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mutants.swap(i, ((z ^ z >> 31) % (i as u64 + 1)) as usize);
+    }
+    mutants
+}
+
+/// Changes the file, judges, and changes it back.
+fn attempt(tree: &Path, cache: &Path, judges: &[Judge], mutant: &Mutant) -> Result<Outcome> {
+    let file = tree.join(&mutant.file);
+    let old = fs::read_to_string(&file)?;
+    fs::write(&file, mutant.apply(&old)?)?;
+    let mut outcome = Outcome::Survived;
+    for judge in judges {
+        outcome = judge_by(tree, cache, judge)?;
+        if outcome != Outcome::Survived {
+            break;
+        }
+    }
+    fs::write(&file, old)?;
+    Ok(outcome)
+}
+
+impl Mutant {
+    fn apply(&self, old: &str) -> Result<String> {
+        let offset = |(line, column): (usize, usize)| {
+            let start: usize = old.split_inclusive('\n').take(line.checked_sub(1)?).map(str::len).sum();
+            let within = old.get(start..)?.char_indices().nth(column.checked_sub(1)?)?.0;
+            Some(start + within)
+        };
+        let (from, to) = offset(self.from).zip(offset(self.to)).context("a place outside of its file")?;
+        Ok([&old[..from], &self.text, &old[to..]].concat())
+    }
+}
+
+/// Builds the tests and runs them.
+fn judge_by(tree: &Path, cache: &Path, judge: Judge) -> Result<Outcome> {
+    let log = fs::File::create(cache.join("last.log"))?;
+    let run = |only_build: bool| -> Result<Option<bool>> {
+        let mut command = Command::new("cargo");
+        command.args(["test", "--quiet", "--lib", "--bins", "--tests"]).args(judge).current_dir(tree);
+        if only_build {
+            command.arg("--no-run");
+        }
+        // Most of the time goes into compiling.
+        command.env("CARGO_PROFILE_DEV_DEBUG", "0").env("CARGO_PROFILE_DEV_OPT_LEVEL", "0");
+        // A lint is not a test.
+        command.env("RUSTFLAGS", "--cap-lints=warn").env("CARGO_TARGET_DIR", cache.join("build"));
+        command.stdin(std::process::Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
+        let mut child = command.process_group(0).spawn().context("cannot start cargo")?;
+        let end = Instant::now() + TIMEOUT;
+        while Instant::now() < end {
+            if let Some(status) = child.try_wait()? {
+                return Ok(Some(status.success()));
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        // With all that it has started.
+        check(Command::new("kill").args(["-KILL", "--", &format!("-{}", child.id())]))?;
+        child.wait()?;
+        Ok(None)
+    };
+    Ok(match run(true)? {
+        None | Some(false) => Outcome::Unviable,
+        Some(true) => match run(false)? {
+            None => Outcome::Hung,
+            Some(false) => Outcome::Caught,
+            Some(true) => Outcome::Survived,
+        },
+    })
+}
+
+fn report(options: &Options, results: &[(String, Outcome)]) -> Result<()> {
+    let of = |wanted| results.iter().filter(move |(_, outcome)| *outcome == wanted);
+    // A mutant that makes the tests hang is one that they notice.
+    let (hung, survived) = (of(Outcome::Hung).count(), of(Outcome::Survived).count());
+    let caught = of(Outcome::Caught).count() + hung;
+    println!("rekvm-{}, seed {SEED}: {} mutants that compile", options.name, caught + survived);
+    println!("  caught   {caught} (of them {hung} by the time limit)");
+    println!("  survived {survived}");
+    println!("  unviable {} (replaced)", of(Outcome::Unviable).count());
+    of(Outcome::Survived).for_each(|(name, _)| println!("  survived: {name}"));
+    if caught < options.caught {
+        bail!("{caught} mutants were caught; at least {} have to be", options.caught);
+    }
+    Ok(())
+}
