@@ -1,5 +1,5 @@
 //! Port I/O with its permissions, and the instructions that ask about descriptors.
-use x86::{Attr, Segment, flags};
+use x86::{Attr, Seg, Segment, flags};
 
 use super::testing::*;
 use crate::{
@@ -91,6 +91,19 @@ fn string_input_and_output() {
     assert!(run(&mut cpu, &[0x6c]).is_err());
     assert_eq!(cpu.state.gpr[7], 0xc000);
     assert_eq!(stops(&mut long(3), &[0x6c]), Stop::GP0);
+}
+
+#[test]
+fn string_input_goes_to_es_whatever_the_prefix() {
+    let mut cpu = real();
+    cpu.ports.insert(0x60, 0x5a);
+    (cpu.state.gpr[2], cpu.state.gpr[7]) = (0x60, 4);
+    cpu.state.seg[Seg::Ds as usize] = Segment::real(0x30, 0);
+    cpu.state.seg[Seg::Es as usize] = Segment::real(0x40, 0);
+    cpu.state.seg[Seg::Fs as usize] = Segment::real(0x50, 0);
+    assert_eq!(run(&mut cpu, &[0x6c]), Ok(()));
+    assert_eq!(run(&mut cpu, &[0x64, 0x6c]), Ok(()));
+    assert_eq!((cpu.peek::<u16>(0x304), cpu.peek::<u16>(0x404), cpu.peek::<u16>(0x504)), (0, 0x5a5a, 0));
 }
 
 fn zf(cpu: &TestCpu) -> bool {

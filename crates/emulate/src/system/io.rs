@@ -2,7 +2,7 @@
 //!
 //! Each iteration of REP INS and REP OUTS ends the handler with [`Stop::RESTART`] while others remain: an iteration
 //! is a transaction of its own, and whoever runs the processor looks around between two of them.
-use x86::flags;
+use x86::{Seg, flags};
 
 use super::{registers, tss::check_io};
 use crate::{
@@ -55,7 +55,8 @@ pub(super) fn input_string<C: Cpu, const SIZE: u8>(cpu: &mut C, op: &Op<C>) -> R
     let port = cpu.state().gpr[RDX] as u16;
     check_io(cpu, port, SIZE)?;
     let offset = wrap(op, cpu.state().gpr[RDI]);
-    let at = address::segment_offset(cpu, op.seg, offset, SIZE as u64, true)?;
+    // No prefix changes the segment.
+    let at = address::segment_offset(cpu, Seg::Es as u8, offset, SIZE as u64, true)?;
     // A device must not be read for a value that cannot be stored.
     cpu.probe_write(at, SIZE as u64, Access::Program)?;
     let value = cpu.port_in(port, SIZE)?;
