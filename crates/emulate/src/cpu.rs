@@ -106,6 +106,10 @@ pub trait Cpu: Sized {
     /// Copies instruction bytes from `linear`, at most to the end of its page; returns how many (at least one).
     fn fetch(&mut self, linear: u64, buf: &mut [u8]) -> Res<usize>;
 
+    /// How many elements of a repeated string instruction are done before the loop outside may look around: 1 where
+    /// each element has to be a transaction of its own.
+    const ELEMENTS: u64 = 256;
+
     /// Copies up to `bytes` bytes, ascending, from `from` to `to`, for REP MOVS with DF clear: as much as can be done
     /// at once without crossing a page of either. 0 means "do it element by element".
     fn copy_forward(&mut self, _from: u64, _to: u64, _bytes: u64) -> u64 {

@@ -15,9 +15,7 @@ const CX: u8 = gpr::RCX as u8;
 const SI: u8 = gpr::RSI as u8;
 const DI: u8 = gpr::RDI as u8;
 
-/// How many elements are done before the loop outside may look around.
-const BUDGET: u64 = 256;
-/// What a bulk operation costs of it.
+/// What a bulk operation costs of [`Cpu::ELEMENTS`].
 const BULK_COST: u64 = 64;
 
 /// One of the five instructions.
@@ -185,7 +183,7 @@ fn once<C: Cpu, K: Kind, W: Width, A: Width>(cpu: &mut C, op: &Op<C>) -> Res {
 }
 
 fn repeated<C: Cpu, K: Kind, W: Width, A: Width>(cpu: &mut C, op: &Op<C>) -> Res {
-    let mut budget = BUDGET;
+    let mut budget = C::ELEMENTS;
     loop {
         let count = A::get(cpu.state(), CX);
         if count == 0 {

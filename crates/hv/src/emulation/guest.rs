@@ -346,6 +346,9 @@ enum Place<P: Platform> {
 }
 
 impl<P: Platform> Cpu for Guest<'_, P> {
+    /// The log of device accesses is of one element: registers are committed behind each.
+    const ELEMENTS: u64 = 1;
+
     fn state(&self) -> &CpuState {
         self.state
     }

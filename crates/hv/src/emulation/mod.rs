@@ -46,7 +46,7 @@ impl<B: Backend> Run<'_, B> {
                     if self.ask_client()? == Step::ToClient {
                         return Ok(Step::ToClient);
                     }
-                    if self.shared.requests.load(Relaxed) != 0 {
+                    if self.only_finish || self.shared.requests.load(Relaxed) != 0 {
                         break;
                     }
                 }

@@ -108,6 +108,23 @@ fn each_iteration_of_a_rep_is_an_instruction() {
 }
 
 #[test]
+fn each_iteration_of_a_rep_asks_for_its_own_read_once() {
+    let m = machine(&[0xf3, 0xa4]); // rep movsb, device to device
+    m.state(|s| {
+        s.seg[0] = Segment::real(0x3000, 0);
+        (s.gpr[1], s.gpr[6], s.gpr[7]) = (3, 0, 0);
+    });
+    for i in 0..3 {
+        fault(&m, Access::Read);
+        assert_eq!(mmio(&m), (DEVICE + i, 1, false, 0));
+        m.answer_mmio(i + 7);
+        assert_eq!(mmio(&m), (0x3_0000 + i, 1, true, i + 7));
+    }
+    went_on(&m);
+    m.state(|s| assert_eq!((s.gpr[1], s.gpr[6], s.gpr[7], s.rip), (0, 3, 3, CODE + 2)));
+}
+
+#[test]
 fn an_access_over_the_end_of_memory_is_split() {
     let m = machine(&[0x66, 0x8b, 0x07]); // mov eax, [bx] at 0xfffe
     m.poke(0xfffe, &[0x11, 0x22]);
@@ -135,6 +152,22 @@ fn immediate_exit_finishes_what_is_pending_first() {
     let regs: KvmRegs = m.get(KVM_GET_REGS);
     assert_eq!((regs.rax & 0xffff, regs.rip), (7, CODE + 2));
     assert_eq!(m.script.take_notes(), []);
+}
+
+#[test]
+fn immediate_exit_begins_no_other_iteration() {
+    let m = machine(&[0xf3, 0xac]); // rep lodsb
+    m.state(|s| (s.gpr[1], s.gpr[6]) = (3, 0));
+    fault(&m, Access::Read);
+    assert_eq!(mmio(&m), (DEVICE, 1, false, 0));
+    m.answer_mmio(7);
+    m.set_run_field(KVM_RUN_IMMEDIATE_EXIT_OFFSET as u64, 1u8);
+    assert_eq!(m.run(), Err(Errno::EINTR));
+    let regs: KvmRegs = m.get(KVM_GET_REGS);
+    assert_eq!((regs.rax & 0xff, regs.rcx, regs.rsi, regs.rip), (7, 2, 1, CODE));
+    m.set_run_field(KVM_RUN_IMMEDIATE_EXIT_OFFSET as u64, 0u8);
+    fault(&m, Access::Read);
+    assert_eq!(mmio(&m), (DEVICE + 1, 1, false, 0));
 }
 
 #[test]

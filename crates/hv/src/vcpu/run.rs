@@ -37,6 +37,8 @@ pub(crate) struct Run<'a, B: Backend> {
     in_use: InUse<'a, B::Platform>,
     /// The client wants to know when it can inject an interrupt.
     pub(super) window: bool,
+    /// What is pending is finished, and nothing begun: not even the next iteration of a REP.
+    pub(crate) only_finish: bool,
 }
 
 /// Tells the platform which thread runs the vCPU, for as long as it lives.
@@ -67,7 +69,7 @@ impl<B: Backend> Vcpu<B> {
         inner.ran = true;
         shared.stats.count(Counter::Runs);
         let in_use = shared.begin();
-        let mut run = Run { inner, vm, shared, index: self.0.index, page, in_use, window };
+        let mut run = Run { inner, vm, shared, index: self.0.index, page, in_use, window, only_finish: false };
         run.inner.cpu.load(&Atomic::at_entry());
         let result = run.until_client(cx);
         run.inner.cpu.put(&Atomic::at_entry());
@@ -91,10 +93,11 @@ impl<B: Backend> Run<'_, B> {
             }
             self.inner.cpu.registers_mut(Groups::CONTROL).cr8 = cr8;
         }
+        self.only_finish = immediate_exit || B::Platform::signal_pending();
         if self.complete(cx)? == Step::ToClient {
             return Ok(());
         }
-        if immediate_exit || B::Platform::signal_pending() {
+        if self.only_finish || B::Platform::signal_pending() {
             return self.interrupted();
         }
         loop {
