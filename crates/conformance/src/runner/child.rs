@@ -59,6 +59,7 @@ fn run_one(name: &str, case: &Case, options: &Options) -> io::Result<Outcome> {
     let mut child = Command::new("/proc/self/exe")
         .args(["one", name, "--on", &options.on, "--as", &options.target.to_string()])
         .args(["--slow", &options.slow.to_string()])
+        .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output.try_clone()?)

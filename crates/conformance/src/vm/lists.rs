@@ -1,7 +1,15 @@
 //! Structures that are a header and elements.
 use abi::*;
 
-use crate::device::Fd;
+use super::Vcpu;
+use crate::device::{Device, Fd};
+
+impl Vcpu {
+    /// Gives the guest the whole CPUID that the device supports.
+    pub fn support_all(&self, device: &Device) {
+        self.set_cpuid(&cpuid2(&device.fd, KVM_GET_SUPPORTED_CPUID)).expect("KVM_SET_CPUID2");
+    }
+}
 
 /// The bytes of a header and its elements.
 pub fn list_with<H: Pod, E: Pod>(header: &H, elements: &[E]) -> Vec<u8> {

@@ -9,7 +9,7 @@ mod vcpu;
 
 pub use exit::Exit;
 pub use lists::{cpuid2, list_with, read_list};
-pub use real::{CODE, RealMode, assemble};
+pub use real::{CODE, RealMode, assemble, at};
 pub use run_page::RunPage;
 pub use running::{Running, scaled, set_slowness, until, while_running};
 pub use vcpu::Vcpu;

@@ -1,5 +1,6 @@
 //! The smallest machine: one vCPU in real mode, flat segments, its code in the middle of 64 KiB of memory.
-use iced_x86::code_asm::CodeAssembler;
+use abi::KvmSegment;
+use iced_x86::{IcedError, code_asm::CodeAssembler};
 
 use super::{Vcpu, Vm};
 use crate::device::{Device, Memory};
@@ -7,13 +8,18 @@ use crate::device::{Device, Memory};
 /// Where the code of a [`RealMode`] machine starts: gpa, and instruction pointer with a code segment of 0.
 pub const CODE: u64 = 0x1000;
 
+/// Moves a real-mode segment to `base`, a multiple of 16 below 1 MiB.
+pub fn at(segment: &mut KvmSegment, base: u64) {
+    (segment.base, segment.selector) = (base, (base >> 4) as u16);
+}
+
 /// Assembles code that starts at `ip`.
 ///
 /// # Panics
 /// If it cannot be encoded.
-pub fn assemble(bits: u32, ip: u64, code: impl FnOnce(&mut CodeAssembler)) -> Vec<u8> {
+pub fn assemble(bits: u32, ip: u64, code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
     let mut assembler = CodeAssembler::new(bits).expect("16, 32 or 64 bits");
-    code(&mut assembler);
+    code(&mut assembler).expect("instructions that exist");
     assembler.assemble(ip).expect("code that can be encoded")
 }
 
@@ -30,7 +36,7 @@ pub struct RealMode {
 
 impl RealMode {
     /// With code from the assembler.
-    pub fn new(device: &Device, code: impl FnOnce(&mut CodeAssembler)) -> Self {
+    pub fn new(device: &Device, code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Self {
         Self::with_code(device.vm(), &assemble(16, CODE, code))
     }
 
@@ -47,7 +53,7 @@ impl RealMode {
     pub fn start(vcpu: &Vcpu, ip: u64) {
         vcpu.edit_sregs(|s| {
             for segment in [&mut s.cs, &mut s.ds, &mut s.es, &mut s.fs, &mut s.gs, &mut s.ss] {
-                (segment.base, segment.selector) = (0, 0);
+                at(segment, 0);
             }
         });
         vcpu.edit_regs(|r| (r.rip, r.rsp, r.rflags) = (ip, 0x8000, 2));
@@ -59,7 +65,7 @@ impl RealMode {
     }
 
     /// Puts code at `ip`.
-    pub fn put_code(&self, ip: u16, code: impl FnOnce(&mut CodeAssembler)) {
+    pub fn put_code(&self, ip: u16, code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) {
         self.memory.write(ip.into(), &assemble(16, ip.into(), code));
     }
 }
