@@ -31,8 +31,10 @@ const CRATES: [(&str, &[Judge], &[&str]); 4] = [
     ("emulate", &[&["--package", "rekvm-emulate"]], &["crates/emulate/src/testing.rs"]),
 ];
 
-/// The tests of one mutant take no longer than this, or hang. Builds have as long again.
-const TIMEOUT: Duration = Duration::from_secs(300);
+/// The tests of one mutant take no longer than this, or hang.
+const TESTS: Duration = Duration::from_secs(300);
+/// What compiles has compiled by then.
+const BUILD: Duration = Duration::from_secs(3600);
 
 /// Options of `mutants`.
 #[derive(clap::Args)]
@@ -207,7 +209,7 @@ fn judge_by(tree: &Path, cache: &Path, judge: Judge) -> Result<Outcome> {
         command.env("RUSTFLAGS", "--cap-lints=warn").env("CARGO_TARGET_DIR", cache.join("build"));
         command.stdin(std::process::Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
         let mut child = command.process_group(0).spawn().context("cannot start cargo")?;
-        let end = Instant::now() + TIMEOUT;
+        let end = Instant::now() + if only_build { BUILD } else { TESTS };
         while Instant::now() < end {
             if let Some(status) = child.try_wait()? {
                 return Ok(Some(status.success()));
