@@ -21,7 +21,7 @@ pub enum Access {
 pub enum Flush {
     /// One page of the current address space, by linear address (INVLPG).
     Page(u64),
-    /// Everything of this PCID except global pages.
+    /// Everything of all PCIDs except global pages.
     NonGlobal,
     /// Everything, global pages too (CR0.PG, CR4.PGE/PAE/..., EFER.NXE changed).
     All,

@@ -7,6 +7,7 @@ use x86::{CpuState, Exception, Features};
 
 use crate::{
     SoftVcpu,
+    kept::Physical,
     memory::Want,
     native,
     tlb::{DATA_ENTRIES, Keys, index, key, tag},
@@ -206,8 +207,12 @@ impl<P: Platform> Cpu for SoftVcpu<P> {
     }
 
     fn load_physical(&mut self, gpa: u64) -> Res<u64> {
-        let view = self.env().and_then(|env| env.memory.view(env.reader));
-        Ok(view.and_then(|view| view.load(gpa).ok()).unwrap_or(u64::MAX))
+        let Some(view) = self.env().and_then(|env| env.memory.view(env.reader)) else { return Ok(u64::MAX) };
+        let value = match &self.kept {
+            Some(kept) => Physical { view: &view, frames: &kept.frames }.load(gpa),
+            None => view.load(gpa),
+        };
+        Ok(value.unwrap_or(u64::MAX))
     }
 
     fn random(&mut self) -> u64 {

@@ -43,6 +43,7 @@ pub mod code_map;
 mod cpu;
 mod enter;
 mod events;
+mod kept;
 mod memory;
 pub mod native;
 pub mod options;
@@ -164,6 +165,6 @@ impl<P: Platform> Backend for Soft<P> {
     }
 
     fn create_vcpu(&self, vm: &SoftVm<P>, index: usize, _cx: &MaySleep) -> Result<SoftVcpu<P>, OutOfMemory> {
-        SoftVcpu::new(vm, index, self.features, self.xcr0)
+        SoftVcpu::new(vm, index, self.features, self.xcr0, self.options)
     }
 }

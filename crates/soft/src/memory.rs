@@ -1,12 +1,13 @@
 //! The slow half of memory access: TLB misses, page crossings, pages with decoded code, data breakpoints.
 use emulate::{Access, Res, Stop};
 use hv::backend::{Access as Touch, Exit};
-use mmu::{MemoryError, Request, Translation, WalkError, walk};
+use mmu::{Frame, MemoryError, PhysMem, Request, Translation, WalkError, walk, walk::PagingMode};
 use platform::{Hva, Memory, Platform, RawLock, Word};
 use x86::{Mode, Vector};
 
 use crate::{
     SoftVcpu,
+    kept::{Known, Physical},
     tlb::{
         DATA_ENTRIES, DataEntry, EXEC_ENTRIES, ExecEntry, FRAGMENT_SHIFT, INVALID, Keys, SLOW_WRITE, USER, index, key,
         tag,
@@ -39,6 +40,39 @@ pub(crate) struct Spot {
     pub(crate) gpa: u64,
     /// A write has to tell the code map.
     holds_code: bool,
+}
+
+/// Why the tables have no answer.
+enum Miss {
+    /// No memory with the wanted right at this guest-physical address.
+    NoFrame(u64),
+    /// What stopped the walk of the guest's tables.
+    Walk(WalkError),
+    /// The vCPU is not in the guest.
+    Outside,
+}
+
+/// What a walk has found, `found` being the frame with its number without aliases. Marks the frame in the dirty log if it is to
+/// be written.
+fn known<M: PhysMem>(
+    memory: &M,
+    translation: &Translation,
+    found: Option<(Frame, u64)>,
+    want: Want,
+) -> Result<Known, Miss> {
+    let (frame, gfn) =
+        found.filter(|(frame, _)| !(frame.read_only && want == Want::Write)).ok_or(Miss::NoFrame(translation.gpa))?;
+    if frame.log_dirty && want == Want::Write {
+        memory.mark(translation.gpa >> 12);
+    }
+    Ok(Known {
+        hva: frame.hva,
+        // Code is known by its frame, whatever alias it is reached through.
+        gpa: gfn << 12,
+        rights: translation.rights,
+        writable: !frame.read_only && (want == Want::Write || !frame.log_dirty),
+        shift: translation.page_shift,
+    })
 }
 
 /// Bytes of a word.
@@ -219,41 +253,86 @@ impl<P: Platform> SoftVcpu<P> {
         }
     }
 
-    /// The processor's walk.
-    fn translate(&mut self, linear: u64, request: Request, want: Want) -> Res<(Translation, mmu::Frame)> {
-        let Some(env) = self.env() else { return Err(Stop::EXIT) };
-        let Some(view) = env.memory.view(env.reader) else { return Err(Stop::EXIT) };
-        let error = match walk(&*view, &self.paging, linear, request) {
-            Ok(mut translation) => match view.resolve(translation.gpa >> 12) {
-                Some(frame) if !(frame.read_only && want == Want::Write) => {
-                    // Code is known by its frame, whatever alias it is reached through.
-                    translation.gpa = view.unalias(translation.gpa >> 12) << 12 | translation.gpa & 0xfff;
-                    if frame.log_dirty && want == Want::Write {
-                        view.mark_dirty(translation.gpa >> 12);
-                    }
-                    return Ok((translation, frame));
-                }
-                _ => {
-                    drop(view);
-                    let exit = Exit::NestedPageFault { gpa: translation.gpa, access: want.touch(), table_walk: false };
-                    return Err(self.leave_for(exit));
-                }
-            },
+    /// What is known of the page of `linear`, from the tables if need be.
+    fn translate(&mut self, linear: u64, request: Request, want: Want) -> Res<Known> {
+        if let Some(known) = self.recall(linear, request, want) {
+            return Ok(known);
+        }
+        let error = match self.walk(linear, request, want) {
+            Ok(known) => {
+                self.keep(linear, want, known);
+                return Ok(known);
+            }
             Err(error) => error,
         };
-        drop(view);
+        self.forget_failed(linear, &error);
         Err(match error {
-            WalkError::Fault(code) => {
+            Miss::NoFrame(gpa) => {
+                self.leave_for(Exit::NestedPageFault { gpa, access: want.touch(), table_walk: false })
+            }
+            Miss::Walk(WalkError::Fault(code)) => {
                 self.payload = linear;
                 Stop::fault_code(Vector::PF, code)
             }
-            WalkError::Memory(MemoryError::BadAddress(gpa)) => self.leave_for(Exit::BadAddress { gpa }),
-            WalkError::Memory(error) => {
+            Miss::Walk(WalkError::Memory(MemoryError::BadAddress(gpa))) => self.leave_for(Exit::BadAddress { gpa }),
+            Miss::Walk(WalkError::Memory(error)) => {
                 let exit = Exit::NestedPageFault { gpa: error.gpa(), access: Touch::Read, table_walk: true };
                 self.leave_for(exit)
             }
-            WalkError::Contended => Stop::RESTART,
+            Miss::Walk(WalkError::Contended) => Stop::RESTART,
+            Miss::Outside => Stop::EXIT,
         })
+    }
+
+    /// A failed access drops what the TLB knows of its page (SDM vol. 3, 4.10.4.1 and 30.4.3.1): a guest need not
+    /// flush what it has faulted on.
+    fn forget_failed(&mut self, linear: u64, error: &Miss) {
+        if self.tlb.holds(linear, self.spaces.number(linear)) {
+            self.flush_page(linear);
+        }
+        let pcid = self.pcid();
+        if let Some(kept) = &mut self.kept {
+            kept.drop_page(linear, pcid);
+            match error {
+                Miss::NoFrame(gpa) => kept.frames.drop_frame(gpa >> 12),
+                Miss::Walk(WalkError::Memory(error)) => kept.frames.drop_frame(error.gpa() >> 12),
+                _ => {}
+            }
+        }
+    }
+
+    /// What the adversarial TLB knows of `linear`, if it allows `request`.
+    fn recall(&mut self, linear: u64, request: Request, want: Want) -> Option<Known> {
+        let known = self.kept.as_ref()?.find(linear, self.pcid(), want == Want::Fetch, |known| {
+            let write = want == Want::Write;
+            known.rights.allow(request, &self.paging) && !(write && !(known.writable && known.rights.dirty()))
+        })?;
+        self.stats.recalled += 1;
+        Some(known)
+    }
+
+    /// Has the adversarial TLB keep a translation. Without paging there are only those of guest-physical memory.
+    fn keep(&mut self, linear: u64, want: Want, known: Known) {
+        let pcid = self.pcid();
+        if let Some(kept) = &mut self.kept
+            && self.paging.mode != PagingMode::Off
+        {
+            kept.keep(linear, pcid, want == Want::Fetch, known);
+        }
+    }
+
+    /// The processor's walk.
+    fn walk(&self, linear: u64, request: Request, want: Want) -> Result<Known, Miss> {
+        let env = self.env().ok_or(Miss::Outside)?;
+        let view = env.memory.view(env.reader).ok_or(Miss::Outside)?;
+        if let Some(kept) = &self.kept {
+            let memory = Physical { view: &view, frames: &kept.frames };
+            let translation = walk(&memory, &self.paging, linear, request).map_err(Miss::Walk)?;
+            return known(&memory, &translation, memory.resolve(translation.gpa >> 12), want);
+        }
+        let translation = walk(&*view, &self.paging, linear, request).map_err(Miss::Walk)?;
+        let gfn = translation.gpa >> 12;
+        known(&*view, &translation, view.resolve(gfn).map(|frame| (frame, view.unalias(gfn))), want)
     }
 
     /// Translates `linear` and remembers what was found, as far as it holds for everybody who uses the same key.
@@ -261,29 +340,27 @@ impl<P: Platform> SoftVcpu<P> {
     #[inline(never)]
     fn miss(&mut self, linear: u64, want: Want, access: Access) -> Res<Spot> {
         self.stats.data_misses += 1;
-        let (translation, frame) = self.translate(linear, self.request(want, access), want)?;
-        let page = translation.gpa & !0xfff;
-        let holds_code = self.common.code.get(page >> 12).is_some_and(|page| page.holds_code());
-        let spot = Spot { hva: frame.hva.add(linear & 0xfff), gpa: translation.gpa, holds_code };
+        let known = self.translate(linear, self.request(want, access), want)?;
+        let holds_code = self.common.code.get(known.gpa >> 12).is_some_and(|page| page.holds_code());
+        let spot = Spot { hva: known.hva.add(linear & 0xfff), gpa: known.gpa | linear & 0xfff, holds_code };
 
         let key = key(self.real_keys(access), linear);
-        let rights = translation.rights;
+        let rights = known.rights;
         let holder =
             |request: Request| rights.allow(if key & USER != 0 { request.user() } else { request }, &self.paging);
         if !holder(Request::READ) {
             // A supervisor's access that SMAP was lifted for: not for everybody.
             return Ok(spot);
         }
-        let may_write =
-            holder(Request::WRITE) && rights.dirty() && !frame.read_only && (want == Want::Write || !frame.log_dirty);
+        let may_write = holder(Request::WRITE) && rights.dirty() && known.writable;
         let tag = tag(linear, key);
         self.spaces.entered(linear, rights.global());
-        let shift = self.spaces.fragment(linear, translation.page_shift, false);
+        let shift = self.spaces.fragment(linear, known.shift, false);
         self.tlb.data[index(linear, DATA_ENTRIES)] = DataEntry {
             read: tag,
             write: if may_write && !holds_code { tag } else { INVALID },
-            addend: frame.hva.0.wrapping_sub(linear & !0xfff),
-            gpa: page | shift << FRAGMENT_SHIFT | if may_write && holds_code { SLOW_WRITE } else { 0 },
+            addend: known.hva.0.wrapping_sub(linear & !0xfff),
+            gpa: known.gpa | shift << FRAGMENT_SHIFT | if may_write && holds_code { SLOW_WRITE } else { 0 },
         };
         Ok(spot)
     }
@@ -300,11 +377,11 @@ impl<P: Platform> SoftVcpu<P> {
     fn fetch_miss(&mut self, linear: u64, tag: u64) -> Res<ExecEntry> {
         self.stats.fetch_misses += 1;
         let request = if self.state.cpl == 3 { Request::FETCH.user() } else { Request::FETCH };
-        let (translation, frame) = self.translate(linear, request, Want::Fetch)?;
+        let known = self.translate(linear, request, Want::Fetch)?;
         self.clock += 1;
-        self.spaces.entered(linear, translation.rights.global());
-        let shift = self.spaces.fragment(linear, translation.page_shift, true);
-        let entry = ExecEntry { tag, hva: frame.hva.0, gpa: translation.gpa & !0xfff, stamp: self.clock, shift };
+        self.spaces.entered(linear, known.rights.global());
+        let shift = self.spaces.fragment(linear, known.shift, true);
+        let entry = ExecEntry { tag, hva: known.hva.0, gpa: known.gpa, stamp: self.clock, shift };
         self.tlb.exec[index(linear, EXEC_ENTRIES)] = entry;
         Ok(entry)
     }

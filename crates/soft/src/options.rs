@@ -43,7 +43,7 @@ impl Options {
 
     /// Whether this program can do it.
     pub const fn offered(self) -> bool {
-        matches!(self, Self { paging: PagingKind::Slots, tlb: TlbKind::Normal })
+        matches!(self.paging, PagingKind::Slots)
     }
 
     /// Its name on command lines.

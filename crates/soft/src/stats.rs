@@ -17,6 +17,8 @@ pub struct Stats {
     pub data_misses: u64,
     /// Fetch translations made.
     pub fetch_misses: u64,
+    /// How many of both the adversarial TLB answered.
+    pub recalled: u64,
     /// Translations forgotten at the guest's or the core's request (pages and address spaces alike).
     pub tlb_flushes: u64,
     /// Stores that changed decoded code.

@@ -132,6 +132,14 @@ impl Tlb {
         }
     }
 
+    /// Whether there is an entry for the page of `linear` in the address space of `number`.
+    pub fn holds(&self, linear: u64, number: u64) -> bool {
+        let wanted = tag(linear, number << NUMBER_SHIFT);
+        let data = &self.data[index(linear, DATA_ENTRIES)];
+        let exec = &self.exec[index(linear, EXEC_ENTRIES)];
+        [data.read, data.write, exec.tag].iter().any(|found| found & !USER == wanted)
+    }
+
     /// Forgets the page of `linear` in the address space of `number`.
     pub fn drop_page(&mut self, linear: u64, number: u64) {
         let number = number << NUMBER_SHIFT;

@@ -4,12 +4,13 @@ use core::ptr::NonNull;
 use emulate::{Flush, Handler};
 use hv::backend::{BackendVcpu, Env, Event, Exit, FlushTlb, Groups, GuestDebug};
 use mmu::Paging;
-use platform::{Atomic, OutOfMemory, Platform, Shared};
+use platform::{Atomic, OutOfMemory, Platform, Shared, fallible::try_box};
 use x86::{CpuState, Cr0, Cr4, Efer, Exception, Features, Mode, flags};
 
 use crate::{
-    SoftVm, Stats,
+    Options, SoftVm, Stats, TlbKind,
     cache::{Cache, Limits},
+    kept::{self, Kept},
     native::Native,
     tlb::{Keys, NEVER, Spaces, Tlb, USER},
     vm::Common,
@@ -72,6 +73,8 @@ pub struct SoftVcpu<P: Platform> {
     /// Keys of instruction fetches.
     pub(crate) exec_keys: Keys,
     pub(crate) spaces: Spaces,
+    /// The adversarial TLB's translations.
+    pub(crate) kept: Option<Box<Kept>>,
     pub(crate) paging: Paging,
     pub(crate) context: Context,
     pub(crate) cr3: u64,
@@ -139,12 +142,22 @@ impl<P: Platform> core::fmt::Debug for SoftVcpu<P> {
 }
 
 impl<P: Platform> SoftVcpu<P> {
-    pub(crate) fn new(vm: &SoftVm<P>, index: usize, features: Features, xcr0: u64) -> Result<Self, OutOfMemory> {
+    pub(crate) fn new(
+        vm: &SoftVm<P>,
+        index: usize,
+        features: Features,
+        xcr0: u64,
+        options: Options,
+    ) -> Result<Self, OutOfMemory> {
         vm.0.code.add_vcpu(index)?;
         // The core sets the signature in EDX when it knows it.
         let state = CpuState::reset(0);
         let spaces = Spaces::default();
         let physical_bits = 40;
+        let kept = match options.tlb {
+            TlbKind::Normal => None,
+            TlbKind::Adversarial => Some(try_box(Kept::new(kept::LIMIT))?),
+        };
         Ok(Self {
             keys: AccessKeys::NEVER,
             tlb: Tlb::new()?,
@@ -155,6 +168,7 @@ impl<P: Platform> SoftVcpu<P> {
             real_keys: AccessKeys::NEVER,
             exec_keys: spaces.keys(0),
             spaces,
+            kept,
             paging: Paging::new(&state, features, physical_bits),
             context: Context::of(&state),
             cr3: state.cr3,
@@ -246,7 +260,7 @@ impl<P: Platform> SoftVcpu<P> {
         self.set_keys();
     }
 
-    fn pcid(&self) -> u16 {
+    pub(crate) fn pcid(&self) -> u16 {
         if self.state.cr4 & Cr4::PCIDE.bits() != 0 { (self.state.cr3 & 0xfff) as u16 } else { 0 }
     }
 
@@ -299,7 +313,7 @@ impl<P: Platform> SoftVcpu<P> {
     }
 
     /// Forgets one page, as INVLPG does.
-    fn flush_page(&mut self, linear: u64) {
+    pub(crate) fn flush_page(&mut self, linear: u64) {
         self.stats.tlb_flushes += 1;
         let large = self.spaces.flush_page(linear, &mut self.tlb);
         let (word, bit) = jump_page(linear);
@@ -310,6 +324,15 @@ impl<P: Platform> SoftVcpu<P> {
 
     /// Carries out a flush that an instruction or the core asked for.
     pub(crate) fn flush_translations(&mut self, what: Flush) {
+        let pcid = self.pcid();
+        if let Some(kept) = &mut self.kept {
+            kept.flush(what, pcid);
+        }
+        self.flush_arrays(what);
+    }
+
+    /// Does so in the arrays, which may forget too much.
+    fn flush_arrays(&mut self, what: Flush) {
         let (pcid, tlb) = (self.pcid(), &mut self.tlb);
         match what {
             Flush::Rights if Context::of(&self.state) == self.context => return self.set_keys(),
@@ -345,7 +368,7 @@ impl<P: Platform> BackendVcpu<P> for SoftVcpu<P> {
         self.xcr0 = xcr0;
         self.physical_bits = physical_bits.clamp(32, 52);
         self.cache.clear();
-        self.flush_translations(Flush::All);
+        self.flush_arrays(Flush::All);
     }
 
     fn set_tsc(&mut self, offset: u64, ratio: u64) {
@@ -380,7 +403,12 @@ impl<P: Platform> BackendVcpu<P> for SoftVcpu<P> {
 
     fn flush(&mut self, what: FlushTlb) {
         match what {
-            FlushTlb::All | FlushTlb::Physical => self.flush_translations(Flush::All),
+            FlushTlb::All | FlushTlb::Physical => {
+                if let Some(kept) = &self.kept {
+                    kept.frames.clear();
+                }
+                self.flush_translations(Flush::All);
+            }
             FlushTlb::Current => self.flush_translations(Flush::Cr3 { keep: false }),
             FlushTlb::Page(linear) => self.flush_translations(Flush::Page(linear)),
         }

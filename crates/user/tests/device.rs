@@ -12,7 +12,7 @@ use std::{
 use abi::*;
 use common::{RW, ioctl, number};
 use hv::Errno;
-use user::device;
+use user::device::{self, Options};
 
 /// A VM with one vCPU and a page of memory at 0x1000, in which the guest's program lies.
 struct Guest {
@@ -26,7 +26,11 @@ struct Guest {
 
 impl Guest {
     fn new(program: &[u8]) -> Self {
-        let kvm = device::open().unwrap();
+        Self::on(device::open().unwrap(), program)
+    }
+
+    /// On the device `kvm`.
+    fn on(kvm: RawFd, program: &[u8]) -> Self {
         assert_eq!(number(kvm, KVM_GET_API_VERSION, 0), Ok(12));
         let vm = number(kvm, KVM_CREATE_VM, 0).unwrap();
         // SAFETY: a new mapping.
@@ -94,7 +98,20 @@ const SPIN: &[u8] = &[0xeb, 0xfe];
 
 #[test]
 fn a_guest_adds_two_and_two() {
-    let guest = Guest::new(ADD);
+    add(&Guest::new(ADD));
+}
+
+#[test]
+fn processors_of_every_kind_live_side_by_side() {
+    let kinds: Vec<_> = Options::ALL.into_iter().filter(|options| options.offered()).collect();
+    let guests: Vec<_> = kinds.iter().map(|kind| Guest::on(device::open_with(*kind).unwrap(), ADD)).collect();
+    guests.iter().for_each(add);
+    for options in Options::ALL.into_iter().filter(|options| !options.offered()) {
+        assert_eq!(device::open_with(options), Err(Errno::EOPNOTSUPP));
+    }
+}
+
+fn add(guest: &Guest) {
     let mut output = Vec::new();
     loop {
         guest.run().unwrap();

@@ -91,8 +91,8 @@ pub(super) fn invpcid<C: Cpu>(cpu: &mut C, op: &Op<C>) -> Res {
     cpu.flush(match kind {
         0 => Flush::PcidPage { pcid, linear },
         1 => Flush::Pcid(pcid),
-        // Kind 3 leaves global translations alone, in every address space; they are few enough to lose them too.
-        _ => Flush::All,
+        2 => Flush::All,
+        _ => Flush::NonGlobal,
     });
     Ok(())
 }

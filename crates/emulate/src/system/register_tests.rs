@@ -482,7 +482,7 @@ fn translations() {
         (0u64, 5u64, 0x1000u64, Ok(Flush::PcidPage { pcid: 5, linear: 0x1000 })),
         (1, 5, 0, Ok(Flush::Pcid(5))),
         (2, 0, 0, Ok(Flush::All)),
-        (3, 0, 0, Ok(Flush::All)),
+        (3, 0, 0, Ok(Flush::NonGlobal)),
         (4, 0, 0, Err(Stop::GP0)),
         (0, 0, 1 << 47, Err(Stop::GP0)),
         (1, 0x1000, 0, Err(Stop::GP0)),

@@ -14,7 +14,7 @@ use platform::{
     Platform, RawLock, Timer, TimerCallback, WaitEnd, Waiter, Word,
     table::{CheckedTablePage, identity_frame},
 };
-use soft::{Soft, SoftVcpu, SoftVm};
+use soft::{Options, Soft, SoftVcpu, SoftVm};
 use x86::{Attr, CpuState, Cr0, Cr4, Efer, Features, Segment, flags};
 
 pub struct Test;
@@ -252,12 +252,16 @@ pub const RAM: u64 = 16 * MIB;
 
 impl Guest {
     pub fn new() -> Self {
+        Self::with(Options::default())
+    }
+
+    pub fn with(options: Options) -> Self {
         let layout = std::alloc::Layout::from_size_align(RAM as usize, 4096).unwrap();
         // SAFETY: the size is not zero.
         let ram = unsafe { std::alloc::alloc_zeroed(layout) };
         let cx = MaySleep::at_entry();
         let memory = AddressSpace::new(4, &cx).unwrap();
-        let backend = Soft::new();
+        let backend = Soft::with_options(options);
         let vm = backend.create_vm(&cx).unwrap();
         let guest = Self { ram, layout, memory, backend, vm, requests: AtomicU32::new(0) };
         guest.slot(0, 0, RAM, 0);
@@ -267,12 +271,17 @@ impl Guest {
 
     /// Makes a slot of the first `bytes` bytes of RAM at `gpa`.
     pub fn slot(&self, slot: u32, gpa: u64, bytes: u64, flags: u32) {
+        self.slot_at(slot, gpa, bytes, flags, 0);
+    }
+
+    /// Makes a slot of `bytes` bytes of RAM from `offset` at `gpa`; none with 0 bytes.
+    pub fn slot_at(&self, slot: u32, gpa: u64, bytes: u64, flags: u32, offset: u64) {
         let arg = KvmUserspaceMemoryRegion {
             slot,
             flags,
             guest_phys_addr: gpa,
             memory_size: bytes,
-            userspace_addr: self.ram as u64,
+            userspace_addr: self.ram as u64 + offset,
         };
         let region = Region::user(&arg).unwrap();
         let _ = self.memory.set_user_region(&region, &MaySleep::at_entry()).unwrap();
