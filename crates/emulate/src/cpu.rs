@@ -43,6 +43,15 @@ pub enum Flush {
     Rights,
 }
 
+/// What is about to change CR0, CR3 or CR4, and with them how addresses are translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TranslationChange {
+    /// MOV to one of them, or LMSW.
+    Instruction,
+    /// A task switch, for whatever reason.
+    Task,
+}
+
 /// Instructions that the processor leaves to whoever runs it. The emulator has made the architectural checks
 /// (privilege, #UD) already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +148,11 @@ pub trait Cpu: Sized {
     fn xcr0_supported(&self) -> u64;
     /// Translations became stale.
     fn flush(&mut self, what: Flush);
+    /// `what` is about to happen; rights have been checked, and nothing has changed yet. A processor whose tables
+    /// somebody else makes of the guest's leaves this to him: it notes the exit and returns [`Stop::EXIT`].
+    fn before_translation_change(&mut self, _what: TranslationChange) -> Res {
+        Ok(())
+    }
     /// Reads the guest-physical 8 bytes at `gpa` for the PDPTEs of PAE paging; fails like a bus read of nothing (all
     /// ones) when no memory is there.
     fn load_physical(&mut self, gpa: u64) -> Res<u64>;

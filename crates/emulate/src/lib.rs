@@ -46,7 +46,7 @@ pub mod system;
 pub mod testing;
 mod transfer;
 
-pub use cpu::{Access, Cpu, Flush, Intercept};
+pub use cpu::{Access, Cpu, Flush, Intercept, TranslationChange};
 pub use decode::{DecodeError, decode};
 pub use fetch::{fetch_decode, step};
 pub use op::{Handler, Op};

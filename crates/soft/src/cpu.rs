@@ -1,6 +1,6 @@
 //! The processor as the emulator's instructions see it.
-use emulate::{Access, Cpu, Flush, Intercept, Op, Res};
-use hv::backend::{Exit, PioExit};
+use emulate::{Access, Cpu, Flush, Intercept, Op, Res, TranslationChange};
+use hv::backend::{CrOp, Exit, PioExit};
 use mmu::physical::PhysMem;
 use platform::{Hva, Memory, Platform, Word};
 use x86::{CpuState, Exception, Features};
@@ -204,6 +204,16 @@ impl<P: Platform> Cpu for SoftVcpu<P> {
 
     fn flush(&mut self, what: Flush) {
         self.flush_translations(what);
+    }
+
+    fn before_translation_change(&mut self, what: TranslationChange) -> Res {
+        if self.start.is_none() {
+            return Ok(());
+        }
+        Err(self.leave_for(match what {
+            TranslationChange::Instruction => Exit::Cr { op: CrOp::Other, len: 0 },
+            TranslationChange::Task => Exit::TaskSwitch,
+        }))
     }
 
     fn load_physical(&mut self, gpa: u64) -> Res<u64> {

@@ -2,6 +2,7 @@
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use hv::backend::{Env, Exit};
+use mmu::shadow::Root;
 use platform::Platform;
 use x86::{Exception, Shadow, flags};
 
@@ -13,7 +14,7 @@ const COMPARE_EVERY: u64 = 4 << 20;
 impl<P: Platform> SoftVcpu<P> {
     pub(crate) fn enter_guest(&mut self, env: &Env<'_, P>) -> Exit {
         self.set_env(Some(env));
-        let exit = self.run_guest(env.requests);
+        let exit = self.run_guest(env.requests, env.root);
         self.told = !matches!(
             exit,
             Exit::Interrupted
@@ -30,8 +31,11 @@ impl<P: Platform> SoftVcpu<P> {
         exit
     }
 
-    fn run_guest(&mut self, requests: &AtomicU32) -> Exit {
+    fn run_guest(&mut self, requests: &AtomicU32, root: Root) -> Exit {
         self.exit = None;
+        if self.start.is_some() && !self.set_root(root) {
+            return Exit::FailEntry { reason: 0 };
+        }
         self.acknowledge_code();
         if self.told || self.injected.is_some() {
             self.compare_all();

@@ -48,6 +48,7 @@ mod memory;
 pub mod native;
 pub mod options;
 mod run;
+mod shadow;
 pub mod stats;
 mod step;
 pub mod tlb;
@@ -85,7 +86,11 @@ impl<P: Platform> Soft<P> {
         // The decoder allocates its tables when it is first used: not while a guest runs.
         let _ = emulate::decode::<SoftVcpu<P>>(&[0x90], Mode::Long64, Features::empty());
         let (vector, xcr0) = native::offered();
-        Self { features: INTEGER | vector, xcr0, options, platform: PhantomData }
+        let features = match options.paging {
+            PagingKind::Slots => INTEGER | vector,
+            PagingKind::Shadow => (INTEGER | vector).difference(Features::PCID | Features::INVPCID),
+        };
+        Self { features, xcr0, options, platform: PhantomData }
     }
 }
 
@@ -149,7 +154,10 @@ impl<P: Platform> Backend for Soft<P> {
     const NAME: &'static str = "software CPU";
 
     fn translation(&self) -> Translation {
-        Translation::Slots
+        match self.options.paging {
+            PagingKind::Slots => Translation::Slots,
+            PagingKind::Shadow => Translation::Shadow,
+        }
     }
 
     fn features(&self) -> Features {

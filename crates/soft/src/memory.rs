@@ -43,7 +43,7 @@ pub(crate) struct Spot {
 }
 
 /// Why the tables have no answer.
-enum Miss {
+pub(crate) enum Miss {
     /// No memory with the wanted right at this guest-physical address.
     NoFrame(u64),
     /// What stopped the walk of the guest's tables.
@@ -254,11 +254,15 @@ impl<P: Platform> SoftVcpu<P> {
     }
 
     /// What is known of the page of `linear`, from the tables if need be.
-    fn translate(&mut self, linear: u64, request: Request, want: Want) -> Res<Known> {
+    fn translate(&mut self, linear: u64, request: Request, want: Want, access: Access) -> Res<Known> {
         if let Some(known) = self.recall(linear, request, want) {
             return Ok(known);
         }
-        let error = match self.walk(linear, request, want) {
+        let walked = match self.start {
+            Some(_) => self.walk_shadow(linear, request),
+            None => self.walk(linear, request, want),
+        };
+        let error = match walked {
             Ok(known) => {
                 self.keep(linear, want, known);
                 return Ok(known);
@@ -269,6 +273,9 @@ impl<P: Platform> SoftVcpu<P> {
         Err(match error {
             Miss::NoFrame(gpa) => {
                 self.leave_for(Exit::NestedPageFault { gpa, access: want.touch(), table_walk: false })
+            }
+            Miss::Walk(WalkError::Fault(code)) if self.start.is_some() => {
+                self.leave_for(Exit::PageFault { gva: linear, code, implicit: access == Access::System })
             }
             Miss::Walk(WalkError::Fault(code)) => {
                 self.payload = linear;
@@ -340,7 +347,7 @@ impl<P: Platform> SoftVcpu<P> {
     #[inline(never)]
     fn miss(&mut self, linear: u64, want: Want, access: Access) -> Res<Spot> {
         self.stats.data_misses += 1;
-        let known = self.translate(linear, self.request(want, access), want)?;
+        let known = self.translate(linear, self.request(want, access), want, access)?;
         let holds_code = self.common.code.get(known.gpa >> 12).is_some_and(|page| page.holds_code());
         let spot = Spot { hva: known.hva.add(linear & 0xfff), gpa: known.gpa | linear & 0xfff, holds_code };
 
@@ -377,7 +384,7 @@ impl<P: Platform> SoftVcpu<P> {
     fn fetch_miss(&mut self, linear: u64, tag: u64) -> Res<ExecEntry> {
         self.stats.fetch_misses += 1;
         let request = if self.state.cpl == 3 { Request::FETCH.user() } else { Request::FETCH };
-        let known = self.translate(linear, request, Want::Fetch)?;
+        let known = self.translate(linear, request, Want::Fetch, Access::Program)?;
         self.clock += 1;
         self.spaces.entered(linear, known.rights.global());
         let shift = self.spaces.fragment(linear, known.shift, true);

@@ -8,10 +8,11 @@ use platform::{Atomic, OutOfMemory, Platform, Shared, fallible::try_box};
 use x86::{CpuState, Cr0, Cr4, Efer, Exception, Features, Mode, flags};
 
 use crate::{
-    Options, SoftVm, Stats, TlbKind,
+    Options, PagingKind, SoftVm, Stats, TlbKind,
     cache::{Cache, Limits},
     kept::{self, Kept},
     native::Native,
+    shadow::Start,
     tlb::{Keys, NEVER, Spaces, Tlb, USER},
     vm::Common,
 };
@@ -76,6 +77,8 @@ pub struct SoftVcpu<P: Platform> {
     /// The adversarial TLB's translations.
     pub(crate) kept: Option<Box<Kept>>,
     pub(crate) paging: Paging,
+    /// Shadow paging: the tables of the last stay in the guest.
+    pub(crate) start: Option<Start>,
     pub(crate) context: Context,
     pub(crate) cr3: u64,
     pub(crate) pdptr: [u64; 4],
@@ -170,6 +173,7 @@ impl<P: Platform> SoftVcpu<P> {
             spaces,
             kept,
             paging: Paging::new(&state, features, physical_bits),
+            start: (options.paging == PagingKind::Shadow).then_some(Start::NONE),
             context: Context::of(&state),
             cr3: state.cr3,
             pdptr: state.pdptr,
@@ -256,8 +260,14 @@ impl<P: Platform> SoftVcpu<P> {
         self.context = Context::of(&self.state);
         self.cr3 = self.state.cr3;
         self.pdptr = self.state.pdptr;
-        self.paging = Paging::new(&self.state, self.features, self.physical_bits);
+        self.refresh_paging();
         self.set_keys();
+    }
+
+    /// Derives how tables are walked from the registers.
+    pub(crate) fn refresh_paging(&mut self) {
+        let guest = Paging::new(&self.state, self.features, self.physical_bits);
+        self.paging = self.start.map_or(guest, |start| start.paging(&guest));
     }
 
     pub(crate) fn pcid(&self) -> u16 {

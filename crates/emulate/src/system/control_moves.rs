@@ -6,7 +6,7 @@ use super::{
     tables::{check_umip, require_supervisor},
 };
 use crate::{
-    Cpu, Intercept, Op, Res, Stop,
+    Cpu, Intercept, Op, Res, Stop, TranslationChange,
     fpu::in_use,
     op::gpr::{RAX, RCX, RDX},
 };
@@ -23,6 +23,9 @@ pub(super) fn mov_to<C: Cpu, const WIDE: bool>(cpu: &mut C, op: &Op<C>) -> Res {
     require_supervisor(cpu)?;
     let value = registers::read(cpu.state(), op.regs[1]);
     let value = if WIDE { value } else { value as u32 as u64 };
+    if matches!(number, 0 | 3 | 4) {
+        cpu.before_translation_change(TranslationChange::Instruction)?;
+    }
     match number {
         0 => control::write_cr0(cpu, value),
         2 => {
@@ -66,6 +69,7 @@ pub(super) fn clts<C: Cpu>(cpu: &mut C, _op: &Op<C>) -> Res {
 pub(super) fn lmsw<C: Cpu>(cpu: &mut C, op: &Op<C>) -> Res {
     require_supervisor(cpu)?;
     let word = registers::read_rm16(cpu, op, 0)? as u64;
+    cpu.before_translation_change(TranslationChange::Instruction)?;
     let old = cpu.state().cr0;
     control::write_cr0(cpu, old & !(MSW & !Cr0::PE.bits()) | word & MSW)
 }

@@ -13,7 +13,7 @@ use super::{
     segment::load_data,
     task_state::{Layout, TaskState},
 };
-use crate::{Access, Cpu, Flush, Res, Stop, stack::Stack};
+use crate::{Access, Cpu, Flush, Res, Stop, TranslationChange, stack::Stack};
 
 /// DR7's local enables, which a task switch clears.
 const DR7_LOCAL: u64 = 0x155;
@@ -51,6 +51,7 @@ impl Reason {
 ///
 /// Rights to the gate or descriptor that led here have been checked.
 pub fn switch<C: Cpu>(cpu: &mut C, selector: u16, reason: Reason, rip: u64, flags: u64) -> Res<Option<Exception>> {
+    cpu.before_translation_change(TranslationChange::Task)?;
     let mut new_tss = find(cpu, selector, reason)?;
     let new = Layout::of(new_tss.attr());
     let old = Layout::of(cpu.state().tr.attr);

@@ -1,7 +1,7 @@
 //! What the control registers say about translation, in the form that the walk uses.
 use x86::{CpuState, Cr0, Cr4, Efer, Features, paging as bits};
 
-use crate::{MemoryError, TableMemory};
+use crate::{MemoryError, TableMemory, shadow::Root};
 
 /// The format of the guest's page tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +99,28 @@ impl Paging {
                 paging.root = state.cr3 & span(51, 12) & span(physical_bits - 1, 0);
             }
         }
+        paging
+    }
+
+    /// The same processor on shadow tables: host-physical addresses and formats from `root` on, with write protection and NX
+    /// on whatever the guest has there, and no global pages. `pdptes` are the root's entries if it has three levels.
+    pub fn shadowed(&self, root: Root, pdptes: [u64; 4]) -> Self {
+        let long = root.levels == 4;
+        let mut paging = Self {
+            mode: if long { PagingMode::Long4 } else { PagingMode::Pae },
+            write_protect: true,
+            global_pages: false,
+            nx: true,
+            root: root.hpa,
+            pdptes,
+            frame_mask: span(51, 12),
+            table_reserved: [0; 6],
+            leaf_reserved: [0; 6],
+            pse36_mask: 0,
+            ..*self
+        };
+        let (levels, large_pages) = if long { (4, 1 << 2 | 1 << 3) } else { (2, 1 << 2) };
+        paging.set_wide(levels, large_pages, Features::empty(), 52);
         paging
     }
 

@@ -11,7 +11,7 @@ use iced_x86::code_asm::CodeAssembler;
 use mmu::{AddressSpace, shadow::Root, slots::Region};
 use platform::{
     BadAddress, EventCallback, EventFd, EventFdError, HostFrame, Hva, Level, MaySleep, Memory, OutOfMemory, Pages,
-    Platform, RawLock, Timer, TimerCallback, WaitEnd, Waiter, Word,
+    Platform, RawLock, TablePage, Timer, TimerCallback, WaitEnd, Waiter, Word,
     table::{CheckedTablePage, identity_frame},
 };
 use soft::{Options, Soft, SoftVcpu, SoftVm};
@@ -361,6 +361,10 @@ impl Guest {
         vcpu.enter(&Env { memory: &self.memory, reader: 0, requests: &self.requests, root: Root::NONE })
     }
 
+    pub fn enter_shadow(&self, vcpu: &mut SoftVcpu<Test>, tables: &Shadow) -> Exit {
+        vcpu.enter(&Env { memory: &self.memory, reader: 0, requests: &self.requests, root: tables.root() })
+    }
+
     pub fn enter_as(&self, reader: usize, vcpu: &mut SoftVcpu<Test>, requests: &AtomicU32) -> Exit {
         vcpu.enter(&Env { memory: &self.memory, reader, requests, root: Root::NONE })
     }
@@ -379,6 +383,65 @@ impl Guest {
             self.write64(IDT + 16 * v + 8, to >> 32);
         }
         self.write64(TSS + 4, STACK - 0x8000);
+    }
+}
+
+/// Shadow tables made by hand.
+pub struct Shadow {
+    levels: u8,
+    /// The root first.
+    pages: Vec<CheckedTablePage>,
+}
+
+impl Shadow {
+    /// None mapped, with 4 levels or 3 (PAE).
+    pub fn new(levels: u8) -> Self {
+        let mut tables = Self { levels, pages: Vec::new() };
+        tables.page();
+        tables
+    }
+
+    fn page(&mut self) -> u64 {
+        let page = CheckedTablePage::new(false, &MaySleep::at_entry()).unwrap();
+        let hpa = page.hpa();
+        self.pages.push(page);
+        hpa
+    }
+
+    pub fn root(&self) -> Root {
+        Root { hpa: self.pages[0].hpa(), levels: self.levels }
+    }
+
+    /// The entry of `linear` at `level` (1 is the leaf); tables above it are made.
+    pub fn entry(&mut self, linear: u64, level: u8) -> &'static AtomicU64 {
+        let mut table = self.pages[0].hpa();
+        let mut now = self.levels;
+        loop {
+            let index = (linear >> (12 + 9 * (now - 1)) & 511) as usize;
+            let entry = CheckedTablePage::live_entry(table, index);
+            if now == level {
+                return entry;
+            }
+            if entry.load(SeqCst) & 1 == 0 {
+                // PDPTEs have no rights.
+                let bits = if now == 3 && self.levels == 3 { 1 } else { 7 };
+                entry.store(self.page() | bits, SeqCst);
+            }
+            table = entry.load(SeqCst) & 0x000f_ffff_ffff_f000;
+            now -= 1;
+        }
+    }
+
+    /// Makes the entry of `linear`.
+    pub fn map(&mut self, linear: u64, hpa: u64, bits: u64) {
+        self.entry(linear, 1).store(hpa | bits, SeqCst);
+    }
+
+    /// Maps what `gva..gva + bytes` is in guest memory to itself.
+    pub fn identity(&mut self, g: &Guest, gpa: u64, bytes: u64, bits: u64) {
+        for page in (gpa & !0xfff..gpa + bytes).step_by(0x1000) {
+            self.map(page, g.hva(page), bits);
+        }
     }
 }
 
