@@ -138,6 +138,16 @@ pub trait Cpu: Sized {
     fn port_in(&mut self, port: u16, size: u8) -> Res<u32>;
     /// OUT.
     fn port_out(&mut self, port: u16, size: u8, value: u32) -> Res;
+    /// REP INS: reads up to `count` elements of `size` bytes from a port into memory from `linear` on, ascending. They lie
+    /// in one page, in the segment, and permission has been checked. Returns how many were read; 0 means "do it
+    /// element by element".
+    fn ports_in(&mut self, _port: u16, _size: u8, _linear: u64, _count: u64) -> Res<u64> {
+        Ok(0)
+    }
+    /// REP OUTS, as [`Self::ports_in`].
+    fn ports_out(&mut self, _port: u16, _size: u8, _linear: u64, _count: u64) -> Res<u64> {
+        Ok(0)
+    }
     /// An instruction that the one who runs this processor wants to see. Called with RIP already past it;
     /// `Ok` means that it has been carried out, registers included. The usual answer of a back end is to note
     /// the exit and return [`Stop::EXIT`], which puts RIP back.

@@ -14,10 +14,18 @@ use crate::{
 impl<B: Backend> Run<'_, B> {
     /// Asks the client for the next device access, if there is one.
     pub(super) fn ask_client(&mut self) -> Result<Step, Errno> {
-        let Some(access) = self.inner.tx.next_for_client() else { return Ok(Step::Continue) };
-        match access.space {
-            Space::Mmio => self.mmio_exit(&access)?,
-            Space::Pio => self.pio_access_exit(&access)?,
+        if let Some(bulk) = self.inner.tx.bulk_for_client() {
+            self.pio_exit(bulk.write, bulk.port, bulk.size, bulk.count)?;
+        } else if let Some(access) = self.inner.tx.next_for_client() {
+            match access.space {
+                Space::Mmio => self.mmio_exit(&access)?,
+                Space::Pio => {
+                    self.page.copy_to(PIO_DATA, &access.data.to_le_bytes())?;
+                    self.pio_exit(access.write, access.at as u16, access.len, 1)?;
+                }
+            }
+        } else {
+            return Ok(Step::Continue);
         }
         self.inner.tx.set_completion(Completion::Access);
         Ok(Step::ToClient)
@@ -35,21 +43,18 @@ impl<B: Backend> Run<'_, B> {
         self.page.exit(KVM_EXIT_MMIO, &mmio)
     }
 
-    fn pio_access_exit(&mut self, access: &DeviceAccess) -> Result<(), Errno> {
+    /// KVM_EXIT_IO; what is written lies in the data page.
+    fn pio_exit(&mut self, write: bool, port: u16, size: u8, count: u32) -> Result<(), Errno> {
         self.shared.stats.count(Counter::PioUserExits);
-        self.page.copy_to(PIO_DATA, &access.data.to_le_bytes())?;
-        let io = KvmRunIo {
-            direction: if access.write { KVM_EXIT_IO_OUT } else { KVM_EXIT_IO_IN },
-            size: access.len,
-            port: access.at as u16,
-            count: 1,
-            data_offset: PIO_DATA,
-        };
-        self.page.exit(KVM_EXIT_IO, &io)
+        let direction = if write { KVM_EXIT_IO_OUT } else { KVM_EXIT_IO_IN };
+        self.page.exit(KVM_EXIT_IO, &KvmRunIo { direction, size, port, count, data_offset: PIO_DATA })
     }
 
     /// The client has carried the access out: goes on with the next one, or with the instruction.
     pub(crate) fn complete_access(&mut self, cx: &MaySleep) -> Result<Step, Errno> {
+        if self.inner.tx.bulk_for_client().is_some() {
+            return if self.inner.tx.bulk_done() { self.emulate(cx) } else { Ok(Step::Continue) };
+        }
         let Some(access) = self.inner.tx.next_for_client() else { return Ok(Step::Continue) };
         let mut data = [0; 8];
         if !access.write {

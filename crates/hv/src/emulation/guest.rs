@@ -9,7 +9,7 @@ use super::{DeviceAccess, Transaction};
 use crate::{
     backend::{Backend, BackendVcpu, Groups},
     stats::Counter,
-    vcpu::{Inner, LocalApic, Tsc, VcpuShared},
+    vcpu::{Inner, LocalApic, RunPage, Tsc, VcpuShared},
     vm::{Space, VmShared},
 };
 
@@ -60,15 +60,17 @@ impl Loaded {
 /// A vCPU for the length of one instruction.
 pub(crate) struct Guest<'a, P: Platform> {
     pub(super) state: &'a mut CpuState,
-    vm: &'a VmShared<P>,
+    pub(super) vm: &'a VmShared<P>,
     shared: &'a VcpuShared<P>,
-    reader: usize,
+    pub(super) reader: usize,
     features: Features,
     physical_bits: u32,
     xcr0: u64,
     apic: Option<&'a mut LocalApic<P>>,
     tsc: &'a Tsc,
-    tx: &'a mut Transaction,
+    pub(super) tx: &'a mut Transaction,
+    /// The pages shared with the client.
+    pub(super) page: RunPage<P>,
     paging: Option<Paging>,
     pub(super) payload: u64,
     pub(super) notes: Notes,
@@ -89,6 +91,7 @@ impl<'a, P: Platform> Guest<'a, P> {
         vm: &'a VmShared<P>,
         shared: &'a VcpuShared<P>,
         reader: usize,
+        page: RunPage<P>,
     ) -> Self {
         Self {
             state: inner.cpu.registers_mut(Groups::ALL),
@@ -101,6 +104,7 @@ impl<'a, P: Platform> Guest<'a, P> {
             apic: inner.apic.as_mut(),
             tsc: &inner.tsc,
             tx: &mut inner.tx,
+            page,
             paging: None,
             payload: 0,
             notes: Notes::default(),
@@ -108,12 +112,12 @@ impl<'a, P: Platform> Guest<'a, P> {
         }
     }
 
-    fn stop(&mut self, why: Why) -> Stop {
+    pub(super) fn stop(&mut self, why: Why) -> Stop {
         self.notes.why = Some(why);
         Stop::EXIT
     }
 
-    fn request(&self, base: Request, access: Access) -> Request {
+    pub(super) fn request(&self, base: Request, access: Access) -> Request {
         let user = match access {
             Access::Program => self.state.cpl == 3,
             Access::User => true,
@@ -129,7 +133,7 @@ impl<'a, P: Platform> Guest<'a, P> {
     }
 
     /// Walks the guest's tables: the guest-physical address of `linear`.
-    fn translate(&mut self, linear: u64, request: Request) -> Res<u64> {
+    pub(super) fn translate(&mut self, linear: u64, request: Request) -> Res<u64> {
         let paging = match self.paging {
             Some(paging) => paging,
             None => {
@@ -178,7 +182,7 @@ impl<'a, P: Platform> Guest<'a, P> {
     }
 
     /// Runs `f` on the slots as they are now.
-    fn memory<R>(
+    pub(super) fn memory<R>(
         &mut self,
         f: impl FnOnce(&mmu::View<'_, P>) -> Result<R, MemoryError>,
     ) -> Res<Result<R, MemoryError>> {
@@ -198,7 +202,7 @@ impl<'a, P: Platform> Guest<'a, P> {
         }
     }
 
-    fn write_piece(&mut self, gpa: u64, from: &mut [u8]) -> Res {
+    pub(super) fn write_piece(&mut self, gpa: u64, from: &mut [u8]) -> Res {
         match self.memory(|view| view.write(gpa, from))? {
             Ok(()) => Ok(()),
             Err(_) => self.device(Space::Mmio, gpa, from, true),
@@ -450,6 +454,14 @@ impl<P: Platform> Cpu for Guest<'_, P> {
         let mut data = value.to_le_bytes();
         let len = usize::from(size.min(4));
         self.device(Space::Pio, port.into(), &mut data[..len], true)
+    }
+
+    fn ports_in(&mut self, port: u16, size: u8, linear: u64, count: u64) -> Res<u64> {
+        self.string_in(port, size, linear, count)
+    }
+
+    fn ports_out(&mut self, port: u16, size: u8, linear: u64, count: u64) -> Res<u64> {
+        self.string_out(port, size, linear, count)
     }
 
     fn intercept(&mut self, what: Intercept, op: &Op<Self>) -> Res {

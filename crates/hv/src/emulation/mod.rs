@@ -3,6 +3,7 @@
 mod access;
 mod guest;
 mod report;
+mod string_io;
 mod transaction;
 
 use core::sync::atomic::Ordering::Relaxed;
@@ -19,7 +20,7 @@ use crate::{
     vcpu::{Run, Step},
 };
 use guest::{Guest, Why};
-pub(crate) use transaction::{Completion, DeviceAccess, PendingPio, Transaction};
+pub(crate) use transaction::{Bulk, Completion, DeviceAccess, PendingPio, Transaction};
 
 /// Iterations of a REP between two looks at the request word.
 const BATCH: u32 = 256;
@@ -93,7 +94,7 @@ impl<B: Backend> Run<'_, B> {
         // The shadow of STI or MOV SS ends with this instruction, unless it makes a new one.
         let shadow = core::mem::replace(&mut state.shadow, Shadow::None);
         let single_step = state.flags.control(flags::TF);
-        let mut guest = Guest::new(inner, self.vm, self.shared, self.index);
+        let mut guest = Guest::new(inner, self.vm, self.shared, self.index, self.page);
         let result = emulate::step(&mut guest);
         let (notes, payload) = (core::mem::take(&mut guest.notes), guest.payload);
         if result.is_ok() {
@@ -134,7 +135,7 @@ impl<B: Backend> Run<'_, B> {
 
     /// The length of the instruction at CS:RIP, 0 if it cannot be read.
     pub(crate) fn instruction_len(&mut self) -> u8 {
-        let mut guest = Guest::new(&mut *self.inner, self.vm, self.shared, self.index);
+        let mut guest = Guest::new(&mut *self.inner, self.vm, self.shared, self.index, self.page);
         emulate::fetch_decode(&mut guest).map_or(0, |op| op.len)
     }
 }

@@ -31,6 +31,16 @@ impl DeviceAccess {
     }
 }
 
+/// Several iterations of REP INS or REP OUTS, whose data are in the data page that the client shares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bulk {
+    pub(crate) write: bool,
+    pub(crate) port: u16,
+    /// Bytes of an element.
+    pub(crate) size: u8,
+    pub(crate) count: u32,
+}
+
 /// A port access outside of the emulator, with the instruction that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PendingPio {
@@ -71,6 +81,10 @@ pub(crate) struct Transaction {
     outgoing: usize,
     /// The read that waits for the client.
     read: Option<DeviceAccess>,
+    /// Iterations of string I/O that the client carries out at once.
+    bulk: Option<Bulk>,
+    /// The data page holds what the client has read for `bulk`.
+    bulk_read: bool,
     /// The instruction is to be executed again when all this is done.
     unfinished: bool,
 }
@@ -90,6 +104,7 @@ impl Transaction {
         self.log.clear();
         (self.cursor, self.outgoing) = (0, 0);
         (self.read, self.unfinished) = (None, false);
+        (self.bulk, self.bulk_read) = (None, false);
     }
 
     /// The state was replaced from outside: what was pending belongs to another life of the vCPU.
@@ -143,6 +158,43 @@ impl Transaction {
         self.outgoing < self.log.len()
     }
 
+    /// Whether nothing has been spoken to a device yet.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.log.is_empty()
+    }
+
+    /// The client is to carry these iterations out. If it is to read, the instruction is executed again then.
+    pub(crate) fn set_bulk(&mut self, bulk: Bulk) {
+        self.bulk = Some(bulk);
+    }
+
+    /// The iterations that the client has to carry out.
+    pub(crate) fn bulk_for_client(&self) -> Option<Bulk> {
+        self.bulk.filter(|_| !self.bulk_read)
+    }
+
+    /// The client has carried the iterations out. True if the instruction has to be executed again, to take what was
+    /// read.
+    pub(crate) fn bulk_done(&mut self) -> bool {
+        match self.bulk {
+            Some(bulk) if !bulk.write && self.unfinished => {
+                self.bulk_read = true;
+                true
+            }
+            _ => {
+                self.clear();
+                false
+            }
+        }
+    }
+
+    /// The elements that the client has read for this port, once.
+    pub(crate) fn take_bulk(&mut self, port: u16, size: u8) -> Option<u32> {
+        let bulk = self.bulk.take_if(|_| self.bulk_read)?;
+        self.bulk_read = false;
+        (bulk.port == port && bulk.size == size).then_some(bulk.count)
+    }
+
     /// The instruction waits for the client to read this.
     pub(crate) fn wait_for(&mut self, read: DeviceAccess) {
         self.read = Some(read);
@@ -155,13 +207,13 @@ impl Transaction {
 
     /// Whether an instruction that is to be executed again has spoken to devices.
     pub(crate) fn is_half_done(&self) -> bool {
-        self.unfinished && !self.log.is_empty()
+        self.unfinished && (!self.log.is_empty() || self.bulk_read)
     }
 
     /// The instruction is done, or has faulted. Writes may still have to go out.
     pub(crate) fn finished(&mut self) {
         self.unfinished = false;
-        if !self.has_outgoing() {
+        if !self.has_outgoing() && self.bulk.is_none_or(|bulk| !bulk.write) {
             self.clear();
         }
     }

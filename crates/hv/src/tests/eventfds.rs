@@ -196,17 +196,18 @@ fn a_write_to_a_port_signals_the_eventfd_that_it_matches() {
 fn a_write_to_device_memory_does_too_and_comes_after_earlier_writes_of_its_instruction() {
     let m = Machine::new();
     io(&m, 211, 0x2_0000, 0, None, 0).unwrap();
-    m.poke(crate::testing::CODE, &[0xf3, 0xab]); // rep stosw
+    m.poke(crate::testing::CODE, &[0x66, 0x89, 0x07]); // mov [bx], eax, over two pages
     m.state(|s| {
-        s.seg[0] = x86::Segment::real(0x1fff, 0);
-        (s.gpr[7], s.gpr[1], s.gpr[0]) = (0xe, 3, 0x1234);
+        s.seg[3] = x86::Segment::real(0x1fff, 0);
+        (s.gpr[3], s.gpr[0]) = (0xe, 0x1234_5678);
     });
     let access = crate::backend::Access::Write;
     m.script.exit(Exit::NestedPageFault { gpa: 0x1_fffe, access, table_walk: false });
     assert_eq!(m.run(), Ok(KVM_EXIT_MMIO));
-    assert_eq!((m.payload::<KvmRunMmio>().phys_addr, event(211).count()), (0x1_fffe, 0));
-    assert_eq!(m.run(), Ok(KVM_EXIT_MMIO));
-    assert_eq!((m.payload::<KvmRunMmio>().phys_addr, event(211).count()), (0x2_0002, 1));
+    let mmio: KvmRunMmio = m.payload();
+    assert_eq!((mmio.phys_addr, mmio.len, event(211).count()), (0x1_fffe, 2, 0));
+    assert_eq!(m.run(), Ok(KVM_EXIT_UNKNOWN));
+    assert_eq!((event(211).count(), m.state(|s| s.rip)), (1, crate::testing::CODE + 3));
 }
 
 #[test]

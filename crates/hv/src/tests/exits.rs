@@ -153,36 +153,6 @@ fn an_out_that_resets_the_machine_is_not_finished() {
 }
 
 #[test]
-fn string_output_comes_element_by_element() {
-    let m = Machine::new();
-    m.poke(CODE, &[0xf3, 0x6e]); // rep outsb
-    m.poke(0x500, b"hi");
-    m.state(|s| (s.gpr[1], s.gpr[2], s.gpr[6]) = (2, 0x3f8, 0x500));
-    for byte in b"hi" {
-        m.script.exit(Exit::Pio(PioExit { port: 0x3f8, size: 1, write: true, string: true, len: 2 }));
-        assert_eq!(m.run(), Ok(KVM_EXIT_IO));
-        let io: KvmRunIo = m.payload();
-        assert_eq!((io.port, io.size, io.direction), (0x3f8, 1, KVM_EXIT_IO_OUT));
-        assert_eq!(m.run_field::<u8>(io.data_offset), *byte);
-    }
-    m.run().unwrap();
-    m.state(|s| assert_eq!((s.gpr[1], s.gpr[6]), (0, 0x502)));
-}
-
-#[test]
-fn string_input_lands_in_memory() {
-    let m = Machine::new();
-    m.poke(CODE, &[0x6d]); // insw
-    m.state(|s| (s.gpr[2], s.gpr[7]) = (0x1f0, 0x600));
-    m.script.exit(Exit::Pio(PioExit { port: 0x1f0, size: 2, write: false, string: true, len: 1 }));
-    assert_eq!(m.run(), Ok(KVM_EXIT_IO));
-    m.set_run_field(4096, 0x1234u16);
-    m.run().unwrap();
-    assert_eq!(m.peek::<u16>(0x600), 0x1234);
-    m.state(|s| assert_eq!((s.gpr[7], s.rip), (0x602, CODE + 1)));
-}
-
-#[test]
 fn devices_inside_the_hypervisor_answer_without_the_client() {
     let m = Machine::with_irqchip();
     m.state(|s| s.gpr[0] = 0x5a);

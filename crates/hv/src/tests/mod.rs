@@ -9,3 +9,4 @@ mod ioctls;
 mod lifecycle;
 mod mmio;
 mod requests;
+mod string_io;

@@ -72,6 +72,13 @@ impl<P: Platform> Ioeventfds<P> {
         here.find(|one| one.takes(len, data)).map(|one| one.event.clone())
     }
 
+    /// Whether some write to a place would signal an eventfd.
+    pub(crate) fn any_at(&self, reader: usize, space: Space, at: u64) -> bool {
+        let Some(table) = self.table.read(reader) else { return false };
+        let start = table.partition_point(|one| one.place() < (space, at));
+        table.get(start).is_some_and(|one| one.place() == (space, at))
+    }
+
     fn add(&self, binding: Binding<P>, cx: &MaySleep) -> Result<(), Errno> {
         let mut all = self.writer.lock();
         if all.iter().any(|other| other.collides(&binding)) {
