@@ -131,7 +131,7 @@ fn here(options: &Options, target: Target, alone: bool) -> Result<Run> {
 
 fn in_lab(options: &Options, target: Target, cpu: Cpu, alone: bool) -> Result<Run> {
     // The in-process device is of no use there.
-    let program = guest::program("rekvm-conformance", "conformance", &["--no-default-features"])?;
+    let program = guest::program(guest::Kind::Amd64, "rekvm-conformance", "conformance", &["--no-default-features"])?;
     let mut words = vec![program.to_string_lossy().into_owned()];
     words.extend(arguments(options, target, "device:/dev/kvm", alone));
     let mut job = Job::new(cpu, words);

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    guest::{self, Guest},
+    guest::{self, Guest, Kind},
     process::{cache, cargo, check, release_binary},
 };
 
@@ -21,6 +21,9 @@ pub struct Options {
     /// Without a terminal: the guest tests itself and powers off; status 0 only if all of it held.
     #[arg(long)]
     check: bool,
+    /// The guest's kernel.
+    #[arg(long, default_value = "amd64")]
+    guest: Kind,
     /// Number of virtual CPUs.
     #[arg(long, default_value_t = 1)]
     cpus: u32,
@@ -55,7 +58,7 @@ pub fn command(guest: &Guest, cpus: u32, memory: &str, append: &str) -> Command 
 /// See the module.
 pub fn run(options: &Options) -> Result<()> {
     build()?;
-    let guest = guest::prepare()?;
+    let guest = guest::prepare(options.guest)?;
     if options.check {
         return self_test(options, &guest);
     }

@@ -1,7 +1,7 @@
 //! The machine: a VM with memory, processors and devices, loaded and ready to run.
 
 use crate::acpi::{self, AcpiError, Hardware};
-use crate::boot::{self, BootError};
+use crate::boot::{self, BootError, Entry};
 use crate::bus::Bus;
 use crate::choose::BackEnd;
 use crate::console::Output;
@@ -107,7 +107,7 @@ impl IrqLine for KvmIrq {
 /// What is wrong with the user's input shows here.
 pub struct Loaded {
     ram: Arc<GuestRam>,
-    entry: u64,
+    entry: Entry,
     cpus: u32,
     disks: Vec<Disk>,
 }
@@ -224,7 +224,7 @@ fn check_cpus(cpus: u32, max: u32) -> Result<(), MachineError> {
 }
 
 /// Makes the virtual CPUs: the first ready at the kernel's entry, the others waiting.
-fn processors(kvm: &Kvm, vm: &Vm, count: u32, entry: u64) -> Result<Vec<Vcpu>, KvmError> {
+fn processors(kvm: &Kvm, vm: &Vm, count: u32, entry: Entry) -> Result<Vec<Vcpu>, KvmError> {
     let template = Template::new(kvm)?;
     let vcpu = |id| {
         let vcpu = vm.create_vcpu(id)?;

@@ -6,7 +6,7 @@
 //! for it could last forever.
 
 use crate::accel::Sys;
-use crate::boot;
+use crate::boot::{self, Entry};
 use crate::kvm::{Exit, IoData, Kvm};
 use crate::memory::{self, GuestRam};
 use std::ffi::CStr;
@@ -221,7 +221,7 @@ fn run_test_guest(sys: Arc<dyn Sys>, path: &CStr, say: &dyn Fn(&[u8])) -> Result
     // SAFETY: `ram` was made after `vm`, but the VM's last descriptor is closed by the explicit
     // drop below, or with this process.
     unsafe { memory::register(&vm, &ram)? };
-    boot::prepare_memory(&ram)?;
+    boot::prepare_memory(&ram, Entry::Long(CODE))?;
     say(&[3]);
     let mut vcpu = vm.create_vcpu(0)?;
     // Not allowed any more once the vCPU has run.
@@ -253,7 +253,7 @@ fn run_test_guest(sys: Arc<dyn Sys>, path: &CStr, say: &dyn Fn(&[u8])) -> Result
         0xf4,                                       // hlt
     ];
     ram.write_slice(&code, GuestAddress(CODE))?;
-    boot::setup_bootstrap_vcpu(&vcpu, CODE)?;
+    boot::setup_bootstrap_vcpu(&vcpu, Entry::Long(CODE))?;
     expect_out_and_halt(&mut vcpu, 0x64)?;
     say(&[6]);
     drop((vcpu, vm, kvm));

@@ -9,15 +9,24 @@ use crate::{Check, ensure};
 static SEEN: AtomicI32 = AtomicI32::new(0);
 static ADDRESS: AtomicUsize = AtomicUsize::new(0);
 
+/// REG_RIP of sys/ucontext.h.
+#[cfg(target_arch = "x86_64")]
+const INSTRUCTION_POINTER: usize = 16;
+/// REG_EIP of sys/ucontext.h.
+#[cfg(target_arch = "x86")]
+const INSTRUCTION_POINTER: usize = 14;
+
 extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     SEEN.store(signal, Ordering::SeqCst);
-    // SAFETY: the kernel passes valid pointers to a SA_SIGINFO handler; the faulting instructions below are two
+    // SAFETY: the kernel passes valid pointers to a SA_SIGINFO handler, and the words hold the registers in the order of
+    // sys/ucontext.h; the faulting instructions below are two
     // bytes long, and skipping them is what their asm blocks expect.
     unsafe {
         ADDRESS.store((*info).si_addr() as usize, Ordering::SeqCst);
         if signal != libc::SIGUSR1 {
             let context = context.cast::<libc::ucontext_t>();
-            (*context).uc_mcontext.gregs[libc::REG_RIP as usize] += 2;
+            // Not every C library names the registers inside: they come first, one word each.
+            *(&raw mut (*context).uc_mcontext).cast::<usize>().add(INSTRUCTION_POINTER) += 2;
         }
     }
 }
@@ -42,8 +51,8 @@ pub fn check() -> Check {
     ensure!(SEEN.swap(0, Ordering::SeqCst) == libc::SIGUSR1, "a raised signal did not arrive");
 
     let bad = 0x1234_5000usize;
-    // SAFETY: the two-byte load faults and is skipped by the handler.
-    unsafe { asm!("mov eax, [rcx]", in("rcx") bad, out("eax") _) };
+    // SAFETY: the two-byte load, `mov eax, [rcx]` or `mov eax, [ecx]`, faults and is skipped by the handler.
+    unsafe { asm!(".byte 0x8b, 0x01", in("rcx") bad, out("eax") _) };
     ensure!(SEEN.swap(0, Ordering::SeqCst) == libc::SIGSEGV, "a bad access was not SIGSEGV");
     ensure!(ADDRESS.load(Ordering::SeqCst) == bad, "SIGSEGV tells a wrong address");
 

@@ -36,7 +36,7 @@ const APPEND: &str = "console=ttyS0 panic=-1 quiet rekvm.off";
 pub fn run(options: &Options) -> Result<()> {
     need("qemu-system-x86_64", "qemu-system-x86")?;
     run::build()?;
-    let guest = guest::prepare()?;
+    let guest = guest::prepare(guest::Kind::Amd64)?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for i in 0..options.runs {
         let a = time(run::command(&guest, options.cpus, "512M", APPEND).args(["--accel", "soft"]))?;

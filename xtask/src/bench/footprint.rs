@@ -22,7 +22,7 @@ pub struct Options {
 /// See the module.
 pub fn run(options: &Options) -> Result<()> {
     run::build()?;
-    let guest = guest::prepare()?;
+    let guest = guest::prepare(guest::Kind::Amd64)?;
     let mut command = run::command(&guest, 1, "512M", "console=ttyS0 panic=-1 quiet rekvm.idle");
     command.args(["--accel", "soft"]).stdin(Stdio::null()).stdout(Stdio::piped());
     let start = Instant::now();

@@ -5,8 +5,9 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
+use super::Kind;
 use crate::process::{cache, check, output};
 
 /// An unpacked kernel package.
@@ -17,16 +18,17 @@ pub struct Kernel {
     pub modules: PathBuf,
 }
 
-/// Debian's current cloud kernel.
-pub fn kernel() -> Result<Kernel> {
-    let dir = package("linux-image-cloud-amd64", |apt| {
-        let depends = output(apt.command("apt-cache").args(["depends", "linux-image-cloud-amd64"]))?;
+/// Debian's current kernel of a kind.
+pub fn kernel(kind: Kind) -> Result<Kernel> {
+    let name = kind.package();
+    let dir = package(name, kind.architecture(), |apt| {
+        let depends = output(apt.command("apt-cache").args(["depends", name]))?;
         depends
             .lines()
             .find_map(|l| l.trim().strip_prefix("Depends: "))
             .filter(|name| name.starts_with("linux-image-"))
             .map(str::to_owned)
-            .context("the package linux-image-cloud-amd64 names no kernel image")
+            .with_context(|| format!("the package {name} names no kernel image"))
     })?;
     let image = only(&dir.join("boot"), "vmlinuz-")?;
     let modules = only(&dir.join("lib/modules"), "")?;
@@ -34,8 +36,8 @@ pub fn kernel() -> Result<Kernel> {
 }
 
 /// A busybox that needs no libraries.
-pub fn busybox() -> Result<PathBuf> {
-    let dir = package("busybox-static", |_| Ok("busybox-static".into()))?;
+pub fn busybox(kind: Kind) -> Result<PathBuf> {
+    let dir = package("busybox-static", kind.architecture(), |_| Ok("busybox-static".into()))?;
     Ok(dir.join("bin/busybox"))
 }
 
@@ -50,57 +52,66 @@ fn only(dir: &Path, prefix: &str) -> Result<PathBuf> {
     bail!("{} holds no {prefix}*", dir.display())
 }
 
+/// The architecture whose package lists a system has.
+const NATIVE: &str = "amd64";
+
 /// The folder in which the package that `resolve` names is unpacked, kept under `name`.
-fn package(name: &str, resolve: impl Fn(&Apt) -> Result<String>) -> Result<PathBuf> {
-    let dir = cache().join(name);
+fn package(name: &str, architecture: &str, resolve: impl Fn(&Apt) -> Result<String>) -> Result<PathBuf> {
+    let dir = cache().join(if architecture == NATIVE { name.to_owned() } else { format!("{name}-{architecture}") });
     if dir.join(".complete").exists() {
         return Ok(dir);
     }
-    eprintln!("xtask: fetching Debian's {name}");
-    let fetched = Apt::System.fetch(name, &dir, &resolve).or_else(|_| {
-        // The machine's package lists are old, missing, or not ours to update: keep a set of our own.
-        let apt = Apt::private()?;
-        apt.fetch(name, &dir, &resolve)
-    });
-    fetched.with_context(|| format!("cannot fetch Debian's {name}: is this a Debian system with a package mirror?"))?;
+    eprintln!("xtask: fetching Debian's {name} for {architecture}");
+    // The machine's own package lists will do if they are for this architecture, and not old or missing. Otherwise
+    // we keep a set of our own: they are not ours to change.
+    let fetched = match architecture {
+        NATIVE => Apt::System.fetch(&dir, &resolve),
+        _ => Err(anyhow!("the system's package lists are for another architecture")),
+    };
+    fetched
+        .or_else(|_| Apt::private(architecture)?.fetch(&dir, &resolve))
+        .with_context(|| format!("cannot fetch Debian's {name}: is this a Debian system with a package mirror?"))?;
     Ok(dir)
 }
 
 /// Whose package lists are used.
 enum Apt {
     System,
-    Private(PathBuf),
+    Private { dir: PathBuf, architecture: String },
 }
 
 impl Apt {
-    fn private() -> Result<Self> {
-        let dir = cache().join("apt");
+    fn private(architecture: &str) -> Result<Self> {
+        let dir = cache().join(format!("apt-{architecture}"));
         for sub in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(dir.join(sub))?;
         }
         fs::write(dir.join("status"), "")?;
-        let apt = Self::Private(dir);
-        eprintln!("xtask: reading Debian's package lists");
-        check(apt.command("apt-get").args(["update", "-qq"]))?;
+        let apt = Self::Private { dir, architecture: architecture.to_owned() };
+        eprintln!("xtask: reading Debian's package lists for {architecture}");
+        // It fails if one of many lists cannot be had. Whether that is one we need shows at the download.
+        let _ = apt.command("apt-get").args(["update", "-qq"]).status();
         Ok(apt)
     }
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.stderr(Stdio::null());
-        if let Self::Private(dir) = self {
+        if let Self::Private { dir, architecture } = self {
             for (option, sub) in [("State::Lists", "lists"), ("State::status", "status"), ("Cache", "cache")] {
                 command.arg("-o").arg(format!("Dir::{option}={}", dir.join(sub).display()));
+            }
+            for option in ["APT::Architecture", "APT::Architectures"] {
+                command.arg("-o").arg(format!("{option}={architecture}"));
             }
         }
         command
     }
 
-    fn fetch(&self, name: &str, dir: &Path, resolve: &impl Fn(&Self) -> Result<String>) -> Result<()> {
+    fn fetch(&self, dir: &Path, resolve: &impl Fn(&Self) -> Result<String>) -> Result<()> {
         let package = resolve(self)?;
-        let work = cache().join(format!("{name}.new"));
+        let work = dir.with_extension(format!("new{}", std::process::id()));
         let _ = fs::remove_dir_all(&work);
-        let _ = fs::remove_dir_all(dir);
         fs::create_dir_all(&work)?;
         check(self.command("apt-get").args(["download", "-qq", &package]).current_dir(&work))?;
         let deb = only(&work, &package)?;

@@ -1,39 +1,35 @@
 //! The initramfs: busybox, the modules that Debian's kernel needs for a virtio disk, the self-test, and init.
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{
+    Kind,
     archive::{Archive, read},
-    deb::Kernel,
-    program,
+    deb::{self, Kernel},
+    modules, program,
 };
 use crate::process::{cache, root};
 
-/// Modules in the order in which they depend on each other.
-const MODULES: [&str; 4] = [
-    "kernel/drivers/virtio/virtio_ring.ko",
-    "kernel/drivers/virtio/virtio.ko",
-    "kernel/drivers/virtio/virtio_mmio.ko",
-    "kernel/drivers/block/virtio_blk.ko",
-];
+/// The modules for a virtio disk; what they need is found.
+const MODULES: [&str; 2] = ["virtio_mmio", "virtio_blk"];
 
 /// Builds it and says where it is.
-pub fn build(kernel: &Kernel, busybox: &Path) -> Result<PathBuf> {
-    let selftest = program("rekvm-selftest", "selftest", &[])?;
-    let path = cache().join("initramfs");
+pub fn build(kind: Kind, kernel: &Kernel) -> Result<PathBuf> {
+    let selftest = program(kind, "rekvm-selftest", "selftest", &[])?;
+    let path = cache().join(format!("initramfs-{}", kind.name()));
     let mut archive = Archive::create(&path)?;
     for dir in ["bin", "dev", "lib", "lib/modules", "proc", "sys", "tmp", "etc"] {
         archive.directory(dir)?;
     }
     archive.console()?;
-    archive.program("bin/busybox", &read(busybox)?)?;
+    archive.program("bin/busybox", &read(&deb::busybox(kind)?)?)?;
     archive.program("init", &read(&root().join("guest/init"))?)?;
     archive.program("selftest", &read(&selftest)?)?;
     let mut order = String::new();
-    for module in MODULES {
-        let name = module.rsplit('/').next().unwrap_or(module);
-        archive.file(&format!("lib/modules/{name}"), &read(&kernel.modules.join(module))?)?;
+    for module in modules::in_order(&kernel.modules, &MODULES)? {
+        let name = module.file_name().context("a module without a name")?.to_string_lossy().into_owned();
+        archive.file(&format!("lib/modules/{name}"), &read(&module)?)?;
         order.push_str(&format!("{name}\n"));
     }
     archive.file("etc/modules", order.as_bytes())?;

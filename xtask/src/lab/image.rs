@@ -15,12 +15,12 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use rekvm_lab_init::{ARGUMENTS, ENVIRONMENT, MODULE_DIR, MODULES};
 
-use super::{Job, modules};
+use super::Job;
 use crate::{
     guest::{
-        self,
+        self, Kind,
         archive::{Archive, read},
-        deb,
+        deb, modules,
     },
     process::cache,
 };
@@ -36,7 +36,7 @@ const UNUSED: Duration = Duration::from_secs(3 * 24 * 3600);
 
 /// The kernel to boot, and the initramfs for `job`, which is made in `work`.
 pub fn prepare(job: &Job, work: &Path) -> Result<(PathBuf, PathBuf)> {
-    let kernel = deb::kernel()?;
+    let kernel = deb::kernel(Kind::Amd64)?;
     let (mut files, list) = common(job, &kernel)?;
     let base = archive(&mut files, Some(&list))?;
     let (mut files, arguments) = payload(job)?;
@@ -59,8 +59,8 @@ pub fn prepare(job: &Job, work: &Path) -> Result<(PathBuf, PathBuf)> {
 /// The first process, the shell and the modules, and the list that says how the modules are loaded.
 fn common(job: &Job, kernel: &deb::Kernel) -> Result<(Files, String)> {
     let mut files = Files::new();
-    files.insert("init".into(), guest::program("rekvm-lab-init", "lab-init", &[])?);
-    files.insert("bin/busybox".into(), deb::busybox()?);
+    files.insert("init".into(), guest::program(Kind::Amd64, "rekvm-lab-init", "lab-init", &[])?);
+    files.insert("bin/busybox".into(), deb::busybox(Kind::Amd64)?);
     let own;
     let (wanted, usual) = match job.module.as_str() {
         "linux" => (job.cpu.module(), job.cpu.parameters()),

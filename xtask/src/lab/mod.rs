@@ -4,7 +4,6 @@
 //! No processor with virtualization is needed, and the host's own `/dev/kvm` is never touched.
 mod image;
 mod machine;
-mod modules;
 mod watch;
 
 use std::{

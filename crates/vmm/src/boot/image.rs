@@ -25,9 +25,9 @@ pub enum ImageError {
     /// it is neither a bzImage nor an ELF kernel for x86-64
     #[error("it is neither a bzImage nor an ELF kernel for x86-64")]
     Unknown,
-    /// it is a bzImage without a 64-bit entry point (a 32-bit or very old kernel)
-    #[error("it is a bzImage without a 64-bit entry point (a 32-bit or very old kernel)")]
-    No64BitEntry,
+    /// it is a bzImage of a kernel from before 2.6.31
+    #[error("it is a bzImage of a kernel from before 2.6.31")]
+    TooOld,
     /// the file is truncated: its header promises {promised} bytes, there are {found}
     #[error("the file is truncated: its header promises {promised} bytes, there are {found}")]
     Truncated {
@@ -47,11 +47,20 @@ pub enum ImageError {
     Entry,
 }
 
+/// The guest-physical address at which the kernel is entered, and the mode in which it wants to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Long mode: boot.rst, "64-bit boot protocol".
+    Long(u64),
+    /// Protected mode without paging: boot.rst, "32-bit boot protocol".
+    Protected(u64),
+}
+
 /// A kernel in guest memory.
 #[derive(Debug)]
 pub struct Image {
-    /// Guest-physical address of the 64-bit entry point.
-    pub entry: u64,
+    /// Where it begins.
+    pub entry: Entry,
     /// First address the kernel leaves alone before it reads the memory map.
     pub end: u64,
     /// The boot protocol's header, of the file or made up for an ELF image.
@@ -62,6 +71,10 @@ pub struct Image {
 const HEADER_OFFSET: u64 = 0x1f1;
 /// "HdrS".
 const HEADER_MAGIC: u32 = 0x5372_6448;
+/// Version of the header that brought `init_size` and `pref_address`.
+const VERSION_INIT_SIZE: u16 = 0x020a;
+/// Version of the header that brought `xloadflags`.
+const VERSION_XLOADFLAGS: u16 = 0x020c;
 /// Flag of `xloadflags`: there is a 64-bit entry point at offset 0x200.
 const XLF_KERNEL_64: u16 = 1;
 /// Bytes of RAM rounded up to MiB.
@@ -106,9 +119,8 @@ fn load_bzimage(ram: &GuestRam, file: &mut File, len: u64) -> Result<Image, Imag
     if header.header != HEADER_MAGIC || header.loadflags & 1 == 0 {
         return Err(ImageError::Unknown);
     }
-    // Version 2.12 brought xloadflags.
-    if header.version < 0x020c || header.xloadflags & XLF_KERNEL_64 == 0 {
-        return Err(ImageError::No64BitEntry);
+    if header.version < VERSION_INIT_SIZE {
+        return Err(ImageError::TooOld);
     }
     let setup_sectors = if header.setup_sects == 0 { 4 } else { u64::from(header.setup_sects) };
     let promised = (setup_sectors + 1) * 512 + u64::from(header.syssize) * 16;
@@ -124,7 +136,9 @@ fn load_bzimage(ram: &GuestRam, file: &mut File, len: u64) -> Result<Image, Imag
     let result =
         loader::bzimage::BzImage::load(ram, Some(GuestAddress(load)), file, None).map_err(ImageError::Damaged)?;
     let header = result.setup_header.ok_or(ImageError::Unknown)?;
-    Ok(Image { entry: load + 0x200, end, header })
+    let long = header.version >= VERSION_XLOADFLAGS && header.xloadflags & XLF_KERNEL_64 != 0;
+    let entry = if long { Entry::Long(load + 0x200) } else { Entry::Protected(load) };
+    Ok(Image { entry, end, header })
 }
 
 fn load_elf(ram: &GuestRam, file: &mut File, len: u64) -> Result<Image, ImageError> {
@@ -158,7 +172,7 @@ fn load_elf(ram: &GuestRam, file: &mut File, len: u64) -> Result<Image, ImageErr
         cmdline_size: 2047,
         ..Default::default()
     };
-    Ok(Image { entry, end: result.kernel_end, header })
+    Ok(Image { entry: Entry::Long(entry), end: result.kernel_end, header })
 }
 
 /// How far the loadable segments reach: in the file, in guest memory.
@@ -246,7 +260,7 @@ mod tests {
     fn bzimage_is_loaded_at_its_preferred_address() {
         let ram = ram(8);
         let image = Image::load(&ram, file(&bzimage()).path()).unwrap();
-        assert_eq!((image.entry, image.end), (0x20_0200, 0x30_0000));
+        assert_eq!((image.entry, image.end), (Entry::Long(0x20_0200), 0x30_0000));
         assert_eq!(ram.read_obj::<u8>(GuestAddress(0x20_0000)).unwrap(), 0x90);
     }
 
@@ -254,7 +268,7 @@ mod tests {
     fn elf_is_loaded_at_its_addresses() {
         let ram = ram(8);
         let image = Image::load(&ram, file(&elf()).path()).unwrap();
-        assert_eq!((image.entry, image.end), (0x10_0000, 0x10_1000));
+        assert_eq!((image.entry, image.end), (Entry::Long(0x10_0000), 0x10_1000));
         assert_eq!(ram.read_obj::<u8>(GuestAddress(0x10_000f)).unwrap(), 0xf4);
     }
 
@@ -279,11 +293,23 @@ mod tests {
     }
 
     #[test]
-    fn a_32_bit_kernel_is_named_as_such() {
+    fn a_32_bit_kernel_is_entered_in_protected_mode() {
+        let mut no_long_entry = bzimage();
+        no_long_entry[0x236] = 0;
+        let mut before_xloadflags = bzimage();
+        before_xloadflags[0x206] = 0x0b;
+        for kernel in [no_long_entry, before_xloadflags] {
+            let image = Image::load(&ram(8), file(&kernel).path()).unwrap();
+            assert_eq!((image.entry, image.end), (Entry::Protected(0x20_0000), 0x30_0000));
+        }
+    }
+
+    #[test]
+    fn a_very_old_kernel_is_named_as_such() {
         let mut old = bzimage();
-        old[0x236] = 0;
+        old[0x206] = 9;
         let error = Image::load(&ram(8), file(&old).path()).unwrap_err();
-        assert!(matches!(error, ImageError::No64BitEntry));
+        assert!(matches!(error, ImageError::TooOld));
     }
 
     proptest::proptest! {

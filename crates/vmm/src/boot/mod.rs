@@ -1,8 +1,8 @@
 //! From kernel and initramfs files to a guest that is ready to run.
 //!
-//! The guest starts at the kernel's 64-bit entry point as the Linux boot
-//! protocol (Documentation/arch/x86/boot.rst) describes: long mode, the first
-//! 4 GiB mapped one to one, `RSI` pointing at `boot_params`.
+//! The guest starts as the Linux boot protocol (Documentation/arch/x86/boot.rst) describes. A 64-bit kernel is entered
+//! in long mode, the first 4 GiB mapped one to one, `RSI` pointing at `boot_params`; a 32-bit kernel in protected mode
+//! without paging, `ESI` pointing there.
 
 mod file;
 mod image;
@@ -10,7 +10,7 @@ mod params;
 mod state;
 
 pub use file::FileError;
-pub use image::{Image, ImageError};
+pub use image::{Entry, Image, ImageError};
 pub use params::{BootParamsError, write as write_params};
 pub use state::{StateError, prepare_memory, setup_bootstrap_vcpu, setup_every_vcpu};
 
@@ -60,7 +60,13 @@ pub enum InitrdError {
 ///
 /// # Errors
 /// [`BootError`], with the file's name.
-pub fn load(ram: &GuestRam, kernel: &Path, initrd: Option<&Path>, cmdline: &str, rsdp: u64) -> Result<u64, BootError> {
+pub fn load(
+    ram: &GuestRam,
+    kernel: &Path,
+    initrd: Option<&Path>,
+    cmdline: &str,
+    rsdp: u64,
+) -> Result<Entry, BootError> {
     let image = Image::load(ram, kernel).map_err(|e| BootError::Kernel(kernel.display().to_string(), e))?;
     let initrd = initrd
         .map(|path| {
@@ -68,6 +74,6 @@ pub fn load(ram: &GuestRam, kernel: &Path, initrd: Option<&Path>, cmdline: &str,
         })
         .transpose()?;
     params::write(ram, &image, initrd, cmdline, rsdp)?;
-    state::prepare_memory(ram)?;
+    state::prepare_memory(ram, image.entry)?;
     Ok(image.entry)
 }

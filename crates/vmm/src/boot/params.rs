@@ -133,7 +133,7 @@ mod tests {
     fn image() -> Image {
         let header =
             setup_header { header: 0x5372_6448, initrd_addr_max: 0x7fff_ffff, cmdline_size: 100, ..Default::default() };
-        Image { entry: 0x20_0200, end: 0x30_0000, header }
+        Image { entry: crate::boot::Entry::Long(0x20_0200), end: 0x30_0000, header }
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! The processor state in which the guest starts: 64-bit mode, flat segments,
-//! the first 4 GiB mapped one to one.
+//! The processor state in which the guest starts: flat segments, and 64-bit mode with the first 4 GiB mapped one to one
+//! or protected mode without paging.
 
+use super::Entry;
 use crate::kvm::{KvmError, Vcpu};
 use crate::layout::*;
 use crate::memory::GuestRam;
@@ -34,8 +35,9 @@ fn flat(selector: u16, type_: u8) -> kvm_segment {
     kvm_segment { base: 0, limit: 0xffff_ffff, selector, type_, present: 1, s: 1, g: 1, ..Default::default() }
 }
 
-fn code() -> kvm_segment {
-    kvm_segment { l: 1, ..flat(CODE_SELECTOR, 0xb) }
+fn code(entry: Entry) -> kvm_segment {
+    let long = matches!(entry, Entry::Long(_)).into();
+    kvm_segment { l: long, db: 1 - long, ..flat(CODE_SELECTOR, 0xb) }
 }
 
 fn data() -> kvm_segment {
@@ -59,14 +61,17 @@ fn descriptor(s: &kvm_segment) -> u64 {
         | (s.base >> 24 & 0xff) << 56
 }
 
-/// Writes descriptor table and page tables.
+/// Writes the descriptor table, and the page tables if `entry` needs them.
 ///
 /// # Errors
 /// When guest memory ends below them.
-pub fn prepare_memory(ram: &GuestRam) -> Result<(), StateError> {
-    let gdt = [0, 0, descriptor(&code()), descriptor(&data()), descriptor(&tss()), 0];
+pub fn prepare_memory(ram: &GuestRam, entry: Entry) -> Result<(), StateError> {
+    let gdt = [0, 0, descriptor(&code(entry)), descriptor(&data()), descriptor(&tss()), 0];
     for (i, entry) in (0..).zip(gdt) {
         ram.write_obj::<u64>(entry, GuestAddress(GDT + 8 * i))?;
+    }
+    if let Entry::Protected(_) = entry {
+        return Ok(());
     }
     let table = |n: u64| PAGE_TABLES + 0x1000 * n;
     ram.write_slice(&[0; 0x2000], GuestAddress(table(0)))?;
@@ -83,14 +88,14 @@ pub fn prepare_memory(ram: &GuestRam) -> Result<(), StateError> {
     Ok(())
 }
 
-/// Puts the first processor into 64-bit mode at `entry`, `RSI` pointing at the
-/// boot parameters. [`prepare_memory`] must have been called for its memory.
+/// Puts the first processor at `entry` into the mode that it says, `RSI` pointing at the boot parameters.
+/// [`prepare_memory`] must have been called for its memory.
 ///
 /// # Errors
 /// What the hypervisor answers.
-pub fn setup_bootstrap_vcpu(vcpu: &Vcpu, entry: u64) -> Result<(), KvmError> {
+pub fn setup_bootstrap_vcpu(vcpu: &Vcpu, entry: Entry) -> Result<(), KvmError> {
     let mut sregs = vcpu.sregs()?;
-    sregs.cs = code();
+    sregs.cs = code(entry);
     sregs.ds = data();
     sregs.es = data();
     sregs.fs = data();
@@ -101,19 +106,23 @@ pub fn setup_bootstrap_vcpu(vcpu: &Vcpu, entry: u64) -> Result<(), KvmError> {
     sregs.gdt.limit = (GDT_ENTRIES * 8 - 1) as u16;
     sregs.idt.base = 0;
     sregs.idt.limit = 0;
-    sregs.cr0 = CR0_PE | CR0_ET | CR0_PG;
-    sregs.cr3 = PAGE_TABLES;
-    sregs.cr4 = CR4_PAE;
-    sregs.efer = EFER_LME | EFER_LMA;
+    // In protected mode the kernel wants EBP and EDI to be zero and brings a stack of its own.
+    let (rip, stack) = match entry {
+        Entry::Long(rip) => {
+            sregs.cr0 = CR0_PE | CR0_ET | CR0_PG;
+            sregs.cr3 = PAGE_TABLES;
+            sregs.cr4 = CR4_PAE;
+            sregs.efer = EFER_LME | EFER_LMA;
+            (rip, BOOT_STACK)
+        }
+        Entry::Protected(rip) => {
+            sregs.cr0 = CR0_PE | CR0_ET;
+            (sregs.cr3, sregs.cr4, sregs.efer) = (0, 0, 0);
+            (rip, 0)
+        }
+    };
     vcpu.set_sregs(&sregs)?;
-    vcpu.set_regs(&kvm_regs {
-        rip: entry,
-        rsi: BOOT_PARAMS,
-        rsp: BOOT_STACK,
-        rbp: BOOT_STACK,
-        rflags: 2,
-        ..Default::default()
-    })
+    vcpu.set_regs(&kvm_regs { rip, rsi: BOOT_PARAMS, rsp: stack, rbp: stack, rflags: 2, ..Default::default() })
 }
 
 /// State that every processor gets, the waiting ones too.
@@ -134,7 +143,8 @@ mod tests {
 
     #[test]
     fn descriptors_are_the_manuals() {
-        assert_eq!(descriptor(&code()), 0x00af_9b00_0000_ffff);
+        assert_eq!(descriptor(&code(Entry::Long(0))), 0x00af_9b00_0000_ffff);
+        assert_eq!(descriptor(&code(Entry::Protected(0))), 0x00cf_9b00_0000_ffff);
         assert_eq!(descriptor(&data()), 0x00cf_9300_0000_ffff);
         assert_eq!(descriptor(&tss()), 0x0000_8b00_0000_0067);
     }
@@ -142,7 +152,7 @@ mod tests {
     #[test]
     fn four_gibibytes_are_mapped_one_to_one() {
         let ram = GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        prepare_memory(&ram).unwrap();
+        prepare_memory(&ram, Entry::Long(0)).unwrap();
         let entry = |table: u64, i: u64| -> u64 { ram.read_obj(GuestAddress((table & !0xfff) + 8 * i)).unwrap() };
         for gva in [0u64, 0x1234_5678, 0xd000_0000, 0xffff_f000] {
             let pdpt = entry(PAGE_TABLES, gva >> 39 & 511);

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::guest::archive::read;
+use super::archive::read;
 
 /// The files to load for `wanted`, in an order in which each finds what it needs. `tree` is the kernel's folder of
 /// modules; a `wanted` with a slash in it is a file of its own.
