@@ -74,9 +74,17 @@ impl Bitmap {
     /// Copies the bits to the client, one u64 for each 64 pages, and takes them when `take` is set; says whether any
     /// was set. When it fails, the chunk that could not be copied stays in the log, but the chunks before it have been
     /// taken: the caller has to flush write translations then, too.
-    pub(crate) fn copy_out<M: Memory>(&self, to: Hva, take: bool) -> Result<bool, SlotError> {
+    ///
+    /// `taken` is called with the first page of each word of which bits have been taken, and the bits.
+    pub(crate) fn copy_out<M: Memory>(
+        &self,
+        to: Hva,
+        take: bool,
+        mut taken: impl FnMut(u64, u64),
+    ) -> Result<bool, SlotError> {
         let mut any = false;
         let mut at = to;
+        let mut page = 0;
         for words in self.words.chunks(CHUNK) {
             let mut bytes = [0u8; CHUNK * 8];
             for (word, out) in words.iter().zip(bytes.chunks_exact_mut(8)) {
@@ -94,6 +102,13 @@ impl Bitmap {
                 }
                 return Err(SlotError::BadAddress);
             }
+            for bytes in copied.as_chunks().0 {
+                let bits = u64::from_le_bytes(*bytes);
+                if take && bits != 0 {
+                    taken(page, bits);
+                }
+                page += 64;
+            }
             at = at.add(copied.len() as u64);
         }
         Ok(any)
@@ -101,7 +116,14 @@ impl Bitmap {
 
     /// Cleans the pages `first..first + count` whose bit is set in the client's bitmap (bit 0 of it is page `first`);
     /// says whether any was dirty. When it fails, the pages whose bits could be read are clean already.
-    pub(crate) fn clear<M: Memory>(&self, first: u64, count: u64, from: Hva) -> Result<bool, SlotError> {
+    /// `taken` is as for [`Self::copy_out`].
+    pub(crate) fn clear<M: Memory>(
+        &self,
+        first: u64,
+        count: u64,
+        from: Hva,
+        mut taken: impl FnMut(u64, u64),
+    ) -> Result<bool, SlotError> {
         let end = first.checked_add(count).filter(|end| *end <= self.pages).ok_or(SlotError::Invalid)?;
         if !first.is_multiple_of(64) || (!count.is_multiple_of(64) && end != self.pages) {
             return Err(SlotError::Invalid);
@@ -121,7 +143,11 @@ impl Bitmap {
             if let Some(word) = self.word(page)
                 && mask != 0
             {
-                any |= word.fetch_and(!mask, Ordering::SeqCst) & mask != 0;
+                let bits = word.fetch_and(!mask, Ordering::SeqCst) & mask;
+                if bits != 0 {
+                    any = true;
+                    taken(page, bits);
+                }
             }
             page += 64;
         }

@@ -15,6 +15,8 @@ mod error;
 pub mod physical;
 pub mod shadow;
 pub mod slots;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod walk;
 
 pub use error::{MemoryError, SlotError};
@@ -22,4 +24,4 @@ pub use physical::PhysMem;
 pub use slots::{
     AddressSpace, Change, ChangeKind, Frame, LockedView, NR_MEMSLOTS, OwnedMemory, Region, Snapshot, View,
 };
-pub use walk::{Paging, Request, Rights, TableMemory, Translation, WalkError, translate, walk};
+pub use walk::{Paging, PagingMode, Request, Rights, TableMemory, Translation, WalkError, translate, walk};

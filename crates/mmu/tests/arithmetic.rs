@@ -1,13 +1,13 @@
 //! The arithmetic that stands between a guest or a client and memory that is not theirs: what a slot may be, which
 //! bytes of it an access reaches, which pages a log names. Against models that count in more bits, or byte by byte.
-mod common;
-
 use std::collections::BTreeSet;
 
 use abi::{KVM_MEM_LOG_DIRTY_PAGES as LOG, KvmClearDirtyLog, KvmDirtyLog, KvmMemoryAlias, KvmUserspaceMemoryRegion};
-use common::{Test, TestMemory, map};
 use mmu::{AddressSpace, MemoryError, PhysMem, Region, SlotError};
-use platform::{Hva, MaySleep, Memory};
+use platform::{
+    Hva, MaySleep, Memory,
+    testing::{Test, TestMemory, map},
+};
 use proptest::prelude::*;
 
 const CX: MaySleep = MaySleep::at_entry();
@@ -99,7 +99,7 @@ fn three_slots() -> AddressSpace<Test> {
 
 fn log(s: &AddressSpace<Test>, slot: u32) -> u64 {
     map(0x7000_0000, 1);
-    s.get_dirty_log(&KvmDirtyLog { slot, padding1: 0, dirty_bitmap: 0x7000_0000 }, &CX).unwrap();
+    s.get_dirty_log(&KvmDirtyLog { slot, padding1: 0, dirty_bitmap: 0x7000_0000 }, &CX, |_, _| {}).unwrap();
     TestMemory::load::<u64>(Hva(0x7000_0000)).unwrap()
 }
 
@@ -171,7 +171,7 @@ proptest! {
             }
             let (first_page, num_pages) = (first * 64, count as u32);
             let arg = KvmClearDirtyLog { slot: 3, num_pages, first_page, dirty_bitmap: 0x7000_0000 };
-            let cleared = s.clear_dirty_log(&arg, &CX);
+            let cleared = s.clear_dirty_log(&arg, &CX, |_, _| {});
             let end = first_page + count;
             if end > pages || count % 64 != 0 && end != pages {
                 prop_assert_eq!(cleared, Err(SlotError::Invalid));
@@ -182,7 +182,7 @@ proptest! {
                 prop_assert_eq!(cleared, Ok(model.len() != before));
             }
             map(0x7000_0000, 1);
-            s.get_dirty_log(&KvmDirtyLog { slot: 3, padding1: 0, dirty_bitmap: 0x7000_0000 }, &CX).unwrap();
+            s.get_dirty_log(&KvmDirtyLog { slot: 3, padding1: 0, dirty_bitmap: 0x7000_0000 }, &CX, |_, _| {}).unwrap();
             for page in 0..pages.next_multiple_of(64) {
                 let word: u64 = TestMemory::load(Hva(0x7000_0000 + page / 64 * 8)).unwrap();
                 prop_assert_eq!(word >> (page % 64) & 1 != 0, model.contains(&page), "{}", page);

@@ -1,15 +1,15 @@
 //! Memory slots, aliases and the dirty log, each ioctl against its rules and random ones against a naive model.
-mod common;
-
 use abi::{
     KVM_MEM_LOG_DIRTY_PAGES as LOG, KVM_MEM_READONLY as RO, KvmClearDirtyLog, KvmDirtyLog, KvmMemoryAlias,
     KvmMemoryRegion, KvmUserspaceMemoryRegion,
 };
-use common::{Test, map, unmap};
 use mmu::{
     AddressSpace, Change, ChangeKind, MemoryError, NR_MEMSLOTS, PhysMem, Region, SlotError, dirty::ManualProtect,
 };
-use platform::{Hva, MaySleep, OutOfMemory};
+use platform::{
+    Hva, MaySleep, OutOfMemory,
+    testing::{Test, TestMemory, map, unmap},
+};
 use proptest::prelude::*;
 
 const CX: MaySleep = MaySleep::at_entry();
@@ -145,9 +145,8 @@ const BITMAP: u64 = 0x7000_0000;
 /// The log, and whether a flush is asked for.
 fn dirty(s: &AddressSpace<Test>, slot: u32, pages: u64) -> (Vec<u64>, bool) {
     map(BITMAP, 8);
-    let flush = s.get_dirty_log(&KvmDirtyLog { slot, padding1: 0, dirty_bitmap: BITMAP }, &CX).unwrap();
-    let words =
-        (0..pages.div_ceil(64)).map(|n| <common::TestMemory as platform::Memory>::load(Hva(BITMAP + n * 8)).unwrap());
+    let flush = s.get_dirty_log(&KvmDirtyLog { slot, padding1: 0, dirty_bitmap: BITMAP }, &CX, |_, _| {}).unwrap();
+    let words = (0..pages.div_ceil(64)).map(|n| <TestMemory as platform::Memory>::load(Hva(BITMAP + n * 8)).unwrap());
     (words.collect(), flush)
 }
 
@@ -179,13 +178,13 @@ fn a_bad_bitmap_loses_nothing() {
     map(BITMAP, 1);
     unmap(BITMAP, 1);
     let arg = KvmDirtyLog { slot: 0, padding1: 0, dirty_bitmap: BITMAP };
-    assert_eq!(s.get_dirty_log(&arg, &CX), Err(SlotError::BadAddress));
+    assert_eq!(s.get_dirty_log(&arg, &CX, |_, _| {}), Err(SlotError::BadAddress));
     let (words, _) = dirty(&s, 0, 4096);
     assert_eq!((words[0], words[63]), (1 << 5, 1 << 63));
-    assert_eq!(s.get_dirty_log(&KvmDirtyLog { slot: 1, ..arg }, &CX), Err(SlotError::NotFound));
-    assert_eq!(s.get_dirty_log(&KvmDirtyLog { slot: NR_MEMSLOTS, ..arg }, &CX), Err(SlotError::Invalid));
+    assert_eq!(s.get_dirty_log(&KvmDirtyLog { slot: 1, ..arg }, &CX, |_, _| {}), Err(SlotError::NotFound));
+    assert_eq!(s.get_dirty_log(&KvmDirtyLog { slot: NR_MEMSLOTS, ..arg }, &CX, |_, _| {}), Err(SlotError::Invalid));
     kind(set(&s, 0, 0, 0, 4096 << 12, 0x10_0000)).unwrap();
-    assert_eq!(s.get_dirty_log(&arg, &CX), Err(SlotError::NotFound));
+    assert_eq!(s.get_dirty_log(&arg, &CX, |_, _| {}), Err(SlotError::NotFound));
 }
 
 #[test]
@@ -198,8 +197,8 @@ fn manual_protection() {
     assert_eq!(dirty(&s, 0, 100), (all, false));
     let clear = |first_page, num_pages, bits: &[u8]| {
         map(BITMAP, 1);
-        <common::TestMemory as platform::Memory>::copy_to(Hva(BITMAP), bits).unwrap();
-        s.clear_dirty_log(&KvmClearDirtyLog { slot: 0, num_pages, first_page, dirty_bitmap: BITMAP }, &CX)
+        <TestMemory as platform::Memory>::copy_to(Hva(BITMAP), bits).unwrap();
+        s.clear_dirty_log(&KvmClearDirtyLog { slot: 0, num_pages, first_page, dirty_bitmap: BITMAP }, &CX, |_, _| {})
     };
     assert_eq!(clear(1, 64, &[0; 8]), Err(SlotError::Invalid));
     assert_eq!(clear(0, 63, &[0; 8]), Err(SlotError::Invalid));

@@ -18,6 +18,8 @@ pub mod lock;
 pub mod memory;
 pub mod published;
 pub mod table;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod time;
 pub mod wait;
 

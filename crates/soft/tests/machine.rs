@@ -214,7 +214,7 @@ fn each_write_after_a_flush_is_in_the_dirty_log() {
         assert_eq!(g.enter(&mut v), Exit::Hlt { len: 1 });
         let mut log = [0u64; 1];
         let arg = abi::KvmDirtyLog { slot: 1, dirty_bitmap: log.as_mut_ptr() as u64, ..Default::default() };
-        assert!(g.memory.get_dirty_log(&arg, &MaySleep::at_entry()).unwrap());
+        assert!(g.memory.get_dirty_log(&arg, &MaySleep::at_entry(), |_, _| {}).unwrap());
         assert_eq!(log[0], 1 << 11);
         v.flush(FlushTlb::Physical);
     }

@@ -195,6 +195,19 @@ impl<'a, P: Platform> Guest<'a, P> {
         }
     }
 
+    /// Runs `write`, which writes `new` at `gpa`, and tells who has to know.
+    fn write_memory<R>(
+        &mut self,
+        gpa: u64,
+        new: &[u8],
+        write: impl FnOnce(&mmu::View<'_, P>) -> Result<R, MemoryError>,
+    ) -> Res<Result<R, MemoryError>> {
+        match self.vm.write_by(self.reader, gpa, new, write) {
+            None | Some(Err(MemoryError::BadAddress(_))) => Err(self.stop(Why::BadAddress)),
+            Some(other) => Ok(other),
+        }
+    }
+
     fn read_piece(&mut self, gpa: u64, to: &mut [u8]) -> Res {
         match self.memory(|view| view.read(gpa, to))? {
             Ok(()) => Ok(()),
@@ -203,7 +216,8 @@ impl<'a, P: Platform> Guest<'a, P> {
     }
 
     pub(super) fn write_piece(&mut self, gpa: u64, from: &mut [u8]) -> Res {
-        match self.memory(|view| view.write(gpa, from))? {
+        let data: &[u8] = from;
+        match self.write_memory(gpa, data, |view| view.write(gpa, data))? {
             Ok(()) => Ok(()),
             Err(_) => self.device(Space::Mmio, gpa, from, true),
         }
@@ -325,10 +339,11 @@ impl<'a, P: Platform> Guest<'a, P> {
 
     fn store_as<T: Word>(&mut self, linear: u64, value: T, request: Request) -> Res {
         let pieces = self.pieces(linear, T::BYTES, request)?;
-        if pieces[1].len == 0 && self.memory(|view| view.store(pieces[0].gpa, value))?.is_ok() {
+        let mut bytes = bytes_of(value);
+        let (new, gpa) = (&bytes[..T::BYTES as usize], pieces[0].gpa);
+        if pieces[1].len == 0 && self.write_memory(gpa, new, |view| view.store(gpa, value))?.is_ok() {
             return Ok(());
         }
-        let mut bytes = (u128::from(value.low()) | u128::from(value.high()) << 64).to_le_bytes();
         let mut done = 0;
         for piece in pieces.iter().filter(|p| p.len != 0) {
             self.write_piece(piece.gpa, &mut bytes[done..done + piece.len])?;
@@ -347,6 +362,11 @@ enum Place<P: Platform> {
     Event(Shared<P::EventFd>),
     /// The ring of coalesced writes.
     Ring,
+}
+
+/// A word as memory holds it.
+fn bytes_of<T: Word>(value: T) -> [u8; 16] {
+    (u128::from(value.low()) | u128::from(value.high()) << 64).to_le_bytes()
 }
 
 impl<P: Platform> Cpu for Guest<'_, P> {
@@ -392,7 +412,9 @@ impl<P: Platform> Cpu for Guest<'_, P> {
         }
         let pieces = self.pieces(linear, T::BYTES, request)?;
         let contiguous = pieces[1].len == 0 || pieces[1].gpa == pieces[0].gpa.wrapping_add(pieces[0].len as u64);
-        if contiguous && let Ok(seen) = self.memory(|view| view.compare_exchange(pieces[0].gpa, old, new))? {
+        let (bytes, gpa) = (bytes_of(new), pieces[0].gpa);
+        let exchange = |view: &mmu::View<'_, P>| view.compare_exchange(gpa, old, new);
+        if contiguous && let Ok(seen) = self.write_memory(gpa, &bytes[..T::BYTES as usize], exchange)? {
             self.notes.lost_race |= seen != old;
             return Ok(seen);
         }

@@ -73,6 +73,9 @@ impl<B: Backend> Run<'_, B> {
                 }
                 End::Exit(Why::Unsupported) => {
                     self.inner.tx.abandon();
+                    if self.try_unprotected()? {
+                        return Ok(Step::Continue);
+                    }
                     return self.emulation_failed();
                 }
                 End::Exit(Why::Intercept(what)) => {

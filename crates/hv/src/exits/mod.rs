@@ -6,6 +6,7 @@ mod halt;
 mod hypercall;
 mod memory;
 mod msr;
+mod page_fault;
 mod pio;
 
 use abi::*;
@@ -22,6 +23,9 @@ use crate::{
 pub(crate) fn handle<B: Backend>(run: &mut Run<'_, B>, exit: Exit, cx: &MaySleep) -> Result<Step, Errno> {
     run.shared.stats.count(Counter::Exits);
     run.shared.stats.count(counter(&exit));
+    if !matches!(exit, Exit::PageFault { .. }) {
+        run.inner.mmu.unprotected = None;
+    }
     match exit {
         Exit::Interrupted | Exit::InterruptWindow | Exit::NmiWindow => Ok(Step::Continue),
         Exit::Hlt { len } => run.hlt(len),
@@ -47,8 +51,7 @@ pub(crate) fn handle<B: Backend>(run: &mut Run<'_, B>, exit: Exit, cx: &MaySleep
         Exit::Pio(pio) => run.pio(pio, cx),
         Exit::Cr { op, len } => run.control(op, len, cx),
         Exit::NestedPageFault { gpa, access, table_walk } => run.nested_page_fault(gpa, access, table_walk, cx),
-        // Paging of a back end that needs shadow tables is not there yet: no back end makes these.
-        Exit::PageFault { .. } => run.unexpected(14),
+        Exit::PageFault { gva, code, implicit } => run.page_fault(gva, code, implicit, cx),
         Exit::Exception { exception } => run.exception(exception),
         Exit::Debug { dr6 } => run.debug(dr6),
         Exit::Shutdown => {
@@ -91,7 +94,7 @@ fn counter(exit: &Exit) -> Counter {
         Exit::Hypercall { .. } => Counter::ExitHypercall,
         Exit::Pio(_) => Counter::ExitPio,
         Exit::Cr { .. } => Counter::ExitCr,
-        Exit::NestedPageFault { .. } => Counter::ExitNestedPageFault,
+        Exit::NestedPageFault { .. } | Exit::PageFault { .. } => Counter::ExitPageFault,
         Exit::Emulate => Counter::ExitEmulate,
         Exit::Exception { .. } | Exit::Debug { .. } => Counter::ExitException,
         _ => Counter::ExitOther,

@@ -15,8 +15,8 @@ const NAME_SIZE: usize = 48;
 const ID_OFFSET: usize = size_of::<KvmStatsHeader>();
 const DESC_OFFSET: usize = ID_OFFSET + NAME_SIZE;
 const DESC_SIZE: usize = size_of::<KvmStatsDesc>() + NAME_SIZE;
-/// What a VM tells beside the sums over its vCPUs.
-const VM_NAMES: &[&str] = &["vcpus"];
+/// What a VM tells beside the sums over its vCPUs, as it is now.
+const VM_NAMES: &[&str] = &["vcpus", "mmu_pages", "mmu_pages_limit"];
 
 /// What the descriptor of KVM_GET_STATS_FD reads: the binary format of `abi::stats`. Values are taken when they are
 /// read.
@@ -51,19 +51,36 @@ impl<B: Backend> StatsFile<B> {
     fn names(&self) -> impl Iterator<Item = (&'static str, u32)> + use<B> {
         let own = if self.vcpu.is_none() { VM_NAMES } else { &[] };
         let counters = Counter::NAMES.iter().map(|name| (*name, KVM_STATS_TYPE_CUMULATIVE));
-        own.iter().map(|name| (*name, KVM_STATS_TYPE_INSTANT)).chain(counters)
+        let shadow = if self.vcpu.is_none() { mmu::shadow::Counter::NAMES } else { &[] };
+        let shadow = shadow.iter().map(|name| (*name, KVM_STATS_TYPE_CUMULATIVE));
+        own.iter().map(|name| (*name, KVM_STATS_TYPE_INSTANT)).chain(counters).chain(shadow)
     }
 
     fn count(&self) -> usize {
-        Counter::NAMES.len() + if self.vcpu.is_none() { VM_NAMES.len() } else { 0 }
+        let own = if self.vcpu.is_none() { VM_NAMES.len() + mmu::shadow::Counter::NAMES.len() } else { 0 };
+        Counter::NAMES.len() + own
     }
 
     fn value(&self, index: usize) -> u64 {
         let vcpus = self.vm.vcpus();
         match self.vcpu {
             Some(vcpu) => vcpus.get(vcpu).map_or(0, |v| v.stats.get(index)),
-            None if index == 0 => vcpus.iter().count() as u64,
-            None => vcpus.iter().fold(0, |sum: u64, v| sum.wrapping_add(v.stats.get(index - VM_NAMES.len()))),
+            None => self.vm_value(index),
+        }
+    }
+
+    fn vm_value(&self, index: usize) -> u64 {
+        let (vcpus, shadow) = (self.vm.vcpus(), &self.vm.shared().shadow);
+        match index {
+            0 => return vcpus.iter().count() as u64,
+            1 => return shadow.as_ref().map_or(0, |shadow| shadow.usage().1 as u64),
+            2 => return shadow.as_ref().map_or(0, |shadow| shadow.usage().0 as u64),
+            _ => {}
+        }
+        let index = index - VM_NAMES.len();
+        match index.checked_sub(Counter::NAMES.len()) {
+            Some(index) => shadow.as_ref().map_or(0, |shadow| shadow.counter(index)),
+            None => vcpus.iter().fold(0, |sum: u64, v| sum.wrapping_add(v.stats.get(index))),
         }
     }
 

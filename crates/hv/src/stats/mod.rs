@@ -37,7 +37,7 @@ counters! {
         ExitHypercall = "hypercalls",
         ExitPio = "io_exits",
         ExitCr = "exit_cr",
-        ExitNestedPageFault = "pf_taken",
+        ExitPageFault = "pf_taken",
         ExitEmulate = "exit_emulate",
         ExitException = "exit_exception",
         ExitOther = "exit_other",

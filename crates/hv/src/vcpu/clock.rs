@@ -1,7 +1,6 @@
 //! Time as a vCPU's guest reads it: the time-stamp counter, and the structures of kvmclock in guest memory.
 use core::marker::PhantomData;
 
-use mmu::PhysMem;
 use platform::Platform;
 
 use crate::{
@@ -126,9 +125,7 @@ pub(crate) struct ClockWriter<'a, P: Platform> {
 impl<P: Platform> ClockWriter<'_, P> {
     fn write(&self, gpa: u64, bytes: &[u8]) {
         // A guest that points the clock at no memory gets none.
-        if let Some(view) = self.vm.memory.view(self.reader) {
-            let _ = view.write(gpa, bytes);
-        }
+        let _ = self.vm.write_guest(self.reader, gpa, bytes);
     }
 
     /// `pvclock_vcpu_time_info`: version, padding, TSC and nanoseconds of one moment, scale, flags. The version is odd

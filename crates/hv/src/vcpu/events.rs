@@ -12,6 +12,8 @@ use crate::backend::{Event, EventKind};
 pub(crate) struct Events {
     /// To be injected again.
     pub(crate) injected: Option<Event>,
+    /// An interrupt or NMI whose delivery has met an exception: injected again when the guest can take it.
+    pub(crate) deferred: Option<Event>,
     /// Raised by the hypervisor or the client, not yet injected.
     pub(crate) exception: Option<Exception>,
     /// Vectors from KVM_INTERRUPT and SREGS, for a vCPU without a local APIC in the hypervisor.
@@ -30,6 +32,12 @@ impl Events {
         });
         let Some(first) = first else {
             self.exception = Some(new);
+            // INT n is executed again when the handler returns, but an interrupt would be lost.
+            if let Some(interrupted) = self.injected.take()
+                && matches!(interrupted.kind, EventKind::Interrupt(_) | EventKind::Nmi)
+            {
+                self.deferred = Some(interrupted);
+            }
             return;
         };
         let page_fault = first.vector == Vector::PF;
@@ -70,7 +78,8 @@ impl Events {
     /// KVM_GET_SREGS' bitmap: what the client has queued, and an interrupt whose delivery was cut short.
     pub(crate) fn interrupt_bitmap(&self) -> [u64; 4] {
         let mut bitmap = self.client_irqs;
-        if let Some(Event { kind: EventKind::Interrupt(vector) }) = self.injected {
+        for Event { kind } in [self.injected, self.deferred].into_iter().flatten() {
+            let EventKind::Interrupt(vector) = kind else { continue };
             bitmap[usize::from(vector >> 6)] |= 1 << (vector & 63);
         }
         bitmap
@@ -79,8 +88,8 @@ impl Events {
     /// KVM_SET_SREGS' bitmap.
     pub(crate) fn set_interrupt_bitmap(&mut self, bitmap: [u64; 4]) {
         self.client_irqs = bitmap;
-        if let Some(Event { kind: EventKind::Interrupt(_) }) = self.injected {
-            self.injected = None;
+        for event in [&mut self.injected, &mut self.deferred] {
+            event.take_if(|event| matches!(event.kind, EventKind::Interrupt(_)));
         }
     }
 
@@ -124,8 +133,11 @@ mod tests {
         let interrupt = Event { kind: EventKind::Interrupt(0x31) };
         let mut events = Events { injected: Some(interrupt), ..Events::default() };
         events.raise(Exception::plain(Vector::UD));
-        assert_eq!(events.injected, Some(interrupt));
+        // The handler of the exception first, then the interrupt.
+        assert_eq!((events.injected, events.deferred), (None, Some(interrupt)));
         assert_eq!(events.interrupt_bitmap(), [1 << 0x31, 0, 0, 0]);
+        events.set_interrupt_bitmap([0; 4]);
+        assert_eq!(events.deferred, None);
     }
 
     #[test]

@@ -27,8 +27,11 @@ impl<B: Backend> Run<'_, B> {
             self.inner.cpu.inject(event);
         }
         let blocked = self.interrupts_blocked();
-        let interrupt = self.waiting_interrupt().is_some() || self.window && self.client_interrupts();
-        let nmi = self.shared.lapic.nmi_count() != 0;
+        let deferred = self.inner.events.deferred.map(|event| event.kind);
+        let interrupt = self.waiting_interrupt().is_some()
+            || self.window && self.client_interrupts()
+            || matches!(deferred, Some(EventKind::Interrupt(_)));
+        let nmi = self.shared.lapic.nmi_count() != 0 || deferred == Some(EventKind::Nmi);
         self.inner.cpu.request_window(interrupt && !blocked, nmi && !blocked);
     }
 
@@ -62,6 +65,13 @@ impl<B: Backend> Run<'_, B> {
         if shadow != Shadow::MovSs && !nmi_blocked && self.shared.lapic.take_nmi() {
             stats.count(Counter::NmiInjections);
             return Some(Event { kind: EventKind::Nmi });
+        }
+        if let Some(event) = self.inner.events.deferred
+            && (if event.kind == EventKind::Nmi { shadow != Shadow::MovSs && !nmi_blocked } else { interruptible })
+        {
+            self.inner.events.deferred = None;
+            stats.count(Counter::Reinjections);
+            return Some(event);
         }
         if !interruptible {
             return None;
@@ -110,7 +120,8 @@ impl<B: Backend> Run<'_, B> {
 
     /// `ready_for_interrupt_injection`: an interrupt that the client queues now would be taken at the next entry.
     pub(super) fn ready_for_interrupt(&mut self) -> bool {
-        if self.inner.events.occupied() || self.inner.events.client_irq().is_some() {
+        let events = &self.inner.events;
+        if events.occupied() || events.deferred.is_some() || events.client_irq().is_some() {
             return false;
         }
         self.client_interrupts() && interruptible(self.inner.cpu.registers(Groups::GENERAL))

@@ -6,6 +6,7 @@ mod events;
 mod fpu;
 mod inject;
 mod ioctl;
+mod mmu;
 mod mp_state;
 mod msr;
 mod para_2007;
@@ -33,6 +34,7 @@ use crate::{
 pub(crate) use apic::LocalApic;
 pub(crate) use clock::{PvClock, Tsc};
 pub(crate) use events::Events;
+pub(crate) use mmu::VcpuMmu;
 pub(crate) use mp_state::MpState;
 #[cfg(test)]
 pub(crate) use msr::is_active as is_active_msr;
@@ -66,11 +68,21 @@ struct Processor<B: Backend> {
     has_signal_mask: AtomicBool,
 }
 
+impl<B: Backend> Drop for Processor<B> {
+    fn drop(&mut self) {
+        let vm = self.vm.shared();
+        if let Some(shadow) = &vm.shadow {
+            vm.fulfil(shadow, shadow.unload_root(self.index));
+        }
+    }
+}
+
 /// What only the thread inside an ioctl of this vCPU reaches.
 pub(crate) struct Inner<B: Backend> {
     pub(crate) cpu: B::Vcpu,
     pub(crate) events: Events,
     pub(crate) tx: Transaction,
+    pub(crate) mmu: VcpuMmu<B::Platform>,
     pub(crate) cpuid: Cpuid,
     /// What the table offers, within what the back end can do.
     pub(crate) features: Features,
@@ -108,6 +120,7 @@ impl<B: Backend> Vcpu<B> {
             cpu,
             events: Events::default(),
             tx: Transaction::default(),
+            mmu: VcpuMmu::default(),
             cpuid: Cpuid::default(),
             features: Features::empty(),
             xcr0: 1,

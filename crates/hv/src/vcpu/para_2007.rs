@@ -26,11 +26,13 @@ pub(super) fn announce<P: Platform>(
     if !gpa.is_multiple_of(PAGE_SIZE) || view.read(gpa, para.bytes_mut()).is_err() {
         return Err(Refused::Invalid);
     }
+    drop(view);
+    let write = |gpa, bytes: &[u8]| vm.write_guest(reader, gpa, bytes);
     let code = if features.contains(Features::AMD) { VMMCALL } else { VMCALL };
     let fits = para.hypercall_gpa % PAGE_SIZE <= PAGE_SIZE - code.len() as u64;
-    let good = para.guest_version >= KVM_PARA_API_VERSION && fits && view.write(para.hypercall_gpa, &code).is_ok();
+    let good = para.guest_version >= KVM_PARA_API_VERSION && fits && write(para.hypercall_gpa, &code).is_ok();
     para.host_version = KVM_PARA_API_VERSION;
     para.ret = if good { OK } else { EINVAL };
-    view.write(gpa, para.bytes()).map_err(|_| Refused::Invalid)?;
+    write(gpa, para.bytes()).map_err(|_| Refused::Invalid)?;
     Ok(good)
 }

@@ -125,17 +125,18 @@ impl<B: Backend> Run<'_, B> {
                 self.shared.stats.count(Counter::RequestIrqExits);
                 return self.page.reason(KVM_EXIT_IRQ_WINDOW_OPEN);
             }
+            let root = self.load_root(cx)?;
             self.prepare_events();
             if !self.in_use.enter_guest() {
                 self.take_back();
                 continue;
             }
-            let env = Env {
-                memory: &self.vm.memory,
-                reader: self.index,
-                requests: &self.shared.requests,
-                root: mmu::shadow::Root::NONE,
-            };
+            if self.root_is_stale() {
+                self.in_use.left_guest();
+                self.take_back();
+                continue;
+            }
+            let env = Env { memory: &self.vm.memory, reader: self.index, requests: &self.shared.requests, root };
             let exit = self.inner.cpu.enter(&env);
             self.in_use.left_guest();
             self.take_back();

@@ -89,6 +89,15 @@ impl<P: Platform> VcpuShared<P> {
         if self.requests.load(SeqCst) == 0 { 0 } else { self.requests.swap(0, SeqCst) }
     }
 
+    /// Waits until the vCPU is not in the guest with [`request::TLB_FLUSH_PHYSICAL`], which the caller has set, still to
+    /// be taken. What it does outside meanwhile it does without its translations.
+    pub(crate) fn wait_left(&self) {
+        fence(SeqCst);
+        while self.mode.load(SeqCst) == IN_GUEST && self.requests.load(SeqCst) & request::TLB_FLUSH_PHYSICAL != 0 {
+            P::spin();
+        }
+    }
+
     /// Waits until the vCPU has taken [`request::TLB_FLUSH_PHYSICAL`], which the caller has set, or is outside.
     pub(crate) fn wait_flushed(&self, cx: &MaySleep) {
         fence(SeqCst);

@@ -15,7 +15,7 @@ impl<B: Backend> Inner<B> {
     pub(super) fn get_events(&mut self, vm: &VmShared<B::Platform>, lapic: &LapicShared) -> KvmVcpuEvents {
         let payloads = vm.settings.exception_payload.load(SeqCst);
         let mut e = KvmVcpuEvents::default();
-        match self.events.injected.map(|e| e.kind) {
+        match self.events.injected.or(self.events.deferred).map(|e| e.kind) {
             Some(EventKind::Exception(x)) => {
                 put_exception(&mut e, &x);
                 e.exception.injected = 1;

@@ -27,10 +27,17 @@ impl<B: Backend> Vm<B> {
                     return Err(Errno::EINVAL);
                 }
                 self.shared().settings.mmu_pages.store(arg, SeqCst);
+                if let Some(shadow) = &self.shared().shadow {
+                    let limit = usize::try_from(arg).unwrap_or(usize::MAX);
+                    self.shared().settle(shadow, shadow.set_limit(limit))?;
+                }
                 Ok(Outcome::OK)
             }
             KVM_GET_NR_MMU_PAGES => {
-                let pages = self.shared().settings.mmu_pages.load(SeqCst);
+                let pages = match &self.shared().shadow {
+                    Some(shadow) => shadow.usage().0 as u64,
+                    None => self.shared().settings.mmu_pages.load(SeqCst),
+                };
                 Ok(Outcome::Value(i32::try_from(pages).unwrap_or(i32::MAX)))
             }
             KVM_SET_TSS_ADDR => self.set_tss_addr(arg),

@@ -1,7 +1,8 @@
 //! Memory slots, aliases and the dirty log.
 use abi::{KvmClearDirtyLog, KvmDirtyLog, KvmMemoryAlias, KvmMemoryRegion, KvmUserspaceMemoryRegion};
 use alloc::vec::Vec;
-use mmu::{Change, OwnedMemory, SlotError, slots::Region};
+use core::ops::Range;
+use mmu::{AddressSpace, Change, ChangeKind, OwnedMemory, SlotError, slots::Region};
 use platform::{MaySleep, Pages, Platform};
 
 use super::Vm;
@@ -30,7 +31,7 @@ impl<B: Backend> Vm<B> {
         let region = Region::user(&region)?;
         // It may delete a slot of the other kind.
         let mut owned = self.0.owned.lock();
-        let change = self.shared().memory.set_user_region(&region, cx)?;
+        let change = self.change_slots(|memory| memory.set_user_region(&region, cx), region.frames(), cx)?;
         self.slot_changed(&mut owned, change, cx)
     }
 
@@ -46,8 +47,32 @@ impl<B: Backend> Vm<B> {
             owned.0.push(pages);
             Ok(at)
         };
-        let change = self.shared().memory.set_owned_region(&region, map, cx)?;
+        let change = self.change_slots(|memory| memory.set_owned_region(&region, map, cx), region.frames(), cx)?;
         self.slot_changed(&mut owned, change, cx)
+    }
+
+    /// Runs `change`, and takes away what the shadow tables have made of the slots before. `logged` are the frames of the
+    /// slot whose flags may have changed.
+    fn change_slots(
+        &self,
+        change: impl FnOnce(&AddressSpace<B::Platform>) -> Result<Change, SlotError>,
+        logged: Range<u64>,
+        cx: &MaySleep,
+    ) -> Result<Change, Errno> {
+        let vm = self.shared();
+        let Some(shadow) = &vm.shadow else { return Ok(change(&vm.memory)?) };
+        shadow.slots_change();
+        let result = change(&vm.memory);
+        let kind = result.as_ref().map_or(ChangeKind::Nothing, |change| change.kind);
+        let stale = matches!(kind, ChangeKind::Delete | ChangeKind::Move | ChangeKind::Alias);
+        let pages = vm.memory.locked(cx).slots().iter().map(|slot| slot.pages).sum();
+        let ended = shadow.slots_changed(stale, pages, cx, || vm.vcpus.flush_tlbs());
+        let change = result?;
+        ended?;
+        if kind == ChangeKind::Flags {
+            vm.settle(shadow, shadow.log_writes(logged))?;
+        }
+        Ok(change)
     }
 
     /// Completes a change of the slots, and gives back memory that no vCPU uses any more.
@@ -70,7 +95,7 @@ impl<B: Backend> Vm<B> {
 
     pub(super) fn set_memory_alias(&self, arg: u64, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
         let alias: KvmMemoryAlias = uaccess::get::<Mem<B>, _>(arg)?;
-        let change = self.shared().memory.set_alias(&alias, cx)?;
+        let change = self.change_slots(|memory| memory.set_alias(&alias, cx), 0..0, cx)?;
         self.complete(change, cx)
     }
 
@@ -84,22 +109,41 @@ impl<B: Backend> Vm<B> {
 
     pub(super) fn get_dirty_log(&self, arg: u64, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
         let log: KvmDirtyLog = uaccess::get::<Mem<B>, _>(arg)?;
-        let taken = self.shared().memory.get_dirty_log(&log, cx);
-        self.pages_cleaned(taken, cx)
+        self.clean(|memory, cleaned| memory.get_dirty_log(&log, cx, cleaned), cx)
     }
 
     pub(super) fn clear_dirty_log(&self, arg: u64, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
         let log: KvmClearDirtyLog = uaccess::get::<Mem<B>, _>(arg)?;
-        let cleaned = self.shared().memory.clear_dirty_log(&log, cx);
-        self.pages_cleaned(cleaned, cx)
+        self.clean(|memory, cleaned| memory.clear_dirty_log(&log, cx, cleaned), cx)
     }
 
     /// Takes write translations away, so that the next write to a clean page is logged. What failed half-way has
     /// cleaned pages too.
-    fn pages_cleaned(&self, any: Result<bool, SlotError>, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
+    fn clean(
+        &self,
+        take: impl FnOnce(&AddressSpace<B::Platform>, &mut dyn FnMut(u64, u64)) -> Result<bool, SlotError>,
+        cx: &MaySleep,
+    ) -> Result<Outcome<B>, Errno> {
+        let vm = self.shared();
+        let mut protected = Ok(());
+        let mut due = None;
+        let any = take(&vm.memory, &mut |first, bits| {
+            if let Some(shadow) = &vm.shadow {
+                let (result, next) = shadow.pages_cleaned(first, bits);
+                protected = protected.and(result);
+                due = Some(match due.take() {
+                    Some(due) => next.and(due),
+                    None => next,
+                });
+            }
+        });
         if any != Ok(false) {
-            self.vcpus().flush_physical(cx);
+            vm.vcpus.flush_physical(cx);
         }
+        if let (Some(shadow), Some(due)) = (&vm.shadow, due) {
+            vm.fulfil(shadow, due);
+        }
+        protected?;
         any?;
         Ok(Outcome::OK)
     }

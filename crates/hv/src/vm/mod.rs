@@ -10,14 +10,18 @@ mod irq;
 mod irqfd;
 mod memory;
 mod resample;
+mod shadow;
 mod vcpus;
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use mmu::AddressSpace;
+use mmu::{AddressSpace, shadow::Shadow};
 use platform::{MaySleep, Mutex, Platform, Shared, lock::rank};
 
-use crate::{Errno, Kvm, backend::Backend};
+use crate::{
+    Errno, Kvm,
+    backend::{Backend, Translation},
+};
 pub(crate) use bus::{Bus, Device, Space};
 pub(crate) use chips::{Chips, Irqchip};
 pub(crate) use clock::Clock;
@@ -61,6 +65,8 @@ struct Machine<B: Backend> {
 /// timer, which the end of [`Machine`] takes away.
 pub(crate) struct VmShared<P: Platform> {
     pub(crate) memory: AddressSpace<P>,
+    /// For back ends whose processors walk shadow tables.
+    pub(crate) shadow: Option<Shadow<P>>,
     pub(crate) vcpus: Vcpus<P>,
     pub(crate) chips: Chips<P>,
     pub(crate) bus: Bus<P>,
@@ -92,6 +98,10 @@ impl<B: Backend> Vm<B> {
     pub(crate) fn create(kvm: &Kvm<B>, number: u32, cx: &MaySleep) -> Result<Self, Errno> {
         let shared = Shared::try_new(VmShared {
             memory: AddressSpace::new(MAX_VCPUS, cx)?,
+            shadow: match kvm.backend().translation() {
+                Translation::Slots => None,
+                Translation::Shadow => Some(Shadow::new(MAX_VCPUS, cx)?),
+            },
             vcpus: Vcpus::new()?,
             chips: Chips::new()?,
             bus: Bus::new()?,

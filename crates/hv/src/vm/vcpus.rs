@@ -74,6 +74,15 @@ impl<P: Platform> Vcpus<P> {
         }
     }
 
+    /// Makes every vCPU forget its translations, and returns when each is outside the guest and will do so before it
+    /// enters, or has done so. Neither sleeps nor allocates; a vCPU that is not in the guest itself may call it.
+    pub(crate) fn flush_tlbs(&self) {
+        self.request_all(request::TLB_FLUSH_PHYSICAL);
+        for vcpu in self.iter() {
+            vcpu.wait_left();
+        }
+    }
+
     /// Makes every vCPU forget translations of guest-physical memory, and returns when each has, at an instruction
     /// boundary, or is outside the guest (and will before it enters).
     pub(crate) fn flush_physical(&self, cx: &MaySleep) {

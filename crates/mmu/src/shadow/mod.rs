@@ -1,4 +1,181 @@
-//! Shadow paging: tables for the processor to walk, made of the guest's tables.
+//! Shadow paging: tables for the processor to walk, made of the guest's tables, page fault by page fault.
+//!
+//! The processor must not use the guest's own tables, as they speak of guest-physical memory. It walks *shadow pages*
+//! instead ([`page`]). Each stands for one table of the guest, seen in one [`role`], and is found by the table's frame
+//! and that role, so that it serves every address space that uses the table and is still there when one comes back. A
+//! shadow entry ([`spte`]) is made when the processor faults for want of it ([`fault`]), of the guest's entry ([`expect`]).
+//! From then on the guest must not change its entry unseen: the frames of shadowed tables are write-protected, by way of
+//! the reverse map ([`rmap`]) from each frame to all entries that map it, and writes to them are emulated and
+//! applied here ([`write`]). The host may take pages back ([`invalidate`]); the number of shadow pages is bounded ([`reclaim`]).
+//! Paging off, and later nested paging, use the same pages in a direct role that has no guest table.
+//!
+//! # Locking
+//! Everything is under the MMU lock of the VM ([`tables`]), which is held for moments, never over a sleep, an allocation or
+//! a wait. What is read without it is in `Open`. Memory comes from a [`Cache`] that was filled before.
+//!
+//! # Flushing
+//! Processors remember translations. Whatever takes one away returns a [`FlushDue`], to be fulfilled after the
+//! lock has been given back and before anybody relies on the change; a shadow page is freed only then (`life`). Before the
+//! entries of a guest table are read for the first time, every processor has forgotten that it could write there.
+//!
+//! # If something is wrong
+//! Pages refer to each other by places and generations, not by pointers. A reference that finds nothing, or an entry that
+//! is not what its neighbours say, ends the VM ([`ShadowError::Dead`], EIO); it cannot harm the host. [`audit`]
+//! looks whether everything agrees.
+mod arena;
+mod audit;
+mod cache;
+mod expect;
+mod fault;
+mod invalidate;
+mod life;
+mod open;
+mod page;
+mod reclaim;
+mod rmap;
+mod role;
 mod root;
+mod roots;
+mod spte;
+mod stats;
+mod tables;
+mod write;
 
+use core::{fmt, sync::atomic::Ordering::SeqCst};
+
+use platform::{MaySleep, OutOfMemory, Platform, Shared, SpinLock, lock::rank};
+
+use crate::{AddressSpace, walk::Paging};
+use arena::Corrupt;
+use open::Open;
+use tables::Tables;
+
+pub use audit::{AuditError, Finding, Report, Rule};
+pub use cache::Cache;
+pub use fault::Resolved;
+pub use life::FlushDue;
+pub use reclaim::LEAST_PAGES;
 pub use root::Root;
+pub use stats::Counter;
+pub use write::Written;
+
+/// Why shadow paging cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShadowError {
+    /// No memory for shadow pages: ENOMEM. Nothing has changed.
+    OutOfMemory,
+    /// The tables were found in disorder: the VM is over, EIO.
+    Dead,
+}
+
+impl fmt::Display for ShadowError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OutOfMemory => "out of memory for shadow pages",
+            Self::Dead => "shadow tables in disorder: the virtual machine is stopped",
+        })
+    }
+}
+
+/// The shadow tables of a VM.
+pub struct Shadow<P: Platform> {
+    tables: SpinLock<P, Tables<P>>,
+    open: Shared<Open>,
+}
+
+impl<P: Platform> fmt::Debug for Shadow<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shadow").finish_non_exhaustive()
+    }
+}
+
+impl<P: Platform> Shadow<P> {
+    /// Empty tables for vCPUs 0 to `vcpus - 1`.
+    pub fn new(vcpus: usize, _cx: &MaySleep) -> Result<Self, OutOfMemory> {
+        let open = Shared::try_new(Open::new(vcpus)?)?;
+        let tables = Tables::new(open.clone(), vcpus, LEAST_PAGES)?;
+        Ok(Self { tables: SpinLock::<P, _>::new(rank::MMU, tables)?, open })
+    }
+
+    /// Runs `f` with the lock held. What is due for what it did comes back beside its result, also if it failed. A
+    /// failure for disorder is the VM's last.
+    fn locked<R, E: From<Corrupt> + PartialEq>(
+        &self,
+        f: impl FnOnce(&mut Tables<P>) -> Result<R, E>,
+    ) -> (Result<R, E>, FlushDue<P>) {
+        let mut tables = self.tables.lock();
+        if self.open.dead.load(SeqCst) {
+            return (Err(Corrupt.into()), tables.take_due());
+        }
+        let result = f(&mut tables);
+        if result.as_ref().err() == Some(&E::from(Corrupt)) {
+            self.open.dead.store(true, SeqCst);
+        }
+        (result, tables.take_due())
+    }
+
+    /// Does what is due after a change, without the MMU lock. `flush` makes every vCPU of the VM forget its translations, and
+    /// returns when each has done so or is outside the guest and will before it enters. It is not called if
+    /// somebody else's flush has come late enough.
+    pub fn fulfil(&self, due: FlushDue<P>, flush: impl FnOnce()) {
+        due.fulfil(&self.open.flushes, flush);
+    }
+
+    /// Whether nothing is due: [`Self::fulfil`] would neither flush nor free.
+    pub fn is_nothing(&self, due: &FlushDue<P>) -> bool {
+        due.is_nothing(&self.open.flushes)
+    }
+
+    /// The root that vCPU `vcpu` (its reader number too) has to walk while its registers say `paging`. If it is another one
+    /// than before, the vCPU flushes its own translations before it enters. `flush` is as for [`Self::fulfil`].
+    pub fn load_root(
+        &self,
+        vcpu: usize,
+        paging: &Paging,
+        memory: &AddressSpace<P>,
+        cache: &mut Cache<P>,
+        cx: &MaySleep,
+        mut flush: impl FnMut(),
+    ) -> Result<Root, ShadowError> {
+        loop {
+            cache.fill(&self.open, cx)?;
+            let (result, due) = self.locked(|tables| {
+                cache.give_room(tables);
+                tables.stay_bounded()?;
+                let view = memory.view(vcpu).ok_or(Corrupt)?;
+                tables.load_root(vcpu, paging, cache, |gfn| view.unalias(gfn))
+            });
+            cache.tidy(&self.open);
+            self.fulfil(due, &mut flush);
+            match result {
+                Ok(root) => return Ok(root),
+                Err(fault::Stop::Short | fault::Stop::Again) => {}
+                Err(fault::Stop::Corrupt) => return Err(ShadowError::Dead),
+            }
+        }
+    }
+
+    /// Whether vCPU `vcpu` has to load its root again, although its registers have not changed. Without a lock; asked
+    /// after "in the guest" has been published, so that a root that goes away later makes the vCPU leave again.
+    pub fn root_is_stale(&self, vcpu: usize) -> bool {
+        self.open.stale_root(vcpu).is_some_and(|stale| stale.load(SeqCst))
+    }
+
+    /// The vCPU walks nothing any more.
+    pub fn unload_root(&self, vcpu: usize) -> FlushDue<P> {
+        self.locked(|tables| tables.unload_root(vcpu)).1
+    }
+
+    /// Whether frame `gfn` (no alias) holds a guest table that is shadowed.
+    #[cfg(feature = "testing")]
+    pub fn shadows(&self, gfn: u64) -> bool {
+        let (result, due) = self.locked(|tables| tables.is_table(gfn));
+        due.abandon();
+        result.unwrap_or(true)
+    }
+
+    /// The values of [`Counter`], in order.
+    pub fn counter(&self, index: usize) -> u64 {
+        self.open.counters.get(index)
+    }
+}

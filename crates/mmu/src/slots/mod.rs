@@ -162,4 +162,10 @@ impl<P: Platform> Snapshot<P> {
             dirty.mark(gfn - slot.base);
         }
     }
+
+    /// Whether `gfn` is marked in the dirty log of its slot.
+    pub fn is_dirty(&self, gfn: u64) -> bool {
+        let gfn = self.unalias(gfn);
+        self.find(gfn, 0).is_some_and(|(_, slot)| slot.dirty.as_ref().is_some_and(|log| log.is_marked(gfn - slot.base)))
+    }
 }

@@ -1,5 +1,6 @@
 //! The arguments of `KVM_SET_USER_MEMORY_REGION` and `KVM_SET_MEMORY_REGION`, and the checks they must pass.
 use abi::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KvmMemoryRegion, KvmUserspaceMemoryRegion};
+use core::ops::Range;
 use platform::{Hva, Platform};
 use x86::paging::{PAGE_SHIFT, PAGE_SIZE};
 
@@ -49,6 +50,11 @@ impl Region {
     /// Checks the argument of 2007's `KVM_SET_MEMORY_REGION`.
     pub fn owned(arg: &KvmMemoryRegion) -> Result<Self, SlotError> {
         Self::check(arg.slot, arg.flags, KVM_MEM_LOG_DIRTY_PAGES, arg.guest_phys_addr, arg.memory_size, None)
+    }
+
+    /// The frames that it serves, or served.
+    pub fn frames(&self) -> Range<u64> {
+        self.base..self.base + self.pages
     }
 
     fn check(id: u32, flags: u32, allowed: u32, gpa: u64, bytes: u64, hva: Option<Hva>) -> Result<Self, SlotError> {

@@ -128,10 +128,11 @@ impl<P: Platform> AddressSpace<P> {
     /// An empty address space for `readers` vCPUs, numbered from 0.
     pub fn new(readers: usize, _cx: &MaySleep) -> Result<Self, OutOfMemory> {
         let mut hints = Vec::new();
+        // Two readers more: the holder of the MMU lock, and behind all others the holder of the lock here.
+        let readers = readers.checked_add(1).ok_or(OutOfMemory)?;
         hints.try_reserve_exact(readers).map_err(|_| OutOfMemory)?;
         hints.extend((0..readers).map(|_| Hint(AtomicUsize::new(0))));
         Ok(Self {
-            // One reader more: the holder of the lock.
             published: Published::new(Snapshot::empty(), readers.checked_add(1).ok_or(OutOfMemory)?)?,
             settings: Mutex::<P, _>::new(rank::SLOTS, Settings { manual: ManualProtect::default() })?,
             generation: AtomicU64::new(0),
@@ -147,10 +148,20 @@ impl<P: Platform> AddressSpace<P> {
     /// A view for reader `reader` (its vCPU index). None for a number out of range or in use.
     #[inline]
     pub fn view(&self, reader: usize) -> Option<View<'_, P>> {
+        if reader + 1 < self.hints.len() { self.view_as(reader) } else { None }
+    }
+
+    #[inline]
+    fn view_as(&self, reader: usize) -> Option<View<'_, P>> {
         let hint = &self.hints.get(reader)?.0;
         let section = self.published.read(reader);
         debug_assert!(section.is_some(), "reader {reader} is inside a view already");
         Some(View { section: section?, hint })
+    }
+
+    /// A view for a holder of the MMU lock who is no vCPU and must not sleep.
+    pub(crate) fn notifier_view(&self) -> Option<View<'_, P>> {
+        self.view_as(self.hints.len().checked_sub(1)?)
     }
 
     /// A view for a thread that is no vCPU, or none of this VM.
@@ -255,26 +266,41 @@ impl<P: Platform> AddressSpace<P> {
 
     /// `KVM_GET_DIRTY_LOG`: copies the log to the client, and takes it unless protection is manual. True: before it
     /// returns to the client, the caller makes every vCPU drop its write translations, as for [`Change::flush`].
-    pub fn get_dirty_log(&self, arg: &KvmDirtyLog, _cx: &MaySleep) -> Result<bool, SlotError> {
+    ///
+    /// `cleaned` is called, with the slots locked, for each 64 pages of which bits have been taken: with the first frame of
+    /// them and the bits.
+    pub fn get_dirty_log(
+        &self,
+        arg: &KvmDirtyLog,
+        _cx: &MaySleep,
+        cleaned: impl FnMut(u64, u64),
+    ) -> Result<bool, SlotError> {
         let (settings, now) = self.lock();
         let take = !settings.manual.enabled;
-        let log = Self::log(&now, arg.slot)?;
-        log.copy_out::<P::Memory>(Hva(arg.dirty_bitmap), take).map(|any| any && take)
+        let (base, log) = Self::log(&now, arg.slot)?;
+        let cleaned = cleaned_from(base, cleaned);
+        log.copy_out::<P::Memory>(Hva(arg.dirty_bitmap), take, cleaned).map(|any| any && take)
     }
 
     /// `KVM_CLEAR_DIRTY_LOG`: cleans the pages that the client names. The result is as of
-    /// [`AddressSpace::get_dirty_log`].
-    pub fn clear_dirty_log(&self, arg: &KvmClearDirtyLog, _cx: &MaySleep) -> Result<bool, SlotError> {
+    /// [`AddressSpace::get_dirty_log`], and so is `cleaned`.
+    pub fn clear_dirty_log(
+        &self,
+        arg: &KvmClearDirtyLog,
+        _cx: &MaySleep,
+        cleaned: impl FnMut(u64, u64),
+    ) -> Result<bool, SlotError> {
         let (_settings, now) = self.lock();
-        let log = Self::log(&now, arg.slot)?;
-        log.clear::<P::Memory>(arg.first_page, arg.num_pages.into(), Hva(arg.dirty_bitmap))
+        let (base, log) = Self::log(&now, arg.slot)?;
+        let cleaned = cleaned_from(base, cleaned);
+        log.clear::<P::Memory>(arg.first_page, arg.num_pages.into(), Hva(arg.dirty_bitmap), cleaned)
     }
 
-    fn log(now: &Snapshot<P>, id: u32) -> Result<&Bitmap, SlotError> {
+    fn log(now: &Snapshot<P>, id: u32) -> Result<(u64, &Bitmap), SlotError> {
         if id >= NR_MEMSLOTS {
             return Err(SlotError::Invalid);
         }
-        now.slot(id).and_then(Slot::dirty).ok_or(SlotError::NotFound)
+        now.slot(id).and_then(|slot| Some((slot.base, slot.dirty()?))).ok_or(SlotError::NotFound)
     }
 
     /// Takes the lock, and looks at the snapshot under it. The lock makes the section of the last reader unique.
@@ -298,4 +324,9 @@ impl<P: Platform> AddressSpace<P> {
         drop(self.published.replace::<P>(next, cx));
         self.generation.fetch_add(1, Ordering::AcqRel) + 1
     }
+}
+
+/// The same with frame numbers instead of pages of a slot that begins at frame `base`.
+fn cleaned_from(base: u64, mut cleaned: impl FnMut(u64, u64)) -> impl FnMut(u64, u64) {
+    move |page, bits| cleaned(base + page, bits)
 }

@@ -56,11 +56,30 @@ const ATTEMPTS: u32 = 16;
 /// Most levels of tables in any mode.
 const LEVELS: usize = 5;
 
-/// An entry on the way, to be given its accessed bit.
-#[derive(Clone, Copy, Default)]
-struct Step {
-    gpa: u64,
-    entry: u64,
+/// An entry that a walk used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// Guest-physical address of the entry.
+    pub gpa: u64,
+    /// Its value, with the accessed and dirty bits that the walk has set.
+    pub entry: u64,
+}
+
+/// The entries in memory that a walk used, from the top.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Trace {
+    steps: [Step; LEVELS],
+    used: usize,
+}
+
+impl Trace {
+    /// Most entries of a walk.
+    pub const MOST: usize = LEVELS;
+
+    /// The entries.
+    pub fn steps(&self) -> &[Step] {
+        self.steps.get(..self.used).unwrap_or_default()
+    }
 }
 
 /// Translates `gva` for an access `request`, and sets accessed and dirty bits if it is allowed.
@@ -70,9 +89,25 @@ struct Step {
 pub fn walk<M: TableMemory>(memory: &M, paging: &Paging, gva: u64, request: Request) -> Result<Translation, WalkError> {
     match paging.mode {
         PagingMode::Off => Ok(Translation { gpa: gva & 0xffff_ffff, page_shift: 32, rights: Rights::ALL }),
-        PagingMode::Bits32 => walk_tables::<M, u32, true>(memory, paging, gva, request),
-        _ => walk_tables::<M, u64, true>(memory, paging, gva, request),
+        PagingMode::Bits32 => walk_tables::<M, u32, true>(memory, paging, gva, request, &mut Trace::default()),
+        _ => walk_tables::<M, u64, true>(memory, paging, gva, request, &mut Trace::default()),
     }
+}
+
+/// The same as [`walk`], and tells which entries led to a translation.
+pub fn walk_traced<M: TableMemory>(
+    memory: &M,
+    paging: &Paging,
+    gva: u64,
+    request: Request,
+) -> (Result<Translation, WalkError>, Trace) {
+    let mut trace = Trace::default();
+    let result = match paging.mode {
+        PagingMode::Off => walk(memory, paging, gva, request),
+        PagingMode::Bits32 => walk_tables::<M, u32, true>(memory, paging, gva, request, &mut trace),
+        _ => walk_tables::<M, u64, true>(memory, paging, gva, request, &mut trace),
+    };
+    (result, trace)
 }
 
 /// KVM_TRANSLATE: where `gva` leads for a supervisor's read, without any change to the tables. None: nowhere.
@@ -80,8 +115,8 @@ pub fn translate<M: TableMemory>(memory: &M, paging: &Paging, gva: u64) -> Optio
     let request = Request::READ.lift_smap();
     match paging.mode {
         PagingMode::Off => walk(memory, paging, gva, request),
-        PagingMode::Bits32 => walk_tables::<M, u32, false>(memory, paging, gva, request),
-        _ => walk_tables::<M, u64, false>(memory, paging, gva, request),
+        PagingMode::Bits32 => walk_tables::<M, u32, false>(memory, paging, gva, request, &mut Trace::default()),
+        _ => walk_tables::<M, u64, false>(memory, paging, gva, request, &mut Trace::default()),
     }
     .ok()
 }
@@ -93,9 +128,10 @@ fn walk_tables<M: TableMemory, W: Word, const UPDATE: bool>(
     paging: &Paging,
     gva: u64,
     request: Request,
+    trace: &mut Trace,
 ) -> Result<Translation, WalkError> {
     for _ in 0..ATTEMPTS {
-        if let Some(done) = attempt::<M, W, UPDATE>(memory, paging, gva, request)? {
+        if let Some(done) = attempt::<M, W, UPDATE>(memory, paging, gva, request, trace)? {
             return Ok(done);
         }
     }
@@ -109,12 +145,13 @@ fn attempt<M: TableMemory, W: Word, const UPDATE: bool>(
     paging: &Paging,
     gva: u64,
     request: Request,
+    trace: &mut Trace,
 ) -> Result<Option<Translation>, WalkError> {
     // Index bits a level: 10 of 4-byte entries, 9 of 8-byte ones.
     let index_bits = if W::BYTES == 4 { 10 } else { 9 };
     let code = request.fault_code(paging);
-    let mut steps = [Step::default(); LEVELS];
-    let mut used = 0;
+    let Trace { steps, used } = trace;
+    *used = 0;
     let mut rights = bits::W | bits::U;
     let mut no_execute = 0;
     let (mut table, mut level) = (paging.root, paging.levels);
@@ -142,8 +179,8 @@ fn attempt<M: TableMemory, W: Word, const UPDATE: bool>(
         }
         rights &= entry;
         no_execute |= entry;
-        steps[used] = Step { gpa, entry };
-        used += 1;
+        steps[*used] = Step { gpa, entry };
+        *used += 1;
         if !leaf {
             table = entry & paging.frame_mask;
             level -= 1;
@@ -156,8 +193,8 @@ fn attempt<M: TableMemory, W: Word, const UPDATE: bool>(
         }
         if UPDATE {
             let leaf_bits = if request.is_write() { bits::A | bits::D } else { bits::A };
-            for (n, step) in steps[..used].iter().enumerate() {
-                let wanted = if n + 1 == used { leaf_bits } else { bits::A };
+            for (n, step) in steps[..*used].iter_mut().enumerate() {
+                let wanted = if n + 1 == *used { leaf_bits } else { bits::A };
                 if step.entry & wanted != wanted && !update::<M, W>(memory, step, wanted)? {
                     return Ok(None);
                 }
@@ -172,10 +209,13 @@ fn attempt<M: TableMemory, W: Word, const UPDATE: bool>(
 
 /// Sets `wanted` in an entry unless it changed since it was read; false if it did.
 #[cold]
-fn update<M: TableMemory, W: Word>(memory: &M, step: &Step, wanted: u64) -> Result<bool, WalkError> {
+fn update<M: TableMemory, W: Word>(memory: &M, step: &mut Step, wanted: u64) -> Result<bool, WalkError> {
     let old = W::from_low(step.entry);
     match memory.exchange_entry::<W>(step.gpa, old, W::from_low(step.entry | wanted)) {
-        Ok(seen) => Ok(seen == old),
+        Ok(seen) => {
+            step.entry |= wanted;
+            Ok(seen == old)
+        }
         // Tables in ROM: the write goes nowhere, as on the bus of a machine.
         Err(MemoryError::ReadOnly(_)) => Ok(true),
         Err(error) => Err(error.into()),

@@ -35,14 +35,14 @@ pub struct Paging {
     /// EFER.NXE, in a mode whose entries have the bit.
     pub nx: bool,
     /// Guest-physical address of the top table (not in PAE mode).
-    pub(super) root: u64,
-    pub(super) pdptes: [u64; 4],
+    pub(crate) root: u64,
+    pub(crate) pdptes: [u64; 4],
     /// Levels in memory.
-    pub(super) levels: u32,
+    pub(crate) levels: u32,
     /// Bit n: an entry of level n may map a large page.
-    pub(super) large_pages: u32,
+    pub(crate) large_pages: u32,
     /// Address bits of an entry that leads to a table or a small page.
-    pub(super) frame_mask: u64,
+    pub(crate) frame_mask: u64,
     /// Reserved bits of entries that lead to a table, by level (index 0 is unused).
     table_reserved: [u64; 6],
     /// Reserved bits of entries that map a page, by level.
@@ -163,7 +163,7 @@ impl Paging {
     }
 
     #[inline]
-    pub(super) fn reserved(&self, level: u32, leaf: bool) -> u64 {
+    pub(crate) fn reserved(&self, level: u32, leaf: bool) -> u64 {
         let masks = if leaf { &self.leaf_reserved } else { &self.table_reserved };
         masks.get(level as usize).copied().unwrap_or(0)
     }

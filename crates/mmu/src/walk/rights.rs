@@ -39,7 +39,7 @@ impl Request {
     }
 
     #[inline]
-    const fn is_user(self) -> bool {
+    pub(crate) const fn is_user(self) -> bool {
         self.0 & pf::USER != 0
     }
 
@@ -50,7 +50,7 @@ impl Request {
 
     /// The error code's part that the access alone decides. A fetch shows only where fetches can be forbidden.
     #[inline]
-    pub(super) const fn fault_code(self, paging: &Paging) -> u32 {
+    pub(crate) const fn fault_code(self, paging: &Paging) -> u32 {
         let shown = if paging.nx || paging.smep { pf::WRITE | pf::USER | pf::FETCH } else { pf::WRITE | pf::USER };
         self.0 & shown
     }

@@ -1,21 +1,49 @@
-//! A host for tests: its client's memory is a table of pages, so that nothing here is unsafe but the locks' trait.
-#![allow(dead_code)] // each test uses a part
+//! A host for tests, one for each thread: its client's memory is a table of pages, so that nothing here is unsafe but
+//! the locks' trait. The host's page behind a page of the client has an address of its own, that changes whenever the
+//! host takes the page away: who uses an old one is found.
+extern crate std;
 use std::{
-    cell::RefCell,
+    boxed::Box,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     fmt,
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
 };
 
-use platform::{
+use crate::{
     BadAddress, EventCallback, EventFd, EventFdError, HostFrame, Hva, Level, MaySleep, Memory, OutOfMemory, Pages,
-    Platform, RawLock, Timer, TimerCallback, WaitEnd, Waiter, Word,
-    table::{CheckedTablePage, identity_frame},
+    Platform, RawLock, Timer, TimerCallback, WaitEnd, Waiter, Word, table::CheckedTablePage,
 };
 
-thread_local! {
+std::thread_local! {
     static PAGES: RefCell<BTreeMap<u64, Box<[u8; 4096]>>> = const { RefCell::new(BTreeMap::new()) };
+    /// Host frame numbers by the client's page numbers.
+    static FRAMES: RefCell<BTreeMap<u64, u64>> = const { RefCell::new(BTreeMap::new()) };
+    static NEXT_FRAME: Cell<u64> = const { Cell::new(0x10_0000) };
+    static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
+}
+
+type Hook = Box<dyn FnOnce()>;
+
+/// The next time the core asks for a host page (without any lock), `hook` runs first.
+pub fn at_next_host_frame(hook: impl FnOnce() + 'static) {
+    HOOK.set(Some(Box::new(hook)));
+}
+
+/// The host takes away what is behind `count` pages of the client at `at`: their contents are elsewhere from now on.
+pub fn move_frames(at: u64, count: u64) {
+    FRAMES.with_borrow_mut(|frames| frames.retain(|page, _| !(at >> 12..(at >> 12) + count).contains(page)));
+}
+
+/// The host-physical address behind the client's address `hva`, if anybody has asked for it since it last changed.
+pub fn frame_of(hva: Hva) -> Option<u64> {
+    FRAMES.with_borrow(|frames| frames.get(&(hva.0 >> 12)).map(|frame| frame << 12))
+}
+
+/// The client's page behind which the host's page at `hpa` is now.
+pub fn client_page(hpa: u64) -> Option<Hva> {
+    FRAMES.with_borrow(|frames| frames.iter().find(|(_, frame)| **frame == hpa >> 12).map(|(page, _)| Hva(page << 12)))
 }
 
 /// Gives the calling thread's client `count` zeroed pages at `at`.
@@ -34,6 +62,7 @@ pub fn unmap(at: u64, count: u64) {
             pages.remove(&((at >> 12) + n));
         }
     });
+    move_frames(at, count);
 }
 
 fn byte<R>(at: u64, f: impl FnOnce(&mut u8) -> R) -> Result<R, BadAddress> {
@@ -42,6 +71,7 @@ fn byte<R>(at: u64, f: impl FnOnce(&mut u8) -> R) -> Result<R, BadAddress> {
     })
 }
 
+/// The client's memory.
 #[derive(Debug)]
 pub struct TestMemory;
 
@@ -79,6 +109,7 @@ impl Memory for TestMemory {
     }
 }
 
+/// A lock that gives the processor away while it waits.
 #[derive(Debug)]
 pub struct TestLock(AtomicBool);
 
@@ -99,6 +130,8 @@ impl RawLock for TestLock {
     }
 }
 
+/// Nobody sleeps.
+#[derive(Debug)]
 pub struct TestWaiter;
 impl Waiter for TestWaiter {
     fn new() -> Result<Self, OutOfMemory> {
@@ -112,6 +145,8 @@ impl Waiter for TestWaiter {
     fn attach(&self, _: Option<&AtomicU32>) {}
 }
 
+/// Never expires.
+#[derive(Debug)]
 pub struct TestTimer;
 impl<C: TimerCallback> Timer<C> for TestTimer {
     fn new(_: C) -> Result<Self, OutOfMemory> {
@@ -122,6 +157,7 @@ impl<C: TimerCallback> Timer<C> for TestTimer {
 }
 
 /// Nobody here makes a VM that has eventfds.
+#[derive(Debug)]
 pub enum NoEventFd {}
 impl EventFd for NoEventFd {
     type Watch<C: EventCallback> = ();
@@ -138,6 +174,7 @@ impl EventFd for NoEventFd {
 }
 
 /// Nobody here makes a VM that owns memory.
+#[derive(Debug)]
 pub enum NoPages {}
 impl Pages for NoPages {
     fn new(_bytes: u64, _cx: &MaySleep) -> Result<Self, OutOfMemory> {
@@ -148,6 +185,7 @@ impl Pages for NoPages {
     }
 }
 
+/// The host.
 #[derive(Debug)]
 pub struct Test;
 
@@ -180,7 +218,16 @@ impl Platform for Test {
         thread::yield_now();
     }
     fn host_frame(hva: Hva, _write: bool, _cx: &MaySleep) -> Result<HostFrame, BadAddress> {
-        identity_frame(hva)
+        if let Some(hook) = HOOK.take() {
+            hook();
+        }
+        byte(hva.0, |_| ())?;
+        let new = NEXT_FRAME.get();
+        let frame = FRAMES.with_borrow_mut(|frames| *frames.entry(hva.0 >> 12).or_insert(new));
+        if frame == new {
+            NEXT_FRAME.set(new + 1);
+        }
+        Ok(HostFrame { hpa: frame << 12, writable: true })
     }
     fn log(_: Level, _: fmt::Arguments<'_>) {}
 }

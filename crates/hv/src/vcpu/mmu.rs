@@ -1,0 +1,102 @@
+//! Which tables a vCPU walks: what its registers say about translation, and the shadow root that belongs to it.
+use mmu::{
+    Paging,
+    shadow::{Cache, Root, Shadow},
+};
+use platform::{MaySleep, Platform};
+use x86::{CpuState, Cr0, Cr4, Efer, Features};
+
+use super::{Inner, Run};
+use crate::{
+    Errno,
+    backend::{Backend, BackendVcpu, FlushTlb, Groups},
+};
+
+/// The registers that translation depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Context {
+    cr0: u64,
+    cr3: u64,
+    cr4: u64,
+    efer: u64,
+    pdptr: [u64; 4],
+    features: Features,
+    physical_bits: u32,
+}
+
+impl Context {
+    fn of(state: &CpuState, features: Features, physical_bits: u32) -> Self {
+        let cr4 = Cr4::PSE | Cr4::PAE | Cr4::PGE | Cr4::LA57 | Cr4::SMEP | Cr4::SMAP;
+        Self {
+            cr0: state.cr0 & (Cr0::PE | Cr0::PG | Cr0::WP).bits(),
+            cr3: state.cr3,
+            cr4: state.cr4 & cr4.bits(),
+            efer: state.efer & (Efer::LMA | Efer::NXE).bits(),
+            pdptr: state.pdptr,
+            features,
+            physical_bits,
+        }
+    }
+}
+
+/// Shadow paging of one vCPU.
+pub(crate) struct VcpuMmu<P: Platform> {
+    pub(crate) cache: Cache<P>,
+    current: Option<(Context, Paging)>,
+    root: Root,
+    /// The write to a page table that is being emulated.
+    pub(crate) table_write: Option<u64>,
+    /// Linear address of the instruction, and the write, for which a page table was unprotected; while nothing but page
+    /// faults of that instruction has happened since.
+    pub(crate) unprotected: Option<(u64, u64)>,
+}
+
+impl<P: Platform> Default for VcpuMmu<P> {
+    fn default() -> Self {
+        Self { cache: Cache::default(), current: None, root: Root::NONE, table_write: None, unprotected: None }
+    }
+}
+
+impl<B: Backend> Inner<B> {
+    /// What the registers say about translation.
+    pub(crate) fn paging(&mut self) -> Paging {
+        let (features, physical_bits) = (self.features, self.physical_bits);
+        let context = Context::of(self.cpu.registers(Groups::CONTROL), features, physical_bits);
+        match self.mmu.current {
+            Some((known, paging)) if known == context => paging,
+            _ => Paging::new(self.cpu.registers(Groups::CONTROL), features, physical_bits),
+        }
+    }
+}
+
+impl<B: Backend> Run<'_, B> {
+    /// The root to enter the guest with. Follows whatever has changed the registers, or taken the root away.
+    pub(super) fn load_root(&mut self, cx: &MaySleep) -> Result<Root, Errno> {
+        let Some(shadow) = &self.vm.shadow else { return Ok(Root::NONE) };
+        let inner = &mut *self.inner;
+        let (features, physical_bits) = (inner.features, inner.physical_bits);
+        let context = Context::of(inner.cpu.registers(Groups::CONTROL), features, physical_bits);
+        let known = inner.mmu.current.filter(|(known, _)| *known == context);
+        if known.is_some() && !shadow.root_is_stale(self.index) {
+            return Ok(inner.mmu.root);
+        }
+        let paging = match known {
+            Some((_, paging)) => paging,
+            None => Paging::new(inner.cpu.registers(Groups::CONTROL), features, physical_bits),
+        };
+        let mmu = &mut inner.mmu;
+        mmu.current = None;
+        mmu.root = shadow.load_root(self.index, &paging, &self.vm.memory, &mut mmu.cache, cx, || {
+            self.vm.vcpus.flush_tlbs();
+        })?;
+        mmu.current = Some((context, paging));
+        // Translations that come from other tables, or from the same in another role.
+        inner.cpu.flush(FlushTlb::All);
+        Ok(inner.mmu.root)
+    }
+
+    /// Whether the root went away after [`Self::load_root`]. Asked after "in the guest" has been published.
+    pub(super) fn root_is_stale(&self) -> bool {
+        self.vm.shadow.as_ref().is_some_and(|shadow: &Shadow<_>| shadow.root_is_stale(self.index))
+    }
+}

@@ -1,0 +1,109 @@
+//! The VM's part of shadow paging: flushing on behalf of the tables, and writes to guest memory that they have to hear of.
+use mmu::{
+    MemoryError, PhysMem, View,
+    shadow::{AuditError, FlushDue, Report, Shadow, ShadowError, Written},
+};
+use platform::{MaySleep, Platform};
+use x86::paging::{PAGE_SHIFT, PAGE_SIZE};
+
+use super::{Vm, VmShared};
+use crate::{Errno, backend::Backend};
+
+/// Most bytes of a write whose old value is told, too.
+const PART: usize = 64;
+
+impl From<ShadowError> for Errno {
+    fn from(error: ShadowError) -> Self {
+        match error {
+            ShadowError::OutOfMemory => Self::ENOMEM,
+            ShadowError::Dead => Self::EIO,
+        }
+    }
+}
+
+impl<P: Platform> VmShared<P> {
+    /// Fulfils what a change of the shadow tables has left. The caller may be a vCPU, outside of the guest.
+    pub(crate) fn fulfil(&self, shadow: &Shadow<P>, due: FlushDue<P>) {
+        shadow.fulfil(due, || self.vcpus.flush_tlbs());
+    }
+
+    /// The result of a change of the shadow tables, after what it left has been fulfilled.
+    pub(crate) fn settle<T>(
+        &self,
+        shadow: &Shadow<P>,
+        change: (Result<T, ShadowError>, FlushDue<P>),
+    ) -> Result<T, Errno> {
+        let (result, due) = change;
+        self.fulfil(shadow, due);
+        Ok(result?)
+    }
+
+    /// Writes `len` bytes at `gpa` by `write`, as reader `reader`, and tells the shadow tables. None: the reader cannot
+    /// be used.
+    pub(crate) fn write_by<R>(
+        &self,
+        reader: usize,
+        gpa: u64,
+        new: &[u8],
+        write: impl FnOnce(&View<'_, P>) -> Result<R, MemoryError>,
+    ) -> Option<Result<R, MemoryError>> {
+        let Some(shadow) = &self.shadow else { return Some(write(&self.memory.view(reader)?)) };
+        let mut old = [0; PART];
+        let view = self.memory.view(reader)?;
+        let known = old.get_mut(..new.len()).is_some_and(|old| view.read(gpa, old).is_ok());
+        let old = if known { old.get(..new.len()).unwrap_or_default() } else { &[] };
+        let result = write(&view);
+        let mut due: Option<FlushDue<P>> = None;
+        // Each page for itself.
+        let first = new.len().min((PAGE_SIZE - gpa % PAGE_SIZE) as usize);
+        for (gpa, range) in [(gpa, 0..first), (gpa.wrapping_add(first as u64), first..new.len())] {
+            if range.is_empty() || shadow.is_plain(view.unalias(gpa >> PAGE_SHIFT)) {
+                continue;
+            }
+            let (old, new) = (old.get(range.clone()).unwrap_or_default(), new.get(range)?);
+            // Disorder shows at the vCPU's next entry.
+            let (_, more) = shadow.written(&view, &Written { gpa, old, new });
+            due = Some(match due.take() {
+                Some(due) => due.and(more),
+                None => more,
+            });
+        }
+        drop(view);
+        if let Some(due) = due {
+            self.fulfil(shadow, due);
+        }
+        Some(result)
+    }
+
+    /// Writes `bytes` at `gpa`, as reader `reader`, for the hypervisor's own purposes.
+    pub(crate) fn write_guest(&self, reader: usize, gpa: u64, bytes: &[u8]) -> Result<(), MemoryError> {
+        for (n, part) in bytes.chunks(PART).enumerate() {
+            let at = gpa.wrapping_add((n * PART) as u64);
+            self.write_by(reader, at, part, |view| view.write(at, part)).unwrap_or(Err(MemoryError::NoMemory(at)))?;
+        }
+        Ok(())
+    }
+}
+
+/// How often an audit looks again because a vCPU may be between a write and telling of it.
+const LOOKS: u32 = 100;
+
+impl<B: Backend> Vm<B> {
+    /// Looks whether every invariant of the shadow tables holds, also while vCPUs run. None: the VM has none. Not part of
+    /// the ABI: for tests and for people who look for errors.
+    pub fn audit_shadow(&self, cx: &MaySleep) -> Option<Result<Report, AuditError>> {
+        let shared = self.shared();
+        let shadow = shared.shadow.as_ref()?;
+        let mut looks = 0;
+        loop {
+            let report = shadow.audit(&shared.memory, |_| None);
+            looks += 1;
+            match &report {
+                Ok(found) if looks < LOOKS && found.findings.iter().any(|f| f.is_of_guest_memory()) => {
+                    B::Platform::relax(cx);
+                }
+                _ => return Some(report),
+            }
+        }
+    }
+}

@@ -1,0 +1,413 @@
+//! The auditor: looks whether every invariant of the shadow tables holds, for tests after each step and on a live VM.
+//!
+//! A live VM's vCPUs may be between a write to a guest table and telling the shadow about it. What disagrees with the guest's
+//! memory for that reason only is right a moment later: see [`Finding::is_of_guest_memory`].
+use alloc::vec::Vec;
+use core::{fmt, sync::atomic::Ordering::SeqCst};
+
+use platform::{Hva, OutOfMemory, Platform, TablePage, fallible::try_push, fallible::try_vec, table::TABLE_ENTRIES};
+
+use super::{
+    Shadow, ShadowError,
+    arena::Corrupt,
+    open::{BUCKETS, hash},
+    page::{NO_SLOT, Node, PageId, ShadowPage},
+    roots::expected_pdpte,
+    spte::{self, FRAME, Leaf},
+    tables::{Res, Tables},
+};
+use crate::{AddressSpace, Snapshot};
+
+/// What does not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// References lead to pages that exist, and lists end.
+    Structure,
+    /// Each leaf is in the reverse map exactly once, under the frame that it maps, and nothing else is.
+    ReverseMap,
+    /// Each entry that leads to a page is among that page's parents exactly once, and leads to its table.
+    Parents,
+    /// Each page that is not a root only is found by its frame and role, once; it is in the order of ages once.
+    Hash,
+    /// The numbers of entries, leaves and pages are right.
+    Counts,
+    /// Roots are counted, and every vCPU's root is there.
+    Roots,
+    /// An entry has only bits that it may have.
+    Encoding,
+    /// No frame that holds a shadowed table is writable.
+    WriteProtection,
+    /// Every leaf maps a frame of a slot, and the host's page behind it.
+    Slots,
+    /// What is writable in a slot with a dirty log is marked there.
+    DirtyLog,
+    /// Every entry is what the guest's tables say.
+    InSync,
+    /// A page is not walked before the flush that its guest table waits for.
+    Flushes,
+}
+
+/// One violation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What does not hold.
+    pub rule: Rule,
+    /// The frame that the page shadows, or maps from on.
+    pub gfn: u64,
+    /// Level of the page.
+    pub level: u8,
+    /// The entry, if it is about one.
+    pub index: Option<usize>,
+    /// The entry's value.
+    pub spte: u64,
+}
+
+impl Finding {
+    /// A vCPU may have written its table and be about to tell: look again.
+    pub fn is_of_guest_memory(&self) -> bool {
+        self.rule == Rule::InSync
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: page of frame {:#x} at level {}", self.rule, self.gfn, self.level)?;
+        match self.index {
+            Some(index) => write!(f, ", entry {index}: {:#x}", self.spte),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Most findings that are reported.
+const MOST: usize = 16;
+
+/// What an audit saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Shadow pages.
+    pub pages: usize,
+    /// Leaves.
+    pub leaves: usize,
+    /// The first violations.
+    pub findings: Vec<Finding>,
+}
+
+/// Why there is no report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuditError {
+    /// No memory for it.
+    OutOfMemory,
+    /// The VM had been ended for disorder before.
+    Dead,
+}
+
+impl From<OutOfMemory> for AuditError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+impl From<Corrupt> for AuditError {
+    fn from(_: Corrupt) -> Self {
+        Self::Dead
+    }
+}
+
+impl<P: Platform> Shadow<P> {
+    /// Looks at everything with the lock held, which takes long. `host_frame` says which host-physical page is behind an
+    /// address of the client, where that is known.
+    pub fn audit(
+        &self,
+        memory: &AddressSpace<P>,
+        host_frame: impl Fn(Hva) -> Option<u64>,
+    ) -> Result<Report, AuditError> {
+        let (result, due) = self.locked(|tables| {
+            let view = memory.notifier_view().ok_or(AuditError::Dead)?;
+            let report = Report { pages: tables.pages, leaves: tables.leaves, findings: Vec::new() };
+            let mut audit = Audit { tables, slots: &view, host_frame, report };
+            audit.run()?;
+            Ok(audit.report)
+        });
+        due.abandon();
+        result
+    }
+
+    /// The error of a VM that is over, for callers that have seen none yet.
+    pub fn check_alive(&self) -> Result<(), ShadowError> {
+        if self.open.dead.load(SeqCst) { Err(ShadowError::Dead) } else { Ok(()) }
+    }
+}
+
+struct Audit<'a, P: Platform, F> {
+    tables: &'a Tables<P>,
+    slots: &'a Snapshot<P>,
+    host_frame: F,
+    report: Report,
+}
+
+/// How often each entry of each page is in some list: a bit for each.
+struct Seen(Vec<u64>);
+
+impl Seen {
+    fn new(slots: u32) -> Result<Self, OutOfMemory> {
+        Ok(Self(try_vec(0, slots as usize * TABLE_ENTRIES / 64)?))
+    }
+
+    /// Notes it; false if it was noted before.
+    fn note(&mut self, slot: u32, index: usize) -> bool {
+        let bit = slot as usize * TABLE_ENTRIES + index;
+        let Some(word) = self.0.get_mut(bit / 64) else { return false };
+        let new = *word >> (bit % 64) & 1 == 0;
+        *word |= 1 << (bit % 64);
+        new
+    }
+
+    fn has(&self, slot: u32, index: usize) -> bool {
+        let bit = slot as usize * TABLE_ENTRIES + index;
+        self.0.get(bit / 64).is_some_and(|word| word >> (bit % 64) & 1 != 0)
+    }
+}
+
+impl<P: Platform, F: Fn(Hva) -> Option<u64>> Audit<'_, P, F> {
+    fn finding(&mut self, rule: Rule, page: &ShadowPage<P>, index: Option<usize>) -> Result<(), AuditError> {
+        if self.report.findings.len() < MOST {
+            let spte = index.map_or(0, |index| page.table.entry(index).load(SeqCst));
+            let finding = Finding { rule, gfn: page.gfn, level: page.role.level, index, spte };
+            try_push(&mut self.report.findings, finding)?;
+        }
+        Ok(())
+    }
+
+    /// A rule about the whole.
+    fn broken(&mut self, rule: Rule) -> Result<(), AuditError> {
+        if self.report.findings.len() < MOST {
+            try_push(&mut self.report.findings, Finding { rule, gfn: 0, level: 0, index: None, spte: 0 })?;
+        }
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<(), AuditError> {
+        let tables = self.tables;
+        let mut seen = Seen::new(tables.arena.slots().end)?;
+        self.reverse_map(&mut seen)?;
+        self.hash()?;
+        let (mut pages, mut leaves) = (0, 0);
+        for (id, page) in tables.arena.iter() {
+            self.parents(id, page, &mut seen)?;
+            pages += usize::from(page.hashed);
+        }
+        for (id, page) in tables.arena.iter() {
+            let present = self.entries(id, page, &seen)?;
+            if present != page.present {
+                self.finding(Rule::Counts, page, None)?;
+            }
+            if page.role.level == 1 {
+                leaves += present as usize;
+            }
+            if page.present != 0 && !page.own_root && !tables.open.flushes.is_done(page.readable_after) {
+                self.finding(Rule::Flushes, page, None)?;
+            }
+        }
+        if (pages, leaves) != (tables.pages, tables.leaves) {
+            self.broken(Rule::Counts)?;
+        }
+        self.roots()
+    }
+
+    /// Every element of every bucket.
+    fn reverse_map(&mut self, seen: &mut Seen) -> Result<(), AuditError> {
+        let tables = self.tables;
+        for (bucket, first) in tables.rmap.iter().enumerate() {
+            let (mut node, mut previous) = (*first, Node::NONE);
+            while let Some((slot, index)) = node.get() {
+                let Ok(page) = tables.arena.at(slot) else { return self.broken(Rule::Structure) };
+                let Some(link) = page.links.get(index) else { return self.broken(Rule::Structure) };
+                if !seen.note(slot, index) {
+                    // Twice, or in a circle.
+                    return self.finding(Rule::ReverseMap, page, Some(index));
+                }
+                let right = page.role.level == 1
+                    && page.table.entry(index).load(SeqCst) != 0
+                    && hash(link.gfn(), tables.rmap.len()) == bucket
+                    && link.previous == previous;
+                if !right {
+                    self.finding(Rule::ReverseMap, page, Some(index))?;
+                }
+                (previous, node) = (node, link.next);
+            }
+        }
+        Ok(())
+    }
+
+    /// Each page is in its bucket once, and in the order of ages once.
+    fn hash(&mut self) -> Result<(), AuditError> {
+        let tables = self.tables;
+        let mut found = try_vec(0u8, tables.arena.slots().end as usize)?;
+        let shadowing = tables.open.heads().enumerate().map(|(bucket, first)| (false, bucket, first));
+        let direct = tables.direct_heads.iter().enumerate().map(|(bucket, first)| (true, bucket, *first));
+        for (direct, bucket, first) in shadowing.chain(direct) {
+            let (mut slot, mut previous) = (first, NO_SLOT);
+            while slot != NO_SLOT {
+                let Ok(page) = tables.arena.at(slot) else { return self.broken(Rule::Structure) };
+                let Some(times) = found.get_mut(slot as usize) else { return self.broken(Rule::Structure) };
+                *times += 1;
+                let right = page.hashed
+                    && page.role.direct() == direct
+                    && hash(page.gfn, BUCKETS) == bucket
+                    && page.hash_previous == previous;
+                if !right || *times > 1 {
+                    return self.finding(Rule::Hash, page, None);
+                }
+                (previous, slot) = (slot, page.hash_next);
+            }
+        }
+        let (mut slot, mut younger, mut count) = (tables.youngest, NO_SLOT, 0);
+        while slot != NO_SLOT && count <= tables.pages {
+            let Ok(page) = tables.arena.at(slot) else { return self.broken(Rule::Structure) };
+            if !page.hashed || page.younger != younger {
+                self.finding(Rule::Hash, page, None)?;
+            }
+            count += 1;
+            (younger, slot) = (slot, page.older);
+        }
+        if count != tables.pages || tables.oldest != younger {
+            self.broken(Rule::Hash)?;
+        }
+        for (id, page) in tables.arena.iter() {
+            let twin = tables.find(page.gfn, &page.role)?;
+            let right = if page.hashed {
+                twin == Some(id) && found.get(id.slot as usize) == Some(&1)
+            } else {
+                // Kept for a vCPU only; or a page that is in a cache's hands does not exist here.
+                (page.roots != 0 || page.own_root) && found.get(id.slot as usize) == Some(&0)
+            };
+            if !right {
+                self.finding(Rule::Hash, page, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn parents(&mut self, id: PageId, page: &ShadowPage<P>, seen: &mut Seen) -> Result<(), AuditError> {
+        let tables = self.tables;
+        let (mut node, mut previous) = (page.parents, Node::NONE);
+        while let Some((slot, index)) = node.get() {
+            let Ok(parent) = tables.arena.at(slot) else { return self.finding(Rule::Structure, page, None) };
+            let Some(link) = parent.links.get(index) else { return self.finding(Rule::Structure, page, None) };
+            let value = parent.table.entry(index).load(SeqCst);
+            let right = seen.note(slot, index)
+                && link.page() == id
+                && link.previous == previous
+                && parent.role.level == page.role.level + 1
+                && value & FRAME == page.table.hpa();
+            if !right {
+                return self.finding(Rule::Parents, parent, Some(index));
+            }
+            (previous, node) = (node, link.next);
+        }
+        let zapped = !page.hashed && !page.own_root;
+        if zapped && (page.present != 0 || page.parents != Node::NONE) {
+            self.finding(Rule::Parents, page, None)?;
+        }
+        Ok(())
+    }
+
+    /// Every entry of a page; how many are present.
+    fn entries(&mut self, id: PageId, page: &ShadowPage<P>, seen: &Seen) -> Result<u32, AuditError> {
+        let mut present = 0;
+        for index in 0..TABLE_ENTRIES {
+            let value = page.table.entry(index).load(SeqCst);
+            if value == 0 {
+                if seen.has(id.slot, index) {
+                    self.finding(Rule::ReverseMap, page, Some(index))?;
+                }
+                continue;
+            }
+            present += 1;
+            if !seen.has(id.slot, index) {
+                let rule = if page.role.level == 1 { Rule::ReverseMap } else { Rule::Parents };
+                self.finding(rule, page, Some(index))?;
+            }
+            if page.role.level == 1 {
+                self.leaf(page, index, value)?;
+            } else {
+                let hpa = value & FRAME;
+                let made = if page.own_root { spte::pdpte(hpa) } else { spte::table(hpa) };
+                let processors = x86::paging::A | x86::paging::D;
+                if value & !processors != made {
+                    self.finding(Rule::Encoding, page, Some(index))?;
+                }
+            }
+            if !self.in_sync(id, page, index)? {
+                self.finding(Rule::InSync, page, Some(index))?;
+            }
+        }
+        Ok(present)
+    }
+
+    fn leaf(&mut self, page: &ShadowPage<P>, index: usize, value: u64) -> Result<(), AuditError> {
+        let leaf = Leaf::decode(value);
+        let processors = x86::paging::A | x86::paging::D;
+        if value & !processors != leaf.encode() & !processors {
+            self.finding(Rule::Encoding, page, Some(index))?;
+        }
+        let Some(link) = page.links.get(index) else { return self.finding(Rule::Structure, page, Some(index)) };
+        let gfn = link.gfn();
+        if leaf.write && self.tables.is_table(gfn)? {
+            self.finding(Rule::WriteProtection, page, Some(index))?;
+        }
+        match self.slots.resolve(gfn) {
+            Some(frame) => {
+                let moved = (self.host_frame)(frame.hva).is_some_and(|hpa| hpa != leaf.hpa);
+                if moved || leaf.write && frame.read_only || self.slots.unalias(gfn) != gfn {
+                    self.finding(Rule::Slots, page, Some(index))?;
+                }
+                if leaf.write && frame.log_dirty && !self.slots.is_dirty(gfn) {
+                    self.finding(Rule::DirtyLog, page, Some(index))?;
+                }
+            }
+            None => self.finding(Rule::Slots, page, Some(index))?,
+        }
+        Ok(())
+    }
+
+    fn in_sync(&self, id: PageId, page: &ShadowPage<P>, index: usize) -> Res<bool> {
+        let tables = self.tables;
+        let unalias = |gfn| self.slots.unalias(gfn);
+        if page.own_root {
+            // Of a root that is not in use nothing is left but what its last use has left.
+            let user = tables.roots.iter().find(|root| root.own == Some(id));
+            let Some((current, paging)) = user.and_then(|root| root.current) else { return Ok(true) };
+            return if current == id {
+                tables.is_as(id, index, expected_pdpte(&paging, index), unalias)
+            } else {
+                Ok(true)
+            };
+        }
+        if page.role.direct() {
+            return tables.is_as(id, index, page.expected_direct(index), unalias);
+        }
+        tables.agrees(id, index, self.slots)
+    }
+
+    fn roots(&mut self) -> Result<(), AuditError> {
+        let tables = self.tables;
+        for root in &tables.roots {
+            let current = root.current.map(|(id, _)| id);
+            for id in [current, root.own].into_iter().flatten() {
+                if tables.arena.get(id).is_err() {
+                    self.broken(Rule::Roots)?;
+                }
+            }
+        }
+        for (id, page) in tables.arena.iter() {
+            let users = tables.roots.iter().filter(|root| root.current.is_some_and(|(root, _)| root == id)).count();
+            let owners = tables.roots.iter().filter(|root| root.own == Some(id)).count();
+            if users != page.roots as usize || owners != usize::from(page.own_root) {
+                self.finding(Rule::Roots, page, None)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,89 @@
+//! Memory that a fault may need under the MMU lock, taken before (row B07): a vCPU owns a cache, and fills it while it may
+//! sleep and while a failure harms nobody.
+use alloc::{boxed::Box, vec::Vec};
+use core::sync::atomic::Ordering::SeqCst;
+
+use platform::{MaySleep, OutOfMemory, Platform};
+
+use super::{
+    arena::Room,
+    open::Open,
+    page::{PageId, ShadowPage},
+    tables::Tables,
+};
+
+/// Pages that one fault can take: one for each level.
+const NEEDED: usize = 4;
+/// Pages that filling aims at.
+const FULL: usize = 8;
+/// Places that should be free.
+pub(super) const SPARE_PLACES: usize = 64;
+const FIRST_PLACES: usize = 256;
+
+/// What one vCPU keeps ready.
+pub struct Cache<P: Platform> {
+    pages: Vec<Box<ShadowPage<P>>>,
+    /// More places for all pages of the VM.
+    room: Option<Room<P>>,
+}
+
+impl<P: Platform> Default for Cache<P> {
+    fn default() -> Self {
+        Self { pages: Vec::new(), room: None }
+    }
+}
+
+impl<P: Platform> core::fmt::Debug for Cache<P> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Cache").field("pages", &self.pages.len()).finish_non_exhaustive()
+    }
+}
+
+impl<P: Platform> Cache<P> {
+    /// Fills it so that a fault lacks nothing, unless others were faster.
+    pub(super) fn fill(&mut self, open: &Open, cx: &MaySleep) -> Result<(), OutOfMemory> {
+        if self.pages.len() < NEEDED {
+            self.pages.try_reserve(FULL - self.pages.len()).map_err(|_| OutOfMemory)?;
+            while self.pages.len() < FULL {
+                self.pages.push(ShadowPage::new(cx)?);
+            }
+        }
+        let wanted = open.places_wanted.load(SeqCst);
+        if wanted != 0 && self.room.is_none() {
+            self.room = Some(Room::new(wanted.max(FIRST_PLACES))?);
+        }
+        Ok(())
+    }
+
+    /// Moves the VM's pages into the room that is here, if they need it. Called with the lock held.
+    pub(super) fn give_room(&mut self, tables: &mut Tables<P>) {
+        if !tables.arena.has_room(SPARE_PLACES) {
+            if let Some(room) = self.room.take() {
+                // What comes back is freed when the cache is filled or dropped.
+                self.room = Some(tables.arena.grow(room));
+            }
+            let capacity = tables.arena.capacity();
+            let enough = tables.arena.has_room(SPARE_PLACES);
+            tables.open.places_wanted.store(if enough { 0 } else { capacity * 2 + SPARE_PLACES }, SeqCst);
+        }
+    }
+
+    /// Throws away room that is of no use any more. Called without the lock.
+    pub(super) fn tidy(&mut self, open: &Open) {
+        if open.places_wanted.load(SeqCst) == 0 {
+            self.room = None;
+        }
+    }
+
+    /// Puts a page of the cache in a place. None: there is no page or no place.
+    pub(super) fn place(&mut self, tables: &mut Tables<P>) -> Option<PageId> {
+        let page = self.pages.pop()?;
+        match tables.arena.insert(page) {
+            Ok(id) => Some(id),
+            Err(page) => {
+                self.pages.push(page);
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The reverse map: from a frame to every leaf that maps it (row B03). Leaves are in lists by bucket; the frame stands in
+//! each leaf's link.
+use alloc::vec::Vec;
+use core::{ops::Range, sync::atomic::Ordering::SeqCst};
+
+use platform::{OutOfMemory, Platform, TablePage, fallible::try_vec};
+use x86::paging::A;
+
+use super::{
+    arena::Corrupt,
+    open::hash,
+    page::Node,
+    stats::Counter,
+    tables::{Res, Tables},
+};
+
+/// Most buckets.
+const MAX_BUCKETS: usize = 1 << 22;
+
+impl<P: Platform> Tables<P> {
+    /// The leaf that maps `gfn` and follows `after` in its list, or the first.
+    fn next_leaf(&mut self, gfn: u64, after: Option<Node>) -> Res<Option<Node>> {
+        let mut node = match after {
+            Some(node) => self.link_at(node)?.next,
+            None => *self.rmap.get(hash(gfn, self.rmap.len())).ok_or(Corrupt)?,
+        };
+        while node != Node::NONE {
+            let link = self.link_at(node)?;
+            if link.gfn() == gfn {
+                return Ok(Some(node));
+            }
+            node = link.next;
+        }
+        Ok(None)
+    }
+
+    /// Calls `each` with every leaf of the frames `gfns`, which may take it away.
+    pub(super) fn for_leaves(&mut self, gfns: Range<u64>, mut each: impl FnMut(&mut Self, Node) -> Res) -> Res {
+        let count = gfns.end.saturating_sub(gfns.start);
+        if count > self.leaves as u64 {
+            // More frames than leaves: look at all of these instead.
+            for slot in self.arena.slots() {
+                for index in 0..platform::table::TABLE_ENTRIES {
+                    let Ok(page) = self.arena.at(slot) else { break };
+                    if page.role.level != 1 || page.present == 0 {
+                        break;
+                    }
+                    let gfn = page.links.get(index).ok_or(Corrupt)?.gfn();
+                    if page.table.entry(index).load(SeqCst) != 0 && gfns.contains(&gfn) {
+                        each(self, Node::new(slot, index))?;
+                    }
+                }
+            }
+            return Ok(());
+        }
+        for gfn in gfns {
+            let mut node = self.next_leaf(gfn, None)?;
+            while let Some(at) = node {
+                node = self.next_leaf(gfn, Some(at))?;
+                each(self, at)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away the leaf at `node`.
+    pub(super) fn drop_leaf(&mut self, node: Node) -> Res {
+        let (slot, index) = node.get().ok_or(Corrupt)?;
+        let id = self.arena.id(slot)?;
+        if self.remove_entry(id, index)? { Ok(()) } else { Err(Corrupt) }
+    }
+
+    /// Takes write access from every leaf of the frames `gfns`. True if any had it.
+    pub(super) fn protect(&mut self, gfns: Range<u64>) -> Res<bool> {
+        let mut any = false;
+        self.for_leaves(gfns, |tables, node| {
+            any |= tables.protect_leaf(node)?;
+            Ok(())
+        })?;
+        if any {
+            self.open.counters.count(Counter::Protected);
+        }
+        Ok(any)
+    }
+
+    /// Whether a leaf of these frames was used since its accessed bit was last taken; takes it if `take` is set.
+    /// Processors may go on using what they remember without setting it again: an estimate, as on every host.
+    pub(super) fn young(&mut self, gfns: Range<u64>, take: bool) -> Res<bool> {
+        let mut any = false;
+        self.for_leaves(gfns, |tables, node| {
+            let (slot, index) = node.get().ok_or(Corrupt)?;
+            let entry = tables.arena.at(slot)?.table.entry(index);
+            let old = if take { entry.fetch_and(!A, SeqCst) } else { entry.load(SeqCst) };
+            any |= old & A != 0;
+            Ok(())
+        })?;
+        Ok(any)
+    }
+
+    /// Moves the reverse map to other buckets, a power of two of them; returns the old ones, to be dropped outside of
+    /// the lock.
+    pub(super) fn rehash(&mut self, heads: Vec<Node>) -> Res<Vec<Node>> {
+        if heads.len() <= self.rmap.len() {
+            return Ok(heads);
+        }
+        let old = core::mem::replace(&mut self.rmap, heads);
+        for first in &old {
+            let mut node = *first;
+            while node != Node::NONE {
+                let link = *self.link_at(node)?;
+                let bucket = hash(link.gfn(), self.rmap.len());
+                let head = *self.rmap.get(bucket).ok_or(Corrupt)?;
+                if head != Node::NONE {
+                    self.link_at(head)?.previous = node;
+                }
+                let here = self.link_at(node)?;
+                (here.next, here.previous) = (head, Node::NONE);
+                *self.rmap.get_mut(bucket).ok_or(Corrupt)? = node;
+                node = link.next;
+            }
+        }
+        Ok(old)
+    }
+}
+
+/// Buckets for a guest of `pages` pages.
+pub(super) fn buckets(pages: u64) -> Result<Vec<Node>, OutOfMemory> {
+    let wanted = usize::try_from(pages / 4).unwrap_or(MAX_BUCKETS).clamp(1, MAX_BUCKETS);
+    try_vec(Node::NONE, wanted.next_power_of_two())
+}

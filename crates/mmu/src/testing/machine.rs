@@ -1,0 +1,451 @@
+//! A virtual machine of model processors on shadow tables, each of whose accesses is held against the walker.
+use alloc::{collections::BTreeSet, format, rc::Rc, vec, vec::Vec};
+use core::{cell::RefCell, ops::Range};
+
+use abi::{KvmDirtyLog, KvmUserspaceMemoryRegion};
+use platform::{
+    Hva, MaySleep, Memory,
+    testing::{self, Test, TestMemory},
+};
+use x86::{CpuState, Features, paging::PAGE_SHIFT};
+
+use super::processor::{Processor, Try};
+use crate::{
+    AddressSpace, Paging, PhysMem, Region,
+    shadow::{Cache, FlushDue, Resolved, Root, Shadow, Written},
+    slots::ChangeKind,
+    walk::{Request, WalkError, walk},
+};
+
+const CX: MaySleep = MaySleep::at_entry();
+/// Where the client keeps the dirty bitmaps that it gets.
+const BITMAP: u64 = 0x7000_0000_0000;
+/// How often an access may fault before the machine says that it makes no progress.
+const PATIENCE: u32 = 40;
+
+/// An access to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Linear address.
+    pub gva: u64,
+    /// A write of `value`, of 8 bytes if they are in one page, else of one.
+    pub write: Option<u64>,
+    /// An instruction fetch.
+    pub fetch: bool,
+    /// In user mode.
+    pub user: bool,
+    /// EFLAGS.AC is set.
+    pub ac: bool,
+}
+
+impl Access {
+    /// A supervisor's read.
+    pub const fn read(gva: u64) -> Self {
+        Self { gva, write: None, fetch: false, user: false, ac: false }
+    }
+
+    /// A supervisor's write.
+    pub const fn write(gva: u64, value: u64) -> Self {
+        Self { write: Some(value), ..Self::read(gva) }
+    }
+
+    fn request(self) -> Request {
+        let request = match (self.write.is_some(), self.fetch) {
+            (true, _) => Request::WRITE,
+            (false, true) => Request::FETCH,
+            (false, false) => Request::READ,
+        };
+        match (self.user, self.ac) {
+            (true, _) => request.user(),
+            (false, true) => request.lift_smap(),
+            (false, false) => request,
+        }
+    }
+
+    fn bytes(self) -> usize {
+        if self.gva & 0xfff <= 0xff8 { 8 } else { 1 }
+    }
+}
+
+/// How an access ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was made at this guest-physical address.
+    Done(u64),
+    /// #PF with this code.
+    Fault(u32),
+    /// It is a device's.
+    Device(u64),
+    /// The client's memory is gone.
+    BadAddress(u64),
+}
+
+struct Cpu {
+    state: CpuState,
+    paging: Paging,
+    root: Root,
+    cache: Cache<Test>,
+    processor: Processor,
+}
+
+/// What the host's side shares with hooks.
+struct Vm {
+    memory: AddressSpace<Test>,
+    shadow: Shadow<Test>,
+    cpus: RefCell<Vec<Cpu>>,
+    flushes: RefCell<usize>,
+}
+
+impl Vm {
+    /// Every processor forgets.
+    fn flush(&self) {
+        *self.flushes.borrow_mut() += 1;
+        self.cpus.borrow_mut().iter_mut().for_each(|cpu| cpu.processor.tlb.clear());
+    }
+
+    fn settle<T: core::fmt::Debug, E: core::fmt::Debug>(&self, change: (Result<T, E>, FlushDue<Test>)) -> T {
+        self.shadow.fulfil(change.1, || self.flush());
+        change.0.expect("the VM is alive")
+    }
+
+    fn invalidate(&self, range: Range<Hva>) {
+        self.settle(self.shadow.invalidate(range.clone(), &self.memory));
+        testing::move_frames(range.start.0, (range.end.0 - range.start.0) >> PAGE_SHIFT);
+    }
+}
+
+/// The machine.
+pub struct Machine {
+    vm: Rc<Vm>,
+    features: Features,
+    /// Frames written since each slot's log was last taken, as the guest knows it.
+    written: BTreeSet<u64>,
+}
+
+impl core::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Machine").field("shadow", &self.vm.shadow).finish_non_exhaustive()
+    }
+}
+
+impl Machine {
+    /// `cpus` processors in reset state, and no memory.
+    pub fn new(cpus: usize) -> Self {
+        let features = Features::all();
+        let memory = AddressSpace::new(cpus, &CX).expect("memory");
+        let shadow = Shadow::new(cpus, &CX).expect("memory");
+        let all = (0..cpus).map(|_| {
+            let state = CpuState::reset(0);
+            let paging = Paging::new(&state, features, 40);
+            Cpu { state, paging, root: Root::NONE, cache: Cache::default(), processor: Processor::default() }
+        });
+        let cpus = RefCell::new(all.collect());
+        let vm = Vm { memory, shadow, cpus, flushes: RefCell::new(0) };
+        testing::map(BITMAP, 16);
+        Self { vm: Rc::new(vm), features, written: BTreeSet::new() }
+    }
+
+    /// KVM_SET_USER_MEMORY_REGION; false if it was refused. New memory is mapped in the client, and stays when the
+    /// slot goes.
+    pub fn set_slot(&mut self, slot: u32, flags: u32, gpa: u64, pages: u64, hva: u64) -> bool {
+        let (vm, memory_size) = (&*self.vm, pages << PAGE_SHIFT);
+        let arg = KvmUserspaceMemoryRegion { slot, flags, guest_phys_addr: gpa, memory_size, userspace_addr: hva };
+        let Ok(region) = Region::user(&arg) else { return false };
+        vm.shadow.slots_change();
+        let change = vm.memory.set_user_region(&region, &CX);
+        let kind = change.map_or(ChangeKind::Nothing, |change| change.kind);
+        let stale = matches!(kind, ChangeKind::Delete | ChangeKind::Move);
+        let total = vm.memory.locked(&CX).slots().iter().map(|slot| slot.pages).sum();
+        vm.shadow.slots_changed(stale, total, &CX, || vm.flush()).expect("alive");
+        if kind == ChangeKind::Flags {
+            vm.settle(vm.shadow.log_writes(region.frames()));
+            // A new log.
+            self.written.retain(|gfn| !region.frames().contains(gfn));
+        }
+        if kind == ChangeKind::Create {
+            for page in 0..pages {
+                if <TestMemory as Memory>::load::<u8>(Hva(hva + (page << PAGE_SHIFT))).is_err() {
+                    testing::map(hva + (page << PAGE_SHIFT), 1);
+                }
+            }
+        }
+        if stale {
+            self.written.clear();
+        }
+        kind != ChangeKind::Nothing
+    }
+
+    /// Changes the registers of a processor, as instructions of its guest would: with the flush that they bring.
+    pub fn set_registers(&mut self, cpu: usize, change: impl FnOnce(&mut CpuState)) {
+        let mut cpus = self.vm.cpus.borrow_mut();
+        let cpu = &mut cpus[cpu];
+        change(&mut cpu.state);
+        cpu.paging = Paging::new(&cpu.state, self.features, 40);
+        cpu.processor.tlb.clear();
+    }
+
+    /// What a processor's registers say.
+    pub fn paging(&self, cpu: usize) -> Paging {
+        self.vm.cpus.borrow()[cpu].paging
+    }
+
+    /// A processor makes an access. What it does and where it ends are held against the walker.
+    pub fn access(&mut self, index: usize, access: Access) -> End {
+        let end = self.try_access(index, access);
+        if let Some(value) = access.write
+            && let End::Done(gpa) = end
+        {
+            let got: u64 = self.peek(gpa, access.bytes());
+            let wanted = if access.bytes() == 8 { value } else { value & 0xff };
+            assert_eq!(got, wanted, "{access:x?} wrote elsewhere");
+            let gfn = self.vm.memory.locked(&CX).unalias(gpa >> PAGE_SHIFT);
+            self.written.insert(gfn);
+        }
+        end
+    }
+
+    fn try_access(&mut self, index: usize, access: Access) -> End {
+        let vm = self.vm.clone();
+        for _ in 0..PATIENCE {
+            let mut cpus = vm.cpus.borrow_mut();
+            let cpu = &mut cpus[index];
+            let paging = cpu.paging;
+            let mut cache = core::mem::take(&mut cpu.cache);
+            drop(cpus);
+            let root = vm.shadow.load_root(index, &paging, &vm.memory, &mut cache, &CX, || vm.flush()).expect("alive");
+            let mut cpus = vm.cpus.borrow_mut();
+            let cpu = &mut cpus[index];
+            if root != cpu.root {
+                cpu.root = root;
+                cpu.processor.tlb.clear();
+            }
+            let at = Try {
+                gva: access.gva,
+                write: access.write.is_some(),
+                fetch: access.fetch,
+                user: access.user,
+                ac: access.ac,
+            };
+            let translated = cpu.processor.translate(root, &paging, at);
+            drop(cpus);
+            let code = match translated {
+                Ok(hpa) => {
+                    vm.cpus.borrow_mut()[index].cache = cache;
+                    return self.touch(index, access, hpa);
+                }
+                Err(code) => code,
+            };
+            assert_eq!(code & x86::exception::pf::RSVD, 0, "reserved bits in shadow entries");
+            let resolved = vm
+                .shadow
+                .fault(index, access.gva, access.request(), &paging, &vm.memory, &mut cache, &CX, || vm.flush())
+                .expect("alive");
+            vm.cpus.borrow_mut()[index].cache = cache;
+            match resolved {
+                Resolved::Retry => {}
+                Resolved::Guest(code) => return End::Fault(code),
+                Resolved::Device { gpa } => return End::Device(gpa),
+                Resolved::BadAddress { gpa } => return End::BadAddress(gpa),
+                Resolved::Table { .. } | Resolved::Emulate => return self.emulate(index, access),
+            }
+        }
+        panic!("no progress: {access:x?}");
+    }
+
+    /// The access at a host-physical address that the processor has found.
+    fn touch(&self, index: usize, access: Access, hpa: u64) -> End {
+        let Some(page) = testing::client_page(hpa & !0xfff) else {
+            panic!("{access:x?} reaches {hpa:#x}, which the host has taken away");
+        };
+        let hva = page.add(hpa & 0xfff);
+        if let Some(value) = access.write {
+            let bytes = value.to_le_bytes();
+            <TestMemory as Memory>::copy_to(hva, &bytes[..access.bytes()]).expect("memory behind a translation");
+        }
+        // Where it should have gone. (It may be that it has just written an entry of its own translation: then the walk
+        // tells nothing.)
+        let memory = &self.vm.memory;
+        let view = memory.view(index).expect("a reader");
+        let gpa = match walk(&view, &self.paging(index), access.gva, access.request()) {
+            Ok(translation) => translation.gpa,
+            Err(_) if access.write.is_some() => return End::Done(self.gpa_of(hva)),
+            Err(error) => panic!("{access:x?} should have been {error:?}"),
+        };
+        let frame = view.frame(gpa >> PAGE_SHIFT).expect("memory");
+        if access.write.is_none() {
+            assert_eq!(frame.hva.add(gpa & 0xfff), hva, "{access:x?} went elsewhere");
+        }
+        drop(view);
+        End::Done(self.gpa_of(hva))
+    }
+
+    fn gpa_of(&self, hva: Hva) -> u64 {
+        let view = self.vm.memory.locked(&CX);
+        let slot = view.slots().iter().find(|slot| (hva.0.wrapping_sub(slot.hva.0)) >> PAGE_SHIFT < slot.pages);
+        slot.map_or(u64::MAX, |slot| (slot.base << PAGE_SHIFT) + (hva.0 - slot.hva.0))
+    }
+
+    /// The hypervisor makes the access.
+    fn emulate(&mut self, index: usize, access: Access) -> End {
+        let view = self.vm.memory.view(index).expect("a reader");
+        let walked = walk(&view, &self.paging(index), access.gva, access.request());
+        drop(view);
+        match walked {
+            Ok(translation) => match access.write {
+                Some(value) => {
+                    let bytes = value.to_le_bytes();
+                    self.write(translation.gpa, &bytes[..access.bytes()]);
+                    End::Done(translation.gpa)
+                }
+                None => End::Done(translation.gpa),
+            },
+            Err(WalkError::Fault(code)) => End::Fault(code),
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+
+    /// The hypervisor writes guest memory, in one page, and tells.
+    pub fn write(&mut self, gpa: u64, bytes: &[u8]) {
+        let vm = &*self.vm;
+        let view = vm.memory.locked(&CX);
+        let mut old = vec![0; bytes.len()];
+        if view.read(gpa, &mut old).is_err() || view.write(gpa, bytes).is_err() {
+            return;
+        }
+        let gfn = view.unalias(gpa >> PAGE_SHIFT);
+        self.written.insert(gfn);
+        if vm.shadow.is_plain(gfn) {
+            return;
+        }
+        let change = vm.shadow.written(&view, &Written { gpa, old: &old, new: bytes });
+        drop(view);
+        vm.settle(change);
+    }
+
+    /// The same for a 64-bit word.
+    pub fn put(&mut self, gpa: u64, value: u64) {
+        self.write(gpa, &value.to_le_bytes());
+    }
+
+    /// The client's device writes guest memory: nobody hears of it.
+    pub fn dma(&self, gpa: u64, bytes: &[u8]) {
+        let _ = self.vm.memory.locked(&CX).write(gpa, bytes);
+    }
+
+    /// Guest memory.
+    pub fn peek(&self, gpa: u64, bytes: usize) -> u64 {
+        let mut value = [0; 8];
+        let _ = self.vm.memory.locked(&CX).read(gpa, &mut value[..bytes]);
+        u64::from_le_bytes(value)
+    }
+
+    /// The guest makes every processor forget what it remembers, as it has to after changes of its tables.
+    pub fn guest_flush(&mut self) {
+        self.vm.cpus.borrow_mut().iter_mut().for_each(|cpu| cpu.processor.tlb.clear());
+    }
+
+    /// The host takes away pages of the client.
+    pub fn invalidate(&self, hva: u64, pages: u64) {
+        self.vm.invalidate(Hva(hva)..Hva(hva + (pages << PAGE_SHIFT)));
+    }
+
+    /// The same, in the middle of the next fault that asks for a host page.
+    pub fn invalidate_in_fault(&self, hva: u64, pages: u64) {
+        let vm = self.vm.clone();
+        testing::at_next_host_frame(move || vm.invalidate(Hva(hva)..Hva(hva + (pages << PAGE_SHIFT))));
+    }
+
+    /// Runs `hook` in the middle of the next fault that asks for a host page.
+    pub fn in_fault(&self, hook: impl FnOnce(&AddressSpace<Test>, &Shadow<Test>, &dyn Fn(FlushDue<Test>)) + 'static) {
+        let vm = self.vm.clone();
+        testing::at_next_host_frame(move || {
+            hook(&vm.memory, &vm.shadow, &|due| vm.shadow.fulfil(due, || vm.flush()));
+        });
+    }
+
+    /// Whether pages of the client were used since this was last asked.
+    pub fn take_young(&self, hva: u64, pages: u64) -> bool {
+        let range = Hva(hva)..Hva(hva + (pages << PAGE_SHIFT));
+        self.vm.shadow.young(range, &self.vm.memory, true).expect("alive")
+    }
+
+    /// KVM_GET_DIRTY_LOG of a slot with at most 4096 pages: what was written since is there. False: it has no log.
+    pub fn get_dirty_log(&mut self, slot: u32) -> bool {
+        let vm = &*self.vm;
+        let arg = KvmDirtyLog { slot, padding1: 0, dirty_bitmap: BITMAP };
+        let taken = vm.memory.get_dirty_log(&arg, &CX, |first, bits| vm.settle(vm.shadow.pages_cleaned(first, bits)));
+        if taken.is_err() {
+            return false;
+        }
+        let view = vm.memory.locked(&CX);
+        let Some(found) = view.slot(slot) else { return false };
+        for page in 0..found.pages {
+            let byte = <TestMemory as Memory>::load::<u8>(Hva(BITMAP + page / 8)).expect("bitmap");
+            if self.written.remove(&(found.base + page)) {
+                assert!(byte >> (page % 8) & 1 != 0, "the write to page {page} of slot {slot} is not in its log");
+            }
+        }
+        true
+    }
+
+    /// KVM_SET_NR_MMU_PAGES.
+    pub fn set_limit(&self, pages: usize) {
+        self.vm.settle(self.vm.shadow.set_limit(pages));
+    }
+
+    /// The host is short of memory.
+    pub fn shrink(&self, pages: usize) -> usize {
+        self.vm.settle(self.vm.shadow.shrink(pages))
+    }
+
+    /// A write to `gpa` could not be emulated.
+    pub fn unprotect(&self, gpa: u64) -> bool {
+        let view = self.vm.memory.locked(&CX);
+        let change = self.vm.shadow.unprotect(&view, gpa);
+        drop(view);
+        self.vm.settle(change)
+    }
+
+    /// How often every processor was made to forget.
+    pub fn flushes(&self) -> usize {
+        *self.vm.flushes.borrow()
+    }
+
+    /// Bound and number of shadow pages.
+    pub fn usage(&self) -> (usize, usize) {
+        self.vm.shadow.usage()
+    }
+
+    /// A counter, by its name.
+    pub fn counter(&self, name: &str) -> u64 {
+        let index = crate::shadow::Counter::NAMES.iter().position(|n| *n == name).expect("a counter's name");
+        self.vm.shadow.counter(index)
+    }
+
+    /// The shadow tables themselves.
+    pub fn shadow(&self) -> &Shadow<Test> {
+        &self.vm.shadow
+    }
+
+    /// Every invariant holds, and no processor remembers what it must not.
+    pub fn check(&self) {
+        let vm = &*self.vm;
+        let report = vm.shadow.audit(&vm.memory, testing::frame_of).expect("alive");
+        let findings: Vec<_> = report.findings.iter().map(|finding| format!("{finding}")).collect();
+        assert!(findings.is_empty(), "{findings:#?}");
+        let view = vm.memory.locked(&CX);
+        for cpu in vm.cpus.borrow().iter() {
+            for (page, cached) in &cpu.processor.tlb {
+                let hva = testing::client_page(cached.hpa);
+                let Some(hva) = hva else { panic!("page {page:#x} is remembered at {:#x}: gone", cached.hpa) };
+                let slot = view.slots().iter().find(|slot| (hva.0.wrapping_sub(slot.hva.0)) >> PAGE_SHIFT < slot.pages);
+                let Some(slot) = slot else { panic!("page {page:#x} is remembered in no slot") };
+                let gfn = slot.base + ((hva.0 - slot.hva.0) >> PAGE_SHIFT);
+                let table = vm.shadow.shadows(gfn);
+                assert!(!(cached.write && table), "page {page:#x} is remembered as writable, but is a table");
+                let logged = slot.dirty().is_some() && !view.is_dirty(gfn);
+                assert!(!(cached.write && logged), "page {page:#x} is remembered as writable, but not logged");
+            }
+        }
+    }
+}

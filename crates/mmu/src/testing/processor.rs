@@ -1,0 +1,103 @@
+//! A processor's walk of shadow tables, with a TLB that keeps everything.
+use alloc::collections::BTreeMap;
+use core::sync::atomic::Ordering::SeqCst;
+
+use platform::table::CheckedTablePage;
+use x86::{
+    exception::pf,
+    paging::{A, D, NX, P, U, W},
+};
+
+use crate::{shadow::Root, walk::Paging};
+
+const FRAME: u64 = 0x000f_ffff_ffff_f000;
+/// Bits of a PDPTE that are reserved.
+const PDPTE_RESERVED: u64 = 0xfff0_0000_0000_01e6;
+
+/// An access as the processor makes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Try {
+    pub(super) gva: u64,
+    pub(super) write: bool,
+    pub(super) fetch: bool,
+    pub(super) user: bool,
+    /// EFLAGS.AC lifts SMAP.
+    pub(super) ac: bool,
+}
+
+impl Try {
+    fn code(self) -> u32 {
+        let bit = |on, bit| if on { bit } else { 0 };
+        bit(self.write, pf::WRITE) | bit(self.fetch, pf::FETCH) | bit(self.user, pf::USER)
+    }
+}
+
+/// A translation as the TLB keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cached {
+    pub(super) hpa: u64,
+    pub(super) write: bool,
+    user: bool,
+    execute: bool,
+}
+
+/// The part of a vCPU that is the processor's.
+#[derive(Debug, Default)]
+pub(super) struct Processor {
+    pub(super) tlb: BTreeMap<u64, Cached>,
+}
+
+impl Processor {
+    /// The host-physical address of the byte at `at.gva`, or the error code of a page fault.
+    pub(super) fn translate(&mut self, root: Root, paging: &Paging, at: Try) -> Result<u64, u32> {
+        let page = at.gva >> 12;
+        if let Some(known) = self.tlb.get(&page)
+            && allows(*known, paging, at)
+        {
+            return Ok(known.hpa | at.gva & 0xfff);
+        }
+        // A fault makes the processor look at the tables again.
+        self.tlb.remove(&page);
+        let found = walk(root, at)?;
+        if !allows(found, paging, at) {
+            return Err(at.code() | pf::PRESENT);
+        }
+        self.tlb.insert(page, found);
+        Ok(found.hpa | at.gva & 0xfff)
+    }
+}
+
+fn allows(page: Cached, paging: &Paging, at: Try) -> bool {
+    if at.fetch {
+        return page.execute && if at.user { page.user } else { !(paging.smep && page.user) };
+    }
+    let prevented = if at.user { !page.user } else { paging.smap && page.user && !at.ac };
+    !prevented && (!at.write || page.write)
+}
+
+/// Walks as a processor with CR0.WP and EFER.NXE does, and sets accessed and dirty bits.
+fn walk(root: Root, at: Try) -> Result<Cached, u32> {
+    let mut table = root.hpa;
+    let (mut write, mut user, mut execute) = (true, true, true);
+    for level in (1..=u32::from(root.levels)).rev() {
+        let index = (at.gva >> (12 + 9 * (level - 1))) as usize & if level == 3 && root.levels == 3 { 3 } else { 511 };
+        let entry = CheckedTablePage::live_entry(table, index);
+        let value = entry.load(SeqCst);
+        if value & P == 0 {
+            assert_eq!(value, 0, "an entry that is not present is zero");
+            return Err(at.code());
+        }
+        if level == 3 && root.levels == 3 {
+            assert_eq!(value & PDPTE_RESERVED, 0, "PDPTE {value:#x}");
+        } else {
+            assert_eq!(value & !(FRAME | NX | P | W | U | A | D), 0, "entry {value:#x} at level {level}");
+            write &= value & W != 0;
+            user &= value & U != 0;
+            execute &= value & NX == 0;
+            let leaf = level == 1;
+            entry.fetch_or(if leaf && at.write && write { A | D } else { A }, SeqCst);
+        }
+        table = value & FRAME;
+    }
+    Ok(Cached { hpa: table, write, user, execute })
+}

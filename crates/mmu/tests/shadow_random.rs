@@ -1,0 +1,11 @@
+//! Random guests on shadow tables against the walker, with the auditor after each step.
+use mmu::testing::random;
+use proptest::prelude::*;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #[test]
+    fn random_guests_see_what_the_walker_sees(data in proptest::collection::vec(any::<u8>(), 1000..8000)) {
+        random::run(&data);
+    }
+}
