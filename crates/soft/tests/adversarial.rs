@@ -399,7 +399,7 @@ fn writes_behind_a_dirty_log_without_a_flush_are_not_marked() {
         let dirty = || {
             let mut bits = 0u64;
             let arg = KvmDirtyLog { slot: 1, padding1: 0, dirty_bitmap: (&raw mut bits).expose_provenance() as u64 };
-            let _ = g.memory.get_dirty_log(&arg, &MaySleep::at_entry()).unwrap();
+            let _ = g.memory.get_dirty_log(&arg, &MaySleep::at_entry(), |_, _| {}).unwrap();
             bits
         };
         assert_eq!(g.enter(&mut v), Exit::Cpuid { len: 2 });
