@@ -25,6 +25,8 @@ pub const KVM_HC_SCHED_YIELD: u64 = 11;
 pub const KVM_HC_MAP_GPA_RANGE: u64 = 12;
 /// Hypercall's answer in RAX: no such call.
 pub const KVM_ENOSYS: i64 = 1000;
+/// Hypercall's answer in RAX: arguments that make no sense.
+pub const KVM_EINVAL: i64 = 22;
 /// Hypercall's answer in RAX: not from this privilege level.
 pub const KVM_EPERM: i64 = 1;
 

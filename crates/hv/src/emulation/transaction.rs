@@ -8,7 +8,11 @@ use alloc::vec::Vec;
 
 use platform::fallible::try_push;
 
-use crate::{backend::PioExit, vm::Space};
+use crate::{
+    backend::PioExit,
+    exits::{PendingHypercall, PendingMsr},
+    vm::Space,
+};
 
 /// Most device accesses of one instruction: FXSAVE and XSAVE of AVX state to device memory take 104.
 const MAX_ACCESSES: usize = 256;
@@ -60,7 +64,9 @@ pub(crate) enum Completion {
     /// The device access of an emulated instruction.
     Access,
     /// A hypercall that the client carries out.
-    Hypercall,
+    Hypercall(PendingHypercall),
+    /// RDMSR or WRMSR.
+    Msr(PendingMsr),
 }
 
 /// Too many accesses, or no memory to note them.

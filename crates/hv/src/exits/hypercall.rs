@@ -1,6 +1,8 @@
 //! Hypercalls (row A18). Today's: number in RAX, arguments in RBX, RCX, RDX, RSI, the answer in RAX. A vCPU that has
 //! announced 2007's page passes other registers, and its client carries out what the hypervisor does not know.
 use abi::*;
+use core::sync::atomic::Ordering::SeqCst;
+use x86::paging::PAGE_SIZE;
 
 use crate::{
     Errno,
@@ -8,6 +10,18 @@ use crate::{
     emulation::Completion,
     vcpu::{Run, Step, request},
 };
+
+/// A hypercall that the client carries out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PendingHypercall {
+    /// By 2007's convention; RIP is behind it already.
+    Of2007,
+    /// By today's.
+    Today {
+        /// Length of the instruction, 0 if unknown.
+        len: u8,
+    },
+}
 
 /// Looks whether an interrupt is pending: the call itself is all that is needed.
 const KVM_HC_VAPIC_POLL_IRQ: u64 = 1;
@@ -21,20 +35,37 @@ impl<B: Backend> Run<'_, B> {
         let long = state.mode == x86::Mode::Long64;
         let word = |value: u64| if long { value } else { value & 0xffff_ffff };
         let (nr, cpl) = (word(state.gpr[0]), state.cpl);
-        // RBX, RCX.
-        let args = [word(state.gpr[3]), word(state.gpr[1])];
+        // RBX, RCX, RDX.
+        let args = [3, 1, 2].map(|i: usize| word(state.gpr[i]));
         let answer = if cpl != 0 {
             -KVM_EPERM
         } else {
             match nr {
                 KVM_HC_VAPIC_POLL_IRQ => 0,
                 KVM_HC_KICK_CPU => self.kick_cpu(args[1]),
+                KVM_HC_MAP_GPA_RANGE if self.vm.settings.exit_hypercalls.load(SeqCst) & 1 << nr != 0 => {
+                    let [gpa, pages, _] = args;
+                    let end = (gpa / PAGE_SIZE).checked_add(pages);
+                    if gpa.is_multiple_of(PAGE_SIZE) && pages != 0 && end.is_some() {
+                        return self.hypercall_exit(nr, args, long, len);
+                    }
+                    -KVM_EINVAL
+                }
                 _ => -KVM_ENOSYS,
             }
         };
         self.inner.cpu.registers_mut(Groups::GENERAL).gpr[0] = word(answer as u64);
         self.skip(len);
         Ok(Step::Continue)
+    }
+
+    /// The client carries the call out.
+    fn hypercall_exit(&mut self, nr: u64, first: [u64; 3], long: bool, len: u8) -> Result<Step, Errno> {
+        let mut args = [0; 6];
+        args[..3].copy_from_slice(&first);
+        self.page.exit(KVM_EXIT_HYPERCALL, &KvmRunHypercall { nr, args, ret: 0, flags: long.into() })?;
+        self.inner.tx.set_completion(Completion::Hypercall(PendingHypercall::Today { len }));
+        Ok(Step::ToClient)
     }
 
     /// 2007 knew no call that the hypervisor carries out itself: all go to the client, arguments in order.
@@ -51,7 +82,7 @@ impl<B: Backend> Run<'_, B> {
         self.skip(len);
         let call = KvmRunHypercall2007 { args, ret: 0, longmode: long.into(), pad: 0 };
         self.page.exit(KVM_EXIT_HYPERCALL, &call)?;
-        self.inner.tx.set_completion(Completion::Hypercall);
+        self.inner.tx.set_completion(Completion::Hypercall(PendingHypercall::Of2007));
         Ok(Step::ToClient)
     }
 
@@ -66,11 +97,17 @@ impl<B: Backend> Run<'_, B> {
     }
 
     /// The client has carried out a hypercall: its answer is the guest's.
-    pub(crate) fn complete_hypercall(&mut self) -> Result<Step, Errno> {
-        let call: KvmRunHypercall2007 = self.page.payload()?;
+    pub(crate) fn complete_hypercall(&mut self, call: PendingHypercall) -> Result<Step, Errno> {
+        let answer = match call {
+            PendingHypercall::Of2007 => self.page.payload::<KvmRunHypercall2007>()?.ret,
+            PendingHypercall::Today { .. } => self.page.payload::<KvmRunHypercall>()?.ret,
+        };
         let state = self.inner.cpu.registers_mut(Groups::GENERAL);
         let long = state.mode == x86::Mode::Long64;
-        state.gpr[0] = if long { call.ret } else { call.ret & 0xffff_ffff };
+        state.gpr[0] = if long { answer } else { answer & 0xffff_ffff };
+        if let PendingHypercall::Today { len } = call {
+            self.skip(len);
+        }
         Ok(Step::Continue)
     }
 }

@@ -9,6 +9,9 @@ mod msr;
 mod page_fault;
 mod pio;
 
+pub(crate) use hypercall::PendingHypercall;
+pub(crate) use msr::PendingMsr;
+
 use abi::*;
 use platform::{MaySleep, Platform};
 

@@ -43,6 +43,9 @@ impl<B: Backend> Kvm<B> {
             | KVM_CAP_GET_TSC_KHZ
             | KVM_CAP_TSC_DEADLINE_TIMER
             | KVM_CAP_SIGNAL_MSI
+            | KVM_CAP_X86_USER_SPACE_MSR
+            | KVM_CAP_X86_MSR_FILTER
+            | KVM_CAP_IOAPIC_POLARITY_IGNORED
             | KVM_CAP_IRQFD
             | KVM_CAP_IRQFD_RESAMPLE
             | KVM_CAP_IOEVENTFD
@@ -61,6 +64,7 @@ impl<B: Backend> Kvm<B> {
             | KVM_CAP_DISABLE_QUIRKS
             | KVM_CAP_KVMCLOCK_CTRL => 1,
             KVM_CAP_COALESCED_MMIO => KVM_COALESCED_MMIO_PAGE_OFFSET as i32,
+            KVM_CAP_EXIT_HYPERCALL => KVM_EXIT_HYPERCALL_MAP_GPA_RANGE as i32,
             KVM_CAP_DISABLE_QUIRKS2 => QUIRKS as i32,
             KVM_CAP_MCE => crate::msr::MCE_BANKS as i32,
             KVM_CAP_NR_VCPUS | KVM_CAP_MAX_VCPUS | KVM_CAP_MAX_VCPU_ID => MAX_VCPUS as i32,

@@ -8,5 +8,6 @@ mod hostile;
 mod ioctls;
 mod lifecycle;
 mod mmio;
+mod msr_exits;
 mod requests;
 mod string_io;

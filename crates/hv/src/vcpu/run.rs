@@ -152,7 +152,8 @@ impl<B: Backend> Run<'_, B> {
             Completion::Nothing => Ok(Step::Continue),
             Completion::Pio(pio) => self.complete_pio(&pio),
             Completion::Access => self.complete_access(cx),
-            Completion::Hypercall => self.complete_hypercall(),
+            Completion::Hypercall(call) => self.complete_hypercall(call),
+            Completion::Msr(msr) => self.complete_msr(msr),
         }
     }
 

@@ -50,6 +50,14 @@ impl<B: Backend> Vm<B> {
                     value & KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK != 0,
                 );
             }
+            KVM_CAP_X86_USER_SPACE_MSR => {
+                only(KVM_MSR_EXIT_REASON_VALID_MASK.into())?;
+                shared.settings.user_space_msr.store(value as u32, SeqCst);
+            }
+            KVM_CAP_EXIT_HYPERCALL => {
+                only(KVM_EXIT_HYPERCALL_MAP_GPA_RANGE)?;
+                shared.settings.exit_hypercalls.store(value, SeqCst);
+            }
             KVM_CAP_EXCEPTION_PAYLOAD => shared.settings.exception_payload.store(value != 0, SeqCst),
             KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => {
                 only(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET)?;

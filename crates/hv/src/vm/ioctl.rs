@@ -67,6 +67,7 @@ impl<B: Backend> Vm<B> {
             KVM_SET_PIT2 => self.set_pit2(arg),
             KVM_REINJECT_CONTROL => self.reinject_control(arg),
             KVM_SET_BOOT_CPU_ID => self.set_boot_cpu_id(arg),
+            KVM_X86_SET_MSR_FILTER => self.set_msr_filter(arg, cx),
             KVM_ENABLE_CAP => self.enable_cap(arg, cx),
             KVM_GET_CLOCK => self.get_clock(arg),
             KVM_SET_CLOCK => self.set_clock(arg),

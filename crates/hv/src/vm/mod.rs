@@ -9,6 +9,7 @@ mod ioeventfd;
 mod irq;
 mod irqfd;
 mod memory;
+mod msr_filter;
 mod resample;
 mod shadow;
 mod vcpus;
@@ -30,6 +31,7 @@ pub(crate) use enable_cap::QUIRKS;
 pub(crate) use ioeventfd::Ioeventfds;
 use irqfd::Irqfds;
 use memory::Owned;
+pub(crate) use msr_filter::MsrFilter;
 pub(crate) use vcpus::{MAX_VCPUS, Vcpus};
 
 /// A virtual machine. It lives until its descriptor and those of its vCPUs and statistics are closed.
@@ -72,6 +74,7 @@ pub(crate) struct VmShared<P: Platform> {
     pub(crate) bus: Bus<P>,
     pub(crate) ioeventfds: Ioeventfds<P>,
     pub(crate) coalesced: Coalesced<P>,
+    pub(crate) msr_filter: MsrFilter<P>,
     pub(crate) clock: Clock,
     pub(crate) settings: Settings,
 }
@@ -85,6 +88,10 @@ pub(crate) struct Settings {
     pub(crate) identity_map_addr: AtomicU64,
     /// KVM_CAP_EXCEPTION_PAYLOAD.
     pub(crate) exception_payload: AtomicBool,
+    /// KVM_CAP_X86_USER_SPACE_MSR: `KVM_MSR_EXIT_REASON_*` for which the client answers.
+    pub(crate) user_space_msr: AtomicU32,
+    /// KVM_CAP_EXIT_HYPERCALL: hypercalls that the client carries out, bit n for number n.
+    pub(crate) exit_hypercalls: AtomicU64,
     /// KVM_CAP_DISABLE_QUIRKS: the quirks that are off.
     pub(crate) disabled_quirks: AtomicU64,
     /// Guest TSC frequency for new vCPUs in kHz; 0 is the host's.
@@ -107,12 +114,15 @@ impl<B: Backend> Vm<B> {
             bus: Bus::new()?,
             ioeventfds: Ioeventfds::new()?,
             coalesced: Coalesced::new(cx)?,
+            msr_filter: MsrFilter::new()?,
             clock: Clock::new::<B::Platform>(),
             settings: Settings {
                 boot_cpu: AtomicU32::new(0),
                 tss_addr: AtomicU64::new(0),
                 identity_map_addr: AtomicU64::new(0xfffb_c000),
                 exception_payload: AtomicBool::new(false),
+                user_space_msr: AtomicU32::new(0),
+                exit_hypercalls: AtomicU64::new(0),
                 disabled_quirks: AtomicU64::new(0),
                 tsc_khz: AtomicU32::new(0),
                 mmu_pages: AtomicU64::new(0),
