@@ -4,6 +4,7 @@
 
 mod bench;
 mod bochs;
+mod boots;
 mod ci;
 mod conformance;
 mod fuzz;
@@ -17,7 +18,6 @@ mod run;
 use std::process::ExitCode;
 
 use anyhow::Result;
-
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -31,6 +31,8 @@ struct Cli {
 enum Command {
     /// Boot a Debian guest on rekvm, to a shell.
     Run(run::Options),
+    /// Boot every guest in every mode of the software CPU, and write a table.
+    Boots(boots::Options),
     /// Everything that CI runs.
     Test(ci::Options),
     /// Run a program beside Linux's KVM on an emulated processor with AMD-V or VT-x.
@@ -53,6 +55,7 @@ fn main() -> Result<ExitCode> {
     let done = |()| ExitCode::SUCCESS;
     match Cli::parse().command {
         Command::Run(options) => run::run(&options).map(done),
+        Command::Boots(options) => boots::boots(&options).map(done),
         Command::Test(options) => ci::test(&options).map(done),
         Command::Lab(options) => Ok(lab::command(&options)),
         Command::Conformance(options) => conformance::command(&options),

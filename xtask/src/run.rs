@@ -60,7 +60,13 @@ pub fn run(options: &Options) -> Result<()> {
     build()?;
     let guest = guest::prepare(options.guest)?;
     if options.check {
-        return self_test(options, &guest);
+        let more: Vec<_> =
+            ["--accel".to_owned(), options.accel.clone()].into_iter().chain(options.more.clone()).collect();
+        let limit = Duration::from_secs(options.timeout);
+        let took = self_test(&guest, options.cpus, &options.memory, &more, limit, &mut show)?;
+        let cpus = options.cpus;
+        println!("xtask: the guest with {cpus} CPU(s) came up, passed its self-test and powered off in {took:.1?}");
+        return Ok(());
     }
     let mut command = command(&guest, options.cpus, &options.memory, "console=ttyS0 quiet");
     let status =
@@ -71,15 +77,23 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Boots, and holds what the guest says and does against what it must.
-fn self_test(options: &Options, guest: &Guest) -> Result<()> {
+/// Boots, and holds what the guest says and does against what it must; how long that took. `more` arguments go to
+/// `rekvm run`, and what the guest says goes to `sink` by line.
+pub fn self_test(
+    guest: &Guest,
+    cpus: u32,
+    memory: &str,
+    more: &[String],
+    limit: Duration,
+    sink: &mut dyn FnMut(&str),
+) -> Result<Duration> {
     let disk = cache().join(format!("check-{}.img", std::process::id()));
     let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&disk)?;
     file.set_len(16 << 20)?;
-    let mut command = command(guest, options.cpus, &options.memory, "console=ttyS0 panic=-1 rekvm.check");
-    command.args(["--accel", &options.accel]).arg("--disk").arg(&disk).args(&options.more);
+    let mut command = command(guest, cpus, memory, "console=ttyS0 panic=-1 rekvm.check");
+    command.arg("--disk").arg(&disk).args(more);
     let start = Instant::now();
-    let outcome = watch(&mut command, Duration::from_secs(options.timeout));
+    let outcome = watch(&mut command, limit, sink);
     let mut written = vec![0; rekvm_selftest::DISK_BYTES];
     let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_exact(&mut written));
     fs::remove_file(&disk)?;
@@ -88,20 +102,21 @@ fn self_test(options: &Options, guest: &Guest) -> Result<()> {
 
     let up = lines.iter().find(|l| l.contains(rekvm_selftest::UP)).context("the guest's init never spoke")?;
     ensure!(up.contains("Linux"), "the guest did not say what it is: {up}");
-    ensure!(up.trim_end().ends_with(&format!("cpus={}", options.cpus)), "the guest sees other processors: {up}");
+    ensure!(up.trim_end().ends_with(&format!("cpus={cpus}")), "the guest sees other processors: {up}");
     ensure!(lines.iter().any(|l| l.contains(rekvm_selftest::OK)), "the guest's self-test failed");
     let expected = rekvm_selftest::pattern(rekvm_selftest::DISK_BYTES, rekvm_selftest::DISK_SEED);
     ensure!(written == expected, "the disk does not hold what the guest wrote");
-    println!(
-        "xtask: the guest with {} CPU(s) came up, passed its self-test and powered off in {:.1?}",
-        options.cpus,
-        start.elapsed()
-    );
-    Ok(())
+    Ok(start.elapsed())
 }
 
-/// Runs `command`, shows its output and returns it by line; an error if it fails or takes too long.
-pub fn watch(command: &mut Command, limit: Duration) -> Result<Vec<String>> {
+/// Writes a line of the guest's where the caller sees it.
+pub fn show(line: &str) {
+    print!("{line}");
+    let _ = std::io::stdout().flush();
+}
+
+/// Runs `command`, gives its output to `sink` by line and returns it; an error if it fails or takes too long.
+pub fn watch(command: &mut Command, limit: Duration, sink: &mut dyn FnMut(&str)) -> Result<Vec<String>> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start rekvm")?;
     let stdout = child.stdout.take().context("no output")?;
     let (send, receive) = mpsc::channel();
@@ -121,8 +136,7 @@ pub fn watch(command: &mut Command, limit: Duration) -> Result<Vec<String>> {
     loop {
         match receive.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => {
-                print!("{line}");
-                let _ = std::io::stdout().flush();
+                sink(&line);
                 lines.push(line);
             }
             Err(RecvTimeoutError::Disconnected) => break,

@@ -70,7 +70,7 @@ fn tcg(guest: &Guest, cpus: u32) -> Command {
 
 fn time(command: &mut Command) -> Result<f64> {
     let start = Instant::now();
-    let lines = run::watch(command, Duration::from_secs(300))?;
+    let lines = run::watch(command, Duration::from_secs(300), &mut run::show)?;
     let seconds = start.elapsed().as_secs_f64();
     ensure!(lines.iter().any(|l| l.contains(rekvm_selftest::UP)), "the guest did not come up");
     Ok(seconds)

@@ -9,7 +9,7 @@ use crate::process::{add_target, cargo, check, need};
 /// Options of `test`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Leave out what takes longest: the guests that are booted.
+    /// Leave out what takes longest: the guests that are booted, and Linux's KVM in the lab.
     #[arg(long)]
     quick: bool,
 }
@@ -23,13 +23,14 @@ const NO_STD_TARGETS: [&str; 2] = ["x86_64-unknown-none", "i686-unknown-linux-gn
 
 type Step = (&'static str, fn(&Options) -> Result<()>);
 
-const STEPS: [Step; 5] = [
+const STEPS: [Step; 6] = [
     ("formatting", |_| check(cargo().args(["fmt", "--all", "--check"]))),
     ("no_std crates without std and for 32 bits", |_| no_std()),
     ("clippy", |_| check(cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))),
     ("documentation", |_| {
         check(cargo().env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps", "--quiet"]))
     }),
+    ("conformance", conformance),
     ("unit tests and guests", tests),
 ];
 
@@ -58,11 +59,26 @@ fn no_std() -> Result<()> {
     Ok(())
 }
 
+/// Modes of the software CPU that the suite is run in.
+const SOFT: [&str; 2] = ["soft", "soft-adversarial"];
+/// The oracle beside them: Linux's KVM on the emulator that starts fastest.
+const ORACLE: &str = "linux-amd-npt";
+
+/// The suite on ourselves and on Linux's KVM, side by side.
+fn conformance(options: &Options) -> Result<()> {
+    let oracle = (!options.quick).then_some(ORACLE);
+    let on = SOFT.into_iter().chain(oracle).flat_map(|target| ["--on", target]);
+    check(cargo().args(["xtask", "conformance"]).args(on))
+}
+
+/// Guests that are booted: kernel, number of CPUs.
+const GUESTS: [(&str, &str); 4] = [("amd64", "1"), ("amd64", "2"), ("i686", "1"), ("i686-pae", "2")];
+
 /// The guests come first, so that the test runner's summary is what ends the output.
 fn tests(options: &Options) -> Result<()> {
     if !options.quick {
-        for cpus in ["1", "2"] {
-            check(cargo().args(["xtask", "run", "--check", "--cpus", cpus]))?;
+        for (guest, cpus) in GUESTS {
+            check(cargo().args(["xtask", "run", "--check", "--guest", guest, "--cpus", cpus]))?;
         }
     }
     check(cargo().args(["test", "--workspace", "--doc", "--quiet"]))?;
