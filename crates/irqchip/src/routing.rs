@@ -61,14 +61,12 @@ impl core::error::Error for RoutingError {}
 pub struct RoutingTable {
     /// Sorted by GSI.
     routes: Vec<(u32, Route)>,
-    /// Vectors of level-triggered messages, one bit each.
-    level_vectors: [u64; 4],
 }
 
 impl RoutingTable {
     /// A table without routes (split interrupt controllers, before the client sets one).
     pub const fn empty() -> Self {
-        Self { routes: Vec::new(), level_vectors: [0; 4] }
+        Self { routes: Vec::new() }
     }
 
     /// The table that `KVM_CREATE_IRQCHIP` makes: GSI n leads to IOAPIC pin n, below 16 to PIC input n as well.
@@ -97,13 +95,6 @@ impl RoutingTable {
             let route = parse(&entry, ids_32bit)?;
             table.routes.try_reserve(1).map_err(|_| RoutingError::NoMemory)?;
             table.routes.push((entry.gsi, route));
-            if let Route::Msi(msi) = route {
-                let message = msi.decode(ids_32bit);
-                if message.trigger == Trigger::Level {
-                    let v = message.vector;
-                    table.level_vectors[usize::from(v >> 6)] |= 1 << (v & 63);
-                }
-            }
         }
         // In place, so no allocation; the order within a GSI is of no consequence.
         table.routes.sort_unstable_by_key(|(gsi, route)| (*gsi, rank(route)));
@@ -132,10 +123,16 @@ impl RoutingTable {
         self.routes.iter().map(|(gsi, route)| (*gsi, route))
     }
 
-    /// Whether a message with this vector is level-triggered: with split interrupt controllers its end of interrupt
-    /// goes to the client (`KVM_EXIT_IOAPIC_EOI`).
-    pub fn is_level_vector(&self, vector: u8) -> bool {
-        self.level_vectors[usize::from(vector >> 6)] & 1 << (vector & 63) != 0
+    /// Whether a message of one of the first `gsis` GSIs is level-triggered and has this vector: with split interrupt
+    /// controllers these are the pins of the client's IOAPIC, which hears of its end (`KVM_EXIT_IOAPIC_EOI`).
+    pub fn is_level_vector(&self, vector: u8, gsis: u32, ids_32bit: bool) -> bool {
+        self.routes.iter().take_while(|(gsi, _)| *gsi < gsis).any(|(_, route)| match route {
+            Route::Msi(msi) => {
+                let message = msi.decode(ids_32bit);
+                message.vector == vector && message.trigger == Trigger::Level
+            }
+            _ => false,
+        })
     }
 }
 
@@ -236,7 +233,8 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(table.lookup(30).next(), Some(&Route::Msi(Msi { address: 0xfee0_1000, data: 0x40 })));
-        assert!(table.is_level_vector(0x41) && !table.is_level_vector(0x40));
+        assert!(table.is_level_vector(0x41, 32, false) && !table.is_level_vector(0x40, 32, false));
+        assert!(!table.is_level_vector(0x41, 31, false), "not a pin of the client's IOAPIC");
         let hi = KvmIrqRoutingEntry::to_msi(30, 0x01_fee0_0000, 0);
         assert!(RoutingTable::build([hi].into_iter(), true).is_err());
     }

@@ -39,6 +39,8 @@ pub(super) struct Notes {
     pub(super) after: Option<Exception>,
     /// NMIs are no longer blocked.
     pub(super) unblock_nmi: bool,
+    /// The local APIC's task priority register was read, or written.
+    pub(super) tpr: Option<bool>,
     /// A locked operation did not find what it expected.
     pub(super) lost_race: bool,
 }
@@ -76,6 +78,9 @@ pub(crate) struct Guest<'a, P: Platform> {
     pub(super) notes: Notes,
     loaded: Option<Loaded>,
 }
+
+/// Offset of the task priority register in the local APIC's page.
+const TPR: u64 = 0x80;
 
 /// A run of bytes in one page.
 #[derive(Clone, Copy)]
@@ -302,6 +307,9 @@ impl<'a, P: Platform> Guest<'a, P> {
         let port = access.at as u16;
         match (place, access.space, access.write) {
             (Place::Apic(offset), _, write) => {
+                if offset & !15 == TPR {
+                    self.notes.tpr = Some(write);
+                }
                 let Some(apic) = &mut self.apic else { return false };
                 if write {
                     apic.mmio_write(offset, data, self.vm, self.tsc);

@@ -17,7 +17,7 @@ use crate::{
     backend::{Backend, BackendVcpu, Exit, FlushTlb, Groups},
     exits,
     stats::Counter,
-    vcpu::{Run, Step},
+    vcpu::{Run, Step, TprAccess},
 };
 use guest::{Guest, Why};
 pub(crate) use transaction::{Bulk, Completion, DeviceAccess, PendingPio, Transaction};
@@ -93,6 +93,7 @@ impl<B: Backend> Run<'_, B> {
         let inner = &mut *self.inner;
         let state = inner.cpu.registers_mut(Groups::ALL);
         let at = state.seg[Seg::Cs as usize].base.wrapping_add(state.rip);
+        let rip = state.rip;
         inner.tx.begin(at);
         // The shadow of STI or MOV SS ends with this instruction, unless it makes a new one.
         let shadow = core::mem::replace(&mut state.shadow, Shadow::None);
@@ -107,6 +108,9 @@ impl<B: Backend> Run<'_, B> {
         }
         if notes.flush {
             inner.cpu.flush(FlushTlb::All);
+        }
+        if let Some(write) = notes.tpr {
+            inner.tpr.accessed(TprAccess { rip, write });
         }
         if notes.unblock_nmi {
             inner.cpu.set_nmi_blocked(false);

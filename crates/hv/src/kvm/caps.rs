@@ -43,6 +43,8 @@ impl<B: Backend> Kvm<B> {
             | KVM_CAP_GET_TSC_KHZ
             | KVM_CAP_TSC_DEADLINE_TIMER
             | KVM_CAP_SIGNAL_MSI
+            | KVM_CAP_SPLIT_IRQCHIP
+            | KVM_CAP_VAPIC
             | KVM_CAP_X86_USER_SPACE_MSR
             | KVM_CAP_X86_MSR_FILTER
             | KVM_CAP_IOAPIC_POLARITY_IGNORED

@@ -10,4 +10,6 @@ mod lifecycle;
 mod mmio;
 mod msr_exits;
 mod requests;
+mod split;
 mod string_io;
+mod tpr;

@@ -11,7 +11,10 @@ use platform::{
 };
 
 use super::{Tsc, request};
-use crate::{cpuid::Cpuid, vm::VmShared};
+use crate::{
+    cpuid::Cpuid,
+    vm::{Irqchip, VmShared},
+};
 
 /// The shared part of a vCPU's local APIC, kept alive by its VM.
 pub(crate) struct ApicHandle<P: Platform> {
@@ -40,6 +43,10 @@ pub(crate) struct LocalApic<P: Platform> {
     pub(crate) lapic: Lapic<ApicHandle<P>>,
     timer: P::Timer<ApicTick<P>>,
     index: usize,
+    /// The IOAPIC is the client's.
+    split: bool,
+    /// The end of an interrupt that the client's IOAPIC has to hear of.
+    ended: Option<u8>,
 }
 
 impl<P: Platform> LocalApic<P> {
@@ -47,7 +54,9 @@ impl<P: Platform> LocalApic<P> {
         let handle = || ApicHandle { vm: vm.clone(), index };
         let lint0_reenabled = !vm.quirk_disabled(abi::KVM_X86_QUIRK_LINT0_REENABLED);
         let config = Config { bsp, lint0_reenabled, ..Config::default() };
-        Ok(Self { lapic: Lapic::new(handle(), config), timer: P::Timer::new(ApicTick(handle()))?, index })
+        let split = vm.chips.mode() == Irqchip::Split;
+        let timer = P::Timer::new(ApicTick(handle()))?;
+        Ok(Self { lapic: Lapic::new(handle(), config), timer, index, split, ended: None })
     }
 
     /// What follows from CPUID.
@@ -56,6 +65,8 @@ impl<P: Platform> LocalApic<P> {
             x2apic: cpuid.has_x2apic(),
             tsc_deadline: cpuid.has_tsc_deadline(),
             maxphyaddr: cpuid.physical_bits() as u8,
+            // An IOAPIC of the client's may have an EOI register.
+            directed_eoi: self.split && cpuid.has_x2apic(),
             ..*self.lapic.config()
         };
         self.lapic.set_config(config);
@@ -71,11 +82,19 @@ impl<P: Platform> LocalApic<P> {
             vm.vcpus.send(&message, Origin::Ipi { sender: self.index });
         }
         if let Some(eoi) = effects.eoi {
+            if vm.chips.is_clients(eoi) {
+                self.ended = Some(eoi.vector);
+            }
             vm.chips.eoi(&vm.vcpus, eoi);
         }
         if effects.timer {
             self.arm(tsc);
         }
+    }
+
+    /// The vector whose end the client has to be told, once.
+    pub(crate) fn take_ended(&mut self) -> Option<u8> {
+        self.ended.take()
     }
 
     /// Sets the platform's timer to the next deadline.

@@ -85,11 +85,15 @@ impl Events {
         bitmap
     }
 
-    /// KVM_SET_SREGS' bitmap.
-    pub(crate) fn set_interrupt_bitmap(&mut self, bitmap: [u64; 4]) {
+    /// KVM_SET_SREGS' bitmap. With a local APIC in the hypervisor it can only be an interrupt whose delivery was cut short.
+    pub(crate) fn set_interrupt_bitmap(&mut self, bitmap: [u64; 4], has_apic: bool) {
         self.client_irqs = bitmap;
         for event in [&mut self.injected, &mut self.deferred] {
             event.take_if(|event| matches!(event.kind, EventKind::Interrupt(_)));
+        }
+        if has_apic && let Some(vector) = self.client_irq() {
+            self.client_irqs = [0; 4];
+            self.injected = Some(Event { kind: EventKind::Interrupt(vector) });
         }
     }
 
@@ -136,7 +140,7 @@ mod tests {
         // The handler of the exception first, then the interrupt.
         assert_eq!((events.injected, events.deferred), (None, Some(interrupt)));
         assert_eq!(events.interrupt_bitmap(), [1 << 0x31, 0, 0, 0]);
-        events.set_interrupt_bitmap([0; 4]);
+        events.set_interrupt_bitmap([0; 4], false);
         assert_eq!(events.deferred, None);
     }
 

@@ -45,6 +45,11 @@ impl<B: Backend> Run<'_, B> {
         self.inner.apic.is_none() || self.vm.chips.mode() != Irqchip::Kernel
     }
 
+    /// An interrupt of the client's 8259A would pass the local APIC, if that is in the hypervisor.
+    fn accepts_client(&self) -> bool {
+        self.inner.apic.as_ref().is_none_or(|apic| apic.lapic.accepts_pic())
+    }
+
     fn next_event(&mut self) -> Option<Event> {
         let stats = &self.shared.stats;
         if let Some(event) = self.inner.events.injected.take() {
@@ -96,7 +101,7 @@ impl<B: Backend> Run<'_, B> {
 
     /// The interrupt that is next, whether or not the guest can take it now.
     fn waiting_interrupt(&self) -> Option<Source> {
-        if self.inner.events.client_irq().is_some() {
+        if self.inner.events.client_irq().is_some() && self.accepts_client() {
             return Some(Source::Client);
         }
         let apic = self.inner.apic.as_ref()?;
@@ -124,7 +129,7 @@ impl<B: Backend> Run<'_, B> {
         if events.occupied() || events.deferred.is_some() || events.client_irq().is_some() {
             return false;
         }
-        self.client_interrupts() && interruptible(self.inner.cpu.registers(Groups::GENERAL))
+        self.client_interrupts() && self.accepts_client() && interruptible(self.inner.cpu.registers(Groups::GENERAL))
     }
 
     /// After an exit, or an entry that did not happen: what was not delivered is to be injected again.

@@ -8,6 +8,7 @@ use crate::{
     backend::{Backend, BackendVcpu, Groups},
     cpuid::{Cpuid, MAX_ENTRIES},
     uaccess,
+    vm::Irqchip,
 };
 
 type Mem<B> = <<B as Backend>::Platform as Platform>::Memory;
@@ -48,7 +49,9 @@ impl<B: Backend> Vcpu<B> {
             KVM_GET_CPUID2 => get_cpuid2(inner, arg),
             KVM_SET_CPUID => self.set_cpuid_2007(inner, arg),
             KVM_TRANSLATE => inner.translate(arg, vm, index),
-            KVM_INTERRUPT => inner.interrupt(&get::<B, _>(arg)?),
+            KVM_INTERRUPT => inner.interrupt(&get::<B, _>(arg)?, vm.chips.mode()),
+            KVM_TPR_ACCESS_REPORTING => inner.tpr_access_reporting(arg),
+            KVM_SET_VAPIC_ADDR => inner.set_vapic_addr(get::<B, KvmVapicAddr>(arg)?.vapic_addr, vm, index),
             KVM_NMI => {
                 none()?;
                 self.shared().lapic.queue_nmi();
@@ -157,12 +160,14 @@ fn get_cpuid2<B: Backend>(inner: &Inner<B>, arg: u64) -> Result<Outcome<B>, Errn
 }
 
 impl<B: Backend> Inner<B> {
-    /// KVM_INTERRUPT: queues a vector. With a local APIC in the hypervisor that would be the 8259A of a client with
-    /// split controllers, which is not offered yet.
-    fn interrupt(&mut self, interrupt: &KvmInterrupt) -> Result<Outcome<B>, Errno> {
+    /// KVM_INTERRUPT: queues a vector. With a local APIC in the hypervisor it comes from the client's 8259A, which has one
+    /// INTR line.
+    fn interrupt(&mut self, interrupt: &KvmInterrupt, mode: Irqchip) -> Result<Outcome<B>, Errno> {
         let vector = u8::try_from(interrupt.irq).map_err(|_| Errno::EINVAL)?;
-        if self.apic.is_some() {
-            return Err(Errno::ENXIO);
+        match mode {
+            Irqchip::Kernel => return Err(Errno::ENXIO),
+            Irqchip::Split if self.events.client_irq().is_some() => return Err(Errno::EEXIST),
+            Irqchip::Split | Irqchip::None => {}
         }
         self.events.add_client_irq(vector);
         Ok(Outcome::OK)

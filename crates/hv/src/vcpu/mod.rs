@@ -16,6 +16,7 @@ mod run;
 mod run_page;
 mod shared;
 mod state_ioctl;
+mod tpr;
 mod vcpu_events;
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
@@ -41,6 +42,7 @@ pub(crate) use msr::is_active as is_active_msr;
 pub(crate) use run::{Run, Step};
 pub(crate) use run_page::{PIO_DATA, RunPage};
 pub(crate) use shared::VcpuShared;
+pub(crate) use tpr::{Tpr, TprAccess};
 
 /// A guest processor. It keeps its VM alive.
 pub struct Vcpu<B: Backend>(Shared<Processor<B>>);
@@ -96,6 +98,8 @@ pub(crate) struct Inner<B: Backend> {
     pub(crate) debug: GuestDebug,
     pub(crate) tsc: Tsc,
     pub(crate) pv: PvClock,
+    /// Task priority register by other ways than the register: exits and shared memory.
+    pub(crate) tpr: Tpr,
     /// KVM_HC_KICK_CPU came while the vCPU was not halted: the next HLT ends at once.
     pub(crate) unhalted: bool,
     /// The page of 2007's hypercalls that the guest has announced.
@@ -134,6 +138,7 @@ impl<B: Backend> Vcpu<B> {
             debug: GuestDebug::default(),
             tsc: Tsc::new(shared.clock.tsc_offset()),
             pv: PvClock::default(),
+            tpr: Tpr::default(),
             unhalted: false,
             para_2007: None,
             ran: false,

@@ -111,6 +111,9 @@ impl<B: Backend> Run<'_, B> {
                 }
                 continue;
             }
+            if self.report_ended()? || self.report_tpr_access()? {
+                return Ok(());
+            }
             if !self.runnable() {
                 if self.in_use.block(cx) == WaitEnd::Signal {
                     return self.interrupted();
@@ -127,6 +130,7 @@ impl<B: Backend> Run<'_, B> {
             }
             let root = self.load_root(cx)?;
             self.prepare_events();
+            self.show_vapic();
             if !self.in_use.enter_guest() {
                 self.take_back();
                 continue;
@@ -139,11 +143,19 @@ impl<B: Backend> Run<'_, B> {
             let env = Env { memory: &self.vm.memory, reader: self.index, requests: &self.shared.requests, root };
             let exit = self.inner.cpu.enter(&env);
             self.in_use.left_guest();
+            self.take_vapic();
             self.take_back();
             if exits::handle(self, exit, cx)? == Step::ToClient {
                 return Ok(());
             }
         }
+    }
+
+    /// KVM_EXIT_IOAPIC_EOI, if the client's IOAPIC has to hear of the end of an interrupt.
+    fn report_ended(&mut self) -> Result<bool, Errno> {
+        let Some(vector) = self.inner.apic.as_mut().and_then(|apic| apic.take_ended()) else { return Ok(false) };
+        self.page.exit(KVM_EXIT_IOAPIC_EOI, &KvmRunEoi { vector })?;
+        Ok(true)
     }
 
     /// What the last exit left to do: MMIO and PIO that the client has carried out.

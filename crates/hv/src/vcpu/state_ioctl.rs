@@ -59,7 +59,7 @@ impl<B: Backend> Inner<B> {
         reader: usize,
     ) -> Result<Outcome<B>, Errno> {
         self.put_sregs(new)?;
-        self.events.set_interrupt_bitmap(new.interrupt_bitmap);
+        self.events.set_interrupt_bitmap(new.interrupt_bitmap, self.apic.is_some());
         let state = self.cpu.registers_mut(Groups::CONTROL);
         if is_pae(state)
             && let Some(view) = vm.memory.view(reader)

@@ -39,6 +39,8 @@ pub(crate) struct Chips<P: Platform> {
     intr: AtomicBool,
     /// Vectors whose end of interrupt the IOAPIC has to hear of.
     eoi_vectors: [AtomicU64; 4],
+    /// With split controllers: GSIs that are pins of the client's IOAPIC.
+    client_pins: AtomicU32,
     /// KVM_X2APIC_API_USE_32BIT_IDS, and the quirk that 0xff is a broadcast also in x2APIC mode.
     ids_32bit: AtomicBool,
     no_broadcast_quirk: AtomicBool,
@@ -71,6 +73,7 @@ impl<P: Platform> Chips<P> {
             pit_exists: AtomicBool::new(false),
             intr: AtomicBool::new(false),
             eoi_vectors: [const { AtomicU64::new(0) }; 4],
+            client_pins: AtomicU32::new(0),
             ids_32bit: AtomicBool::new(false),
             no_broadcast_quirk: AtomicBool::new(false),
             routing: SpinLock::<P, _>::new(rank::ROUTING, table)?,
@@ -90,7 +93,7 @@ impl<P: Platform> Chips<P> {
         }
     }
 
-    /// KVM_CREATE_IRQCHIP and KVM_CAP_SPLIT_IRQCHIP. The caller excludes other changes.
+    /// KVM_CREATE_IRQCHIP. The caller excludes other changes.
     pub(crate) fn create(&self, mode: Irqchip) -> Result<(), Errno> {
         if self.mode() != Irqchip::None {
             return Err(Errno::EEXIST);
@@ -104,6 +107,19 @@ impl<P: Platform> Chips<P> {
         drop(old);
         self.mode.store(mode as u32, SeqCst);
         Ok(())
+    }
+
+    /// KVM_CAP_SPLIT_IRQCHIP. The caller excludes other changes.
+    pub(crate) fn create_split(&self, client_pins: u32) -> Result<(), Errno> {
+        self.client_pins.store(client_pins, SeqCst);
+        self.create(Irqchip::Split)
+    }
+
+    /// Whether the end of an interrupt is to be told to the client's IOAPIC.
+    pub(crate) fn is_clients(&self, eoi: Eoi) -> bool {
+        let pins = self.client_pins.load(SeqCst);
+        let split = self.mode() == Irqchip::Split && !eoi.suppressed;
+        split && self.routing().is_level_vector(eoi.vector, pins, self.ids_32bit())
     }
 
     /// KVM_CAP_X2APIC_API.

@@ -35,13 +35,11 @@ impl<B: Backend> Vm<B> {
             }
             KVM_CAP_SPLIT_IRQCHIP => {
                 let _config = self.0.config.lock();
-                if value > IOAPIC_PINS_MAX || shared.chips.mode() != Irqchip::None {
-                    return Err(if value > IOAPIC_PINS_MAX { Errno::EINVAL } else { Errno::EEXIST });
+                let pins = u32::try_from(value).ok().filter(|pins| *pins <= IOAPIC_PINS_MAX).ok_or(Errno::EINVAL)?;
+                if shared.chips.mode() != Irqchip::None || self.vcpus().iter().next().is_some() {
+                    return Err(Errno::EEXIST);
                 }
-                if self.vcpus().iter().next().is_some() {
-                    return Err(Errno::EINVAL);
-                }
-                shared.chips.create(Irqchip::Split)?;
+                shared.chips.create_split(pins)?;
             }
             KVM_CAP_X2APIC_API => {
                 only(KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK)?;
@@ -75,4 +73,4 @@ impl<B: Backend> Vm<B> {
 }
 
 /// Routes that a client may reserve for its own IOAPIC.
-const IOAPIC_PINS_MAX: u64 = 4096;
+const IOAPIC_PINS_MAX: u32 = 4096;

@@ -228,7 +228,8 @@ impl<S: Deref<Target = LapicShared>> Lapic<S> {
         self.mode() == ApicMode::Disabled || self.lvt[Lvt::Lint0 as usize] & (lvt::MASKED | lvt::MODE) == lvt::EXTINT
     }
 
-    fn highest_in_service(&self) -> Option<u8> {
+    /// The highest vector that is being served.
+    pub fn highest_in_service(&self) -> Option<u8> {
         (0..WORDS).rev().find(|&w| self.isr[w] != 0).map(|w| (w as u32 * 32 + self.isr[w].ilog2()) as u8)
     }
 
