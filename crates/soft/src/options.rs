@@ -41,11 +41,6 @@ impl Options {
         Self { paging: PagingKind::Shadow, tlb: TlbKind::Adversarial },
     ];
 
-    /// Whether this program can do it.
-    pub const fn offered(self) -> bool {
-        matches!(self.paging, PagingKind::Slots)
-    }
-
     /// Its name on command lines.
     pub const fn name(self) -> &'static str {
         match (self.paging, self.tlb) {

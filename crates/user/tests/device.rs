@@ -103,12 +103,8 @@ fn a_guest_adds_two_and_two() {
 
 #[test]
 fn processors_of_every_kind_live_side_by_side() {
-    let kinds: Vec<_> = Options::ALL.into_iter().filter(|options| options.offered()).collect();
-    let guests: Vec<_> = kinds.iter().map(|kind| Guest::on(device::open_with(*kind).unwrap(), ADD)).collect();
+    let guests = Options::ALL.map(|kind| Guest::on(device::open_with(kind).unwrap(), ADD));
     guests.iter().for_each(add);
-    for options in Options::ALL.into_iter().filter(|options| !options.offered()) {
-        assert_eq!(device::open_with(options), Err(Errno::EOPNOTSUPP));
-    }
 }
 
 fn add(guest: &Guest) {

@@ -28,9 +28,6 @@ pub enum ChooseError {
     /// the device's path contains a NUL character
     #[error("the device's path contains a NUL character")]
     Path,
-    /// not possible yet: software CPU{0}
-    #[error("not possible yet: software CPU{0}")]
-    Options(Options),
 }
 
 /// A back end, ready to be opened.
@@ -55,9 +52,6 @@ pub fn choose(accel: Accel, options: Options, device: &Path) -> Result<BackEnd, 
         description: format!("software CPU (in process{options}); {reason}"),
     };
     if accel == Accel::Soft {
-        if !options.offered() {
-            return Err(ChooseError::Options(options));
-        }
         return Ok(software(path, &"asked for by --accel soft"));
     }
     let sys: Arc<dyn Sys> = Arc::new(Kernel);

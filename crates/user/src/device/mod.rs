@@ -39,12 +39,9 @@ pub fn open() -> Result<RawFd, Errno> {
     open_with(Options::default())
 }
 
-/// The same for a device whose processors work as `options` say; EOPNOTSUPP if they cannot. VMs of different options live side by
+/// The same for a device whose processors work as `options` say. VMs of different options live side by
 /// side.
 pub fn open_with(options: Options) -> Result<RawFd, Errno> {
-    if !options.offered() {
-        return Err(Errno::EOPNOTSUPP);
-    }
     fault::install()
         .map_err(|error| if error.kind() == io::ErrorKind::OutOfMemory { Errno::ENOMEM } else { Errno::ENODEV })?;
     static KVM: [[OnceLock<Kvm>; 2]; 2] = [const { [const { OnceLock::new() }; 2] }; 2];
