@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Errno, Kvm, Outcome, Vcpu, Vm,
-    backend::{Backend, BackendVcpu, Groups},
+    backend::{Backend, BackendVcpu, Groups, Translation},
 };
 
 /// Memory for the arguments of ioctls.
@@ -76,8 +76,16 @@ impl Machine {
         })
     }
 
+    /// On a processor that walks shadow tables, or not.
+    pub(crate) fn on(translation: Translation) -> Self {
+        Self::build_on(Scripted { shadow: translation == Translation::Shadow, ..Scripted::default() }, |_| {})
+    }
+
     fn build(configure: impl FnOnce(&Vm<Scripted>)) -> Self {
-        let backend = Scripted::default();
+        Self::build_on(Scripted::default(), configure)
+    }
+
+    fn build_on(backend: Scripted, configure: impl FnOnce(&Vm<Scripted>)) -> Self {
         let kvm = Kvm::new(backend.clone(), &cx()).unwrap();
         let Outcome::NewVm(vm) = kvm.ioctl(KVM_CREATE_VM, 0, &cx()).unwrap() else { panic!("no VM") };
         configure(&vm);

@@ -69,7 +69,9 @@ pub(crate) const SCRIPT_OVER: u64 = 0xdead;
 /// The back end.
 #[derive(Clone, Default)]
 pub(crate) struct Scripted {
-    scripts: Arc<Mutex<BTreeMap<usize, Arc<Script>>>>,
+    /// Whether it walks tables of the core's; they stay empty, and the script does what it likes.
+    pub(crate) shadow: bool,
+    pub(crate) scripts: Arc<Mutex<BTreeMap<usize, Arc<Script>>>>,
 }
 
 impl Scripted {
@@ -86,7 +88,7 @@ impl Backend for Scripted {
     const NAME: &'static str = "script";
 
     fn translation(&self) -> Translation {
-        Translation::Slots
+        if self.shadow { Translation::Shadow } else { Translation::Slots }
     }
     fn features(&self) -> Features {
         Features::all()

@@ -4,6 +4,7 @@ mod coalesced;
 mod eventfds;
 mod events;
 mod exits;
+mod flushes;
 mod hostile;
 mod ioctls;
 mod lifecycle;

@@ -5,8 +5,6 @@
 pub const KICK: u32 = 1;
 /// Translations of guest-physical addresses changed.
 pub const TLB_FLUSH_PHYSICAL: u32 = 1 << 1;
-/// Every translation is to be forgotten.
-pub const TLB_FLUSH_ALL: u32 = 1 << 2;
 /// An interrupt, NMI, INIT or SIPI has been put where this vCPU looks for it.
 pub const EVENT: u32 = 1 << 3;
 /// The local APIC's timer has expired.

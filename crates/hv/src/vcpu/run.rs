@@ -201,10 +201,7 @@ impl<B: Backend> Run<'_, B> {
         if bits == 0 {
             return Ok(Step::Continue);
         }
-        if bits & request::TLB_FLUSH_ALL != 0 {
-            self.inner.cpu.flush(FlushTlb::All);
-            self.shared.stats.count(Counter::TlbFlush);
-        } else if bits & request::TLB_FLUSH_PHYSICAL != 0 {
+        if bits & request::TLB_FLUSH_PHYSICAL != 0 {
             self.inner.cpu.flush(FlushTlb::Physical);
             self.shared.stats.count(Counter::TlbFlush);
         }

@@ -215,7 +215,7 @@ impl<B: Backend> Inner<B> {
     }
 
     /// INIT (SDM vol. 3, table 9-1): as reset, but FPU, XCR0, CR0.CD and NW, and most MSRs stay.
-    pub(super) fn init(&mut self, boot: bool) {
+    pub(crate) fn init(&mut self, boot: bool) {
         let signature = self.cpuid.signature();
         let state = self.cpu.registers_mut(Groups::ALL);
         let old = state.clone();
