@@ -7,6 +7,7 @@ mod bochs;
 mod boots;
 mod ci;
 mod conformance;
+mod flush_mutants;
 mod fuzz;
 mod guest;
 mod lab;
@@ -45,6 +46,8 @@ enum Command {
     Miri(miri::Options),
     /// Change a crate's code in many places, one at a time, and see whether its tests notice.
     Mutants(mutants::Options),
+    /// Leave out each request of a TLB flush, one at a time, and see whether a test notices.
+    FlushMutants(flush_mutants::Options),
     /// Boot time beside QEMU's TCG (and Bochs), in one run.
     BenchBoot(bench::boot::Options),
     /// Memory of the process, time to the first guest instruction, CPU time of an idle guest.
@@ -62,6 +65,7 @@ fn main() -> Result<ExitCode> {
         Command::Fuzz(options) => fuzz::fuzz(&options).map(done),
         Command::Miri(options) => miri::miri(&options).map(done),
         Command::Mutants(options) => mutants::mutants(&options).map(done),
+        Command::FlushMutants(options) => flush_mutants::flush_mutants(&options).map(done),
         Command::BenchBoot(options) => bench::boot::run(&options).map(done),
         Command::BenchFootprint(options) => bench::footprint::run(&options).map(done),
     }

@@ -5,17 +5,15 @@
 //! change that does not compile says nothing and is replaced by the next.
 use std::{
     fs,
-    os::unix::process::CommandExt,
     path::Path,
     process::Command,
-    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::process::{cargo, check, output, root};
+use crate::process::{cargo, check, output, root, within};
 
 /// What the order of the mutants is drawn with.
 const SEED: u64 = 2007;
@@ -101,7 +99,7 @@ pub fn mutants(options: &Options) -> Result<()> {
 }
 
 /// Copies what git knows of the checkout to a place where it can be changed; files that are the same stay untouched.
-fn copy_tree(tree: &Path) -> Result<()> {
+pub fn copy_tree(tree: &Path) -> Result<()> {
     let files =
         output(std::process::Command::new("git").args(["ls-files", "-co", "--exclude-standard"]).current_dir(root()))?;
     let known = |dir: &Path, name: &str| files.lines().any(|f| Path::new(f) == dir.join(name));
@@ -208,18 +206,7 @@ fn judge_by(tree: &Path, cache: &Path, judge: Judge) -> Result<Outcome> {
         // A lint is not a test.
         command.env("RUSTFLAGS", "--cap-lints=warn").env("CARGO_TARGET_DIR", cache.join("build"));
         command.stdin(std::process::Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
-        let mut child = command.process_group(0).spawn().context("cannot start cargo")?;
-        let end = Instant::now() + if only_build { BUILD } else { TESTS };
-        while Instant::now() < end {
-            if let Some(status) = child.try_wait()? {
-                return Ok(Some(status.success()));
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
-        // With all that it has started.
-        check(Command::new("kill").args(["-KILL", "--", &format!("-{}", child.id())]))?;
-        child.wait()?;
-        Ok(None)
+        within(&mut command, if only_build { BUILD } else { TESTS })
     };
     Ok(match run(true)? {
         None | Some(false) => Outcome::Unviable,

@@ -1,7 +1,10 @@
 //! Other programs: run with their output shown, or refuse with a sentence that helps.
 use std::{
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::Command,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -34,6 +37,21 @@ pub fn check(command: &mut Command) -> Result<()> {
         bail!("`{shown}` ended with {status}");
     }
     Ok(())
+}
+
+/// Runs `command` for at most `limit`, then ends it with all that it has started. Whether it succeeded, if it ended by itself.
+pub fn within(command: &mut Command, limit: Duration) -> Result<Option<bool>> {
+    let mut child = command.process_group(0).spawn().with_context(|| format!("cannot start `{}`", show(command)))?;
+    let end = Instant::now() + limit;
+    while Instant::now() < end {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status.success()));
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    check(Command::new("kill").args(["-KILL", "--", &format!("-{}", child.id())]))?;
+    child.wait()?;
+    Ok(None)
 }
 
 /// The standard output of `command`; an error if it cannot be started or fails.

@@ -1,0 +1,414 @@
+//! `cargo xtask flush-mutants`: leaves out each request of a TLB flush in the core, one at a time, and sees whether a test
+//! notices. It takes the conformance suite on the software CPU's adversarial TLB, which forgets nothing by
+//! itself, and then the crates' own tests. One that nobody notices is a failure of the command.
+//!
+//! Places are found by the few forms that they have ([`sites_of`]); whatever else speaks of flushing in the core has to be known
+//! as machinery ([`MACHINERY`]), so that a new form is not overlooked. All of them are changed at once in a copy of the
+//! tree, each to a question whether it is the one to be left out: one build serves all mutants.
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail, ensure};
+use serde_json::Value;
+
+use crate::{
+    mutants::copy_tree,
+    process::{check, output, root, within},
+};
+
+/// Where requests are made.
+const CORE: [&str; 2] = ["crates/hv/src", "crates/mmu/src"];
+/// Modes of the software CPU in which the conformance suite judges.
+const MODES: [&str; 2] = ["soft-adversarial", "soft-shadow-adversarial"];
+/// Crates whose own tests judge what the suite does not notice.
+const CRATES: [&str; 3] = ["rekvm-mmu", "rekvm-hv", "rekvm-soft"];
+/// The environment variable that says which request is left out.
+const CHOSEN: &str = "REKVM_FLUSH_MUTANT";
+/// A judge takes no longer than this, or hangs.
+const LIMIT: Duration = Duration::from_secs(1800);
+
+/// Lines that speak of flushing and request nothing, by what they contain.
+const MACHINERY: &[&str] = &[
+    // Definitions, and what counts and waits.
+    "fn ",
+    "use ",
+    "struct ",
+    "impl",
+    "enum ",
+    "pub flush: bool",
+    "pub(crate) flush: bool",
+    "pub(super) flush: bool",
+    "pub(super) must_flush: bool",
+    "pub const TLB_FLUSH",
+    "FlushDue",
+    "Flushes",
+    "Flushed(",
+    "let flushes",
+    "let must_flush = self.must_flush;",
+    "self.must_flush = must_flush;",
+    "mem::take(&mut self.must_flush)",
+    "must_flush: false",
+    "flushes.needed()",
+    "flushes.is_done",
+    "flushes.done",
+    "due.is_nothing",
+    "due.fulfil(&self.open.flushes, flush)",
+    "TlbFlush",
+    "wait_flushed",
+    "flush: impl FnMut",
+    // Looks at what a request set.
+    "if change.flush",
+    "if effects.flush",
+    "if notes.flush",
+    "flush: false",
+    "flush();",
+    "& request::TLB_FLUSH",
+    // No translations.
+    "CacheFlush",
+    "CLFLUSH",
+    "FLUSH_CMD",
+    // Imports that go over several lines.
+    "FlushTlb, Groups",
+    "zap_all(&mut flush)",
+];
+
+/// Options of `flush-mutants`.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Only name the requests.
+    #[arg(long)]
+    list: bool,
+    /// Only this one, by its number (may be repeated).
+    #[arg(long = "only", value_name = "N")]
+    only: Vec<usize>,
+}
+
+/// A request of a flush: bytes `from..to` of a file's line, and what they become.
+#[derive(Debug, PartialEq, Eq)]
+struct Site {
+    line: usize,
+    from: usize,
+    to: usize,
+    before: String,
+    after: &'static str,
+    /// The text of the line.
+    text: String,
+}
+
+/// See the module.
+pub fn flush_mutants(options: &Options) -> Result<()> {
+    let cache = root().join("target/flush-mutants");
+    let tree = cache.join("tree");
+    copy_tree(&tree)?;
+    let names = plant(&tree)?;
+    if options.list {
+        names.iter().enumerate().for_each(|(n, name)| println!("{n:>3} {name}"));
+        return Ok(());
+    }
+    let judges = Judges::build(&tree, &cache)?;
+    eprintln!("xtask: nothing left out");
+    if let Some(who) = judges.judge(None)? {
+        bail!("fails with every flush in its place: {who}");
+    }
+    let chosen = |n: &usize| options.only.is_empty() || options.only.contains(n);
+    let mut survivors = Vec::new();
+    for n in (0..names.len()).filter(chosen) {
+        let (name, start) = (&names[n], Instant::now());
+        match judges.judge(Some(n))? {
+            Some(who) => println!("{n:>3} {name}\n      noticed by {who} ({:.0?})", start.elapsed()),
+            None => {
+                println!("{n:>3} {name}\n      SURVIVED ({:.0?})", start.elapsed());
+                survivors.push(name);
+            }
+        }
+    }
+    println!("{} requests of flushes, {} survive", names.len(), survivors.len());
+    ensure!(survivors.is_empty(), "nobody notices that these are missing: {survivors:#?}");
+    Ok(())
+}
+
+/// Changes all requests of the copy; their names, in the order of their numbers.
+fn plant(tree: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    let mut unknown = Vec::new();
+    for file in sources(tree)? {
+        let text = fs::read_to_string(tree.join(&file))?;
+        let (sites, strange) = sites_of(&text);
+        unknown.extend(strange.into_iter().map(|(line, text)| format!("{}:{line}: {text}", file.display())));
+        if sites.is_empty() {
+            continue;
+        }
+        let mut lines: Vec<String> = text.lines().map(String::from).collect();
+        for site in sites {
+            let line = &mut lines[site.line];
+            let (head, tail) = (line[..site.from].to_owned(), line[site.to..].to_owned());
+            let number = names.len().to_string();
+            let (before, after) = (site.before.replace("{n}", &number), site.after.replace("{n}", &number));
+            *line = format!("{head}{before}{}{after}{tail}", &site.text[site.from..site.to]);
+            names.push(format!("{}:{} {}", file.display(), site.line + 1, site.text.trim()));
+        }
+        fs::write(tree.join(&file), lines.join("\n") + "\n")?;
+    }
+    ensure!(unknown.is_empty(), "neither a request of a flush nor known machinery: {unknown:#?}");
+    ensure!(!names.is_empty(), "no requests found");
+    for (file, more) in [("crates/platform/src/lib.rs", QUESTION), ("crates/hv/src/vm/shadow.rs", DUTIES)] {
+        let text = fs::read_to_string(tree.join(file))? + more;
+        fs::write(tree.join(file), text)?;
+    }
+    Ok(names)
+}
+
+/// What is added to the crate that all others know.
+const QUESTION: &str = r#"
+/// Whether request `n` is the one that is left out.
+#[allow(missing_docs)]
+pub fn left_out(n: usize) -> bool {
+    extern crate std;
+    static CHOSEN: std::sync::OnceLock<Option<usize>> = std::sync::OnceLock::new();
+    *CHOSEN.get_or_init(|| std::env::var("REKVM_FLUSH_MUTANT").ok()?.parse().ok()) == Some(n)
+}
+"#;
+
+/// What is added where duties are done.
+const DUTIES: &str = r#"
+impl<P: Platform> VmShared<P> {
+    pub(crate) fn fulfil_without(&self, n: usize, shadow: &Shadow<P>, due: FlushDue<P>) {
+        shadow.fulfil(due, || if !platform::left_out(n) { self.vcpus.flush_tlbs() });
+    }
+    pub(crate) fn settle_without<T>(
+        &self,
+        n: usize,
+        shadow: &Shadow<P>,
+        change: (Result<T, ShadowError>, FlushDue<P>),
+    ) -> Result<T, Errno> {
+        let (result, due) = change;
+        self.fulfil_without(n, shadow, due);
+        Ok(result?)
+    }
+}
+"#;
+
+/// Source files of the core that are no tests, in the order of their names.
+fn sources(tree: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut folders: Vec<PathBuf> = CORE.iter().map(PathBuf::from).collect();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(tree.join(&folder))? {
+            let entry = entry?;
+            let (path, name) = (folder.join(entry.file_name()), entry.file_name());
+            if entry.file_type()?.is_dir() {
+                if name != "tests" && name != "testing" {
+                    folders.push(path);
+                }
+            } else if path.extension().is_some_and(|e| e == "rs") && name != "tests.rs" {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The requests of a file, and lines of which nobody knows what they are.
+fn sites_of(text: &str) -> (Vec<Site>, Vec<(usize, String)>) {
+    let (mut sites, mut strange) = (Vec::new(), Vec::new());
+    for (n, line) in text.lines().enumerate() {
+        let code = line.trim();
+        if code.starts_with("#[cfg(test)]") {
+            break;
+        }
+        if code.starts_with("//")
+            || !["flush", "fulfil(", "settle("].iter().any(|word| code.to_lowercase().contains(word))
+        {
+            continue;
+        }
+        match request(line) {
+            Some((from, to, before, after)) => {
+                sites.push(Site { line: n, from, to, before: before.to_owned(), after, text: line.to_owned() });
+            }
+            None if MACHINERY.iter().any(|known| line.contains(known)) => {}
+            None => strange.push((n + 1, code.to_owned())),
+        }
+    }
+    (sites, strange)
+}
+
+type Change = (usize, usize, &'static str, &'static str);
+
+/// What requests a flush in `line`, and how that is made to ask whether it is left out.
+fn request(line: &str) -> Option<Change> {
+    let start = line.len() - line.trim_start().len();
+    let code = line.trim();
+    const IF: (&str, &str) = ("if !platform::left_out({n}) { ", " }");
+    let whole = Some((start, line.len(), IF.0, IF.1));
+    // Statements.
+    let request_bits = code.contains("request_all(request::TLB_FLUSH") || code.contains(".request(request::TLB_FLUSH");
+    let sets =
+        code.contains("must_flush = true;") || code.contains("must_flush |= ") || code == "self.notes.flush = true;";
+    if code.ends_with(';') && (code.contains(".flush(FlushTlb::") || request_bits || sets) {
+        return whole;
+    }
+    // Calls.
+    for call in [".flush_tlbs()", ".flush_physical(cx)"] {
+        if let Some(at) = line.find(call) {
+            let object = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.' | '(' | ')');
+            let from = line[..at].rfind(|c| !object(c)).map_or(0, |i| i + 1);
+            return Some((from, at + call.len(), "(if !platform::left_out({n}) { ", " })"));
+        }
+    }
+    // Flushes that the caller of a section under the MMU lock is lent.
+    for lent in ["&mut *flush)", "&mut flush)"] {
+        if let Some(at) = line.find(lent)
+            && code.contains("fulfil(")
+        {
+            return Some((at, at + lent.len() - 1, "|| if !platform::left_out({n}) { (", ")() }"));
+        }
+    }
+    // What the shadow tables leave to the core: done, but for the flush.
+    for duty in [".settle(shadow, ", ".fulfil(shadow, "] {
+        if let Some(at) = line.find(duty) {
+            let at = at + ".settle".len();
+            return Some((at, at + 1, "_without", "{n}, "));
+        }
+    }
+    // Answers.
+    if let Some(at) = line.find(" flush: ").map(|at| at + " flush: ".len()) {
+        let rest = &line[at..];
+        let end = rest.find([',', '}']).unwrap_or(rest.len());
+        let value = rest[..end].trim();
+        if !matches!(value, "bool" | "false") && !value.contains("impl ") {
+            return Some((at, at + value.len(), "!platform::left_out({n}) && (", ")"));
+        }
+    }
+    None
+}
+
+/// The test that a test program tells the failure of.
+fn failed_test(line: &str) -> Option<&str> {
+    line.strip_prefix("test ")?.strip_suffix(" ... FAILED")
+}
+
+/// What has been built to judge.
+struct Judges {
+    suite: PathBuf,
+    /// Test programs of [`CRATES`].
+    tests: Vec<PathBuf>,
+    log: PathBuf,
+    tree: PathBuf,
+}
+
+impl Judges {
+    fn build(tree: &Path, cache: &Path) -> Result<Self> {
+        let build = cache.join("build");
+        let cargo = || {
+            let mut command = Command::new("cargo");
+            command.current_dir(tree).env("CARGO_TARGET_DIR", &build).env("CARGO_PROFILE_DEV_DEBUG", "0");
+            // A lint is not a test.
+            command.env("RUSTFLAGS", "--cap-lints=warn");
+            command
+        };
+        eprintln!("xtask: building the suite and the tests with every request in question");
+        check(cargo().args(["build", "--quiet", "--package", "rekvm-conformance"]))?;
+        let mut command = cargo();
+        command.args(["test", "--no-run", "--quiet", "--lib", "--tests", "--message-format=json"]);
+        CRATES.iter().for_each(|name| {
+            command.args(["--package", name]);
+        });
+        let messages = output(&mut command)?;
+        let tests = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let tests =
+            tests.filter(|m| m["profile"]["test"] == true).filter_map(|m| m["executable"].as_str().map(PathBuf::from));
+        let tests: Vec<_> = tests.collect();
+        ensure!(!tests.is_empty(), "no test programs were built");
+        let suite = build.join("debug/conformance");
+        Ok(Self { suite, tests, log: cache.join("last.log"), tree: tree.to_owned() })
+    }
+
+    /// Who notices that request `n` is missing.
+    fn judge(&self, n: Option<usize>) -> Result<Option<String>> {
+        // The cases made for this first.
+        for filter in ["flush/", ""] {
+            for mode in MODES {
+                let mut command = Command::new(&self.suite);
+                command.args(["run", "--format", "tap", "--on", mode, "--filter", filter]);
+                if let Some(who) = self.run(command, n, |line| line.strip_prefix("not ok "))? {
+                    return Ok(Some(format!("{who} on {mode}")));
+                }
+            }
+        }
+        for test in &self.tests {
+            let name = test.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if let Some(who) = self.run(Command::new(test), n, failed_test)? {
+                return Ok(Some(format!("{who} of {}", name.rsplit_once('-').map_or(&*name, |(name, _)| name))));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Runs a judge. Some: it fails, and who fails in it.
+    fn run(
+        &self,
+        mut command: Command,
+        n: Option<usize>,
+        failed: impl Fn(&str) -> Option<&str>,
+    ) -> Result<Option<String>> {
+        let log = fs::File::create(&self.log)?;
+        command.current_dir(&self.tree).env_remove(CHOSEN).stdin(Stdio::null());
+        command.stdout(log.try_clone()?).stderr(log);
+        if let Some(n) = n {
+            command.env(CHOSEN, n.to_string());
+        }
+        match within(&mut command, LIMIT)? {
+            Some(true) => Ok(None),
+            None => Ok(Some("a time limit".into())),
+            Some(false) => {
+                let text = String::from_utf8_lossy(&fs::read(&self.log)?).into_owned();
+                let first = text.lines().find_map(|line| failed(line).map(String::from));
+                Ok(Some(first.unwrap_or_else(|| format!("a program that ended early: see {}", self.log.display()))))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_told_from_machinery() {
+        for (line, expected) in [
+            ("    vm.settle(shadow, change)?;", Some("    vm.settle_without({n}, shadow, change)?;")),
+            (
+                "    self.cpu.flush(FlushTlb::All);",
+                Some("    if !platform::left_out({n}) { self.cpu.flush(FlushTlb::All); }"),
+            ),
+            (
+                "  let e = s.changed(cx, || vm.vcpus.flush_tlbs());",
+                Some("  let e = s.changed(cx, || (if !platform::left_out({n}) { vm.vcpus.flush_tlbs() }));"),
+            ),
+            ("    self.must_flush |= had;", Some("    if !platform::left_out({n}) { self.must_flush |= had; }")),
+            (
+                "    self.fulfil(due, &mut *flush);",
+                Some("    self.fulfil(due, || if !platform::left_out({n}) { (&mut *flush)() });"),
+            ),
+            (
+                "    Ok(Change { kind, flush: kind != Kind::Create, generation })",
+                Some("    Ok(Change { kind, flush: !platform::left_out({n}) && (kind != Kind::Create), generation })"),
+            ),
+            ("    if change.flush {", None),
+            ("    pub flush: bool,", None),
+        ] {
+            let (sites, strange) = sites_of(line);
+            assert_eq!(strange, []);
+            let changed = sites
+                .first()
+                .map(|s| [&line[..s.from], &s.before, &line[s.from..s.to], s.after, &line[s.to..]].concat());
+            assert_eq!(changed.as_deref(), expected);
+        }
+        assert_eq!(sites_of("self.flush_somehow();").1.len(), 1, "an unknown form is told");
+    }
+}
