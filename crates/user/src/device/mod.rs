@@ -5,6 +5,7 @@
 //! needed: a memfd for each object, a vCPU's holding the pages that it shares with its client. What a descriptor
 //! stands for is found in a table of this process (`table`), once for each call.
 mod fd;
+mod process;
 mod table;
 
 use std::{ffi::CStr, io, ops::Range, os::fd::RawFd, sync::OnceLock};
@@ -42,6 +43,7 @@ pub fn open() -> Result<RawFd, Errno> {
 /// The same for a device whose processors work as `options` say. VMs of different options live side by
 /// side.
 pub fn open_with(options: Options) -> Result<RawFd, Errno> {
+    process::watch()?;
     fault::install()
         .map_err(|error| if error.kind() == io::ErrorKind::OutOfMemory { Errno::ENOMEM } else { Errno::ENODEV })?;
     static KVM: [[OnceLock<Kvm>; 2]; 2] = [const { [const { OnceLock::new() }; 2] }; 2];
@@ -64,7 +66,7 @@ pub fn open_with(options: Options) -> Result<RawFd, Errno> {
 /// `arg` is what the request asks for. An address that cannot be accessed is EFAULT; one that can is read and written
 /// by the request, at once or (guest memory) for as long as the VM uses it.
 pub unsafe fn ioctl(fd: RawFd, nr: u32, arg: u64) -> Result<i32, Errno> {
-    let outcome = match TABLE.get(fd).ok_or(EBADF)? {
+    let outcome = match TABLE.own(fd)? {
         Object::Device(kvm) => kvm.ioctl(nr, arg, &CX),
         Object::Vm(vm) => vm.ioctl(nr, arg, &CX),
         Object::Vcpu(file) => {
