@@ -1,5 +1,10 @@
 //! An owned descriptor of a device, a VM, a vCPU or a statistics file, and the ways to call ioctls on it.
-use std::{mem::size_of_val, os::fd::RawFd, ptr};
+use std::{
+    mem::size_of_val,
+    os::fd::RawFd,
+    ptr,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use abi::{KVM_REINJECT_CONTROL, Pod, ioc_size};
 
@@ -9,11 +14,12 @@ use super::{Address, Errno, Sys};
 pub struct Fd {
     sys: &'static dyn Sys,
     fd: RawFd,
+    closed: AtomicBool,
 }
 
 impl Fd {
     pub(crate) fn new(sys: &'static dyn Sys, fd: RawFd) -> Self {
-        Self { sys, fd }
+        Self { sys, fd, closed: AtomicBool::new(false) }
     }
 
     /// The number.
@@ -73,16 +79,35 @@ impl Fd {
         unsafe { self.sys.ioctl(self.fd, nr, address.0) }
     }
 
+    /// Major and minor number, if the descriptor is of a device node.
+    pub fn device_number(&self) -> Option<(u32, u32)> {
+        // SAFETY: plain data, filled by the call.
+        let stat = unsafe {
+            let mut stat: libc::stat = std::mem::zeroed();
+            (libc::fstat(self.fd, &mut stat) == 0).then_some(stat)
+        }?;
+        (stat.st_mode & libc::S_IFMT == libc::S_IFCHR).then(|| (libc::major(stat.st_rdev), libc::minor(stat.st_rdev)))
+    }
+
+    pub(crate) fn sys(&self) -> &'static dyn Sys {
+        self.sys
+    }
+
+    /// KVM_SET_SIGNAL_MASK without a mask: the only request to which no address is an answer.
+    pub fn remove_signal_mask(&self) -> Result<i32, Errno> {
+        // SAFETY: nothing is at address 0.
+        unsafe { self.sys.ioctl(self.fd, abi::KVM_SET_SIGNAL_MASK, 0) }
+    }
+
     /// `dup`.
     pub fn dup(&self) -> Result<Fd, Errno> {
         Ok(Fd::new(self.sys, self.sys.dup(self.fd)?))
     }
 
-    /// `close`, with its answer.
-    pub fn close(self) -> Result<(), Errno> {
-        let answer = self.sys.close(self.fd);
-        std::mem::forget(self);
-        answer
+    /// `close`, with its answer. Calls through this value fail from now on; those that are under way go on.
+    pub fn close(&self) -> Result<(), Errno> {
+        self.closed.store(true, Ordering::SeqCst);
+        self.sys.close(self.fd)
     }
 
     /// `pread`.
@@ -95,10 +120,18 @@ impl Fd {
         let at = self.sys.mmap(self.fd, len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, offset)?;
         Ok(super::Memory::of_mapping(at, len))
     }
+
+    /// `munmap` of a whole mapping; it must not be used any more.
+    pub fn unmap(&self, memory: super::Memory) -> Result<(), Errno> {
+        // SAFETY: a mapping of `map`'s. Accesses through copies of `memory` would end the case with a signal.
+        unsafe { self.sys.munmap(memory.address() as *mut u8, memory.len()) }
+    }
 }
 
 impl Drop for Fd {
     fn drop(&mut self) {
-        let _ = self.sys.close(self.fd);
+        if !*self.closed.get_mut() {
+            let _ = self.sys.close(self.fd);
+        }
     }
 }

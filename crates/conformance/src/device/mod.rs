@@ -7,6 +7,7 @@ mod errno;
 mod fd;
 mod kernel;
 mod memory;
+mod process;
 #[cfg(feature = "soft")]
 mod soft;
 mod sys;
@@ -15,6 +16,7 @@ mod thread;
 pub use errno::Errno;
 pub use fd::Fd;
 pub use memory::{Address, Memory, PAGE, fenced};
+pub use process::{Child, in_child};
 pub use sys::Sys;
 pub use thread::{Thread, block, install, take_pending, unblock};
 
