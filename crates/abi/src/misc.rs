@@ -13,6 +13,15 @@ pub const KVM_PMU_EVENT_ALLOW: u32 = 0;
 /// [`KvmPmuEventFilter::action`]: deny the events listed.
 pub const KVM_PMU_EVENT_DENY: u32 = 1;
 
+/// [`KvmNestedState::format`]: Intel's.
+pub const KVM_STATE_NESTED_FORMAT_VMX: u16 = 0;
+/// [`KvmNestedState::format`]: AMD's.
+pub const KVM_STATE_NESTED_FORMAT_SVM: u16 = 1;
+/// [`KvmNestedState::flags`]: the vCPU runs a guest of its own.
+pub const KVM_STATE_NESTED_GUEST_MODE: u16 = 1;
+/// [`KvmNestedState::flags`]: AMD's global interrupt flag.
+pub const KVM_STATE_NESTED_GIF_SET: u16 = 0x100;
+
 /// Hypercall: wake a halted vCPU.
 pub const KVM_HC_KICK_CPU: u64 = 5;
 /// Hypercall: clock pairing.

@@ -6,6 +6,7 @@ use platform::Platform;
 use super::Kvm;
 use crate::{
     backend::Backend,
+    vcpu::{GUEST_DEBUG, NESTED_STATE_SIZE},
     vm::{MAX_VCPUS, QUIRKS},
 };
 
@@ -43,6 +44,9 @@ impl<B: Backend> Kvm<B> {
             | KVM_CAP_GET_TSC_KHZ
             | KVM_CAP_TSC_DEADLINE_TIMER
             | KVM_CAP_SIGNAL_MSI
+            | KVM_CAP_X86_TRIPLE_FAULT_EVENT
+            | KVM_CAP_VCPU_ATTRIBUTES
+            | KVM_CAP_SYS_ATTRIBUTES
             | KVM_CAP_SPLIT_IRQCHIP
             | KVM_CAP_VAPIC
             | KVM_CAP_X86_USER_SPACE_MSR
@@ -62,7 +66,6 @@ impl<B: Backend> Kvm<B> {
             | KVM_CAP_EXCEPTION_PAYLOAD
             | KVM_CAP_SREGS2
             | KVM_CAP_BINARY_STATS_FD
-            | KVM_CAP_VM_TSC_CONTROL
             | KVM_CAP_DISABLE_QUIRKS
             | KVM_CAP_KVMCLOCK_CTRL => 1,
             KVM_CAP_COALESCED_MMIO => KVM_COALESCED_MMIO_PAGE_OFFSET as i32,
@@ -72,7 +75,12 @@ impl<B: Backend> Kvm<B> {
             KVM_CAP_NR_VCPUS | KVM_CAP_MAX_VCPUS | KVM_CAP_MAX_VCPU_ID => MAX_VCPUS as i32,
             KVM_CAP_NR_MEMSLOTS => NR_MEMSLOTS as i32,
             KVM_CAP_IRQ_ROUTING => KVM_MAX_IRQ_ROUTES as i32,
-            KVM_CAP_CLOCKSOURCE => i32::from(B::Platform::tsc_khz() != 0),
+            KVM_CAP_SYNC_REGS => KVM_SYNC_X86_VALID_FIELDS as i32,
+            KVM_CAP_SET_GUEST_DEBUG2 => GUEST_DEBUG as i32,
+            KVM_CAP_NESTED_STATE => NESTED_STATE_SIZE as i32,
+            KVM_CAP_CLOCKSOURCE | KVM_CAP_TSC_CONTROL | KVM_CAP_VM_TSC_CONTROL => {
+                i32::from(B::Platform::tsc_khz() != 0)
+            }
             KVM_CAP_ADJUST_CLOCK => (KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC) as i32,
             KVM_CAP_X2APIC_API => (KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK) as i32,
             KVM_CAP_XSAVE2 => size_of::<KvmXsave>() as i32,

@@ -37,12 +37,26 @@ impl<B: Backend> Kvm<B> {
             KVM_GET_MSR_INDEX_LIST => put_msr_list::<B>(arg, msr::list()),
             KVM_GET_MSR_FEATURE_INDEX_LIST => put_msr_list::<B>(arg, msr::FEATURE_LIST.iter().copied()),
             KVM_GET_MSRS => self.get_feature_msrs(arg),
+            KVM_HAS_DEVICE_ATTR => self.device_attr(arg, false),
+            KVM_GET_DEVICE_ATTR => self.device_attr(arg, true),
             KVM_X86_GET_MCE_CAP_SUPPORTED => {
                 uaccess::put::<Mem<B>, u64>(arg, &(msr::MCE_CAPABILITIES | msr::MCE_BANKS as u64))?;
                 Ok(Outcome::OK)
             }
             _ => Err(Errno::ENOTTY),
         }
+    }
+
+    /// There is one attribute: the XCR0 bits that a guest can be given. `get` copies it, else its existence is asked.
+    fn device_attr(&self, arg: u64, get: bool) -> Result<Outcome<B>, Errno> {
+        let attr: KvmDeviceAttr = uaccess::get::<Mem<B>, _>(arg)?;
+        if attr.group != 0 || attr.attr != KVM_X86_XCOMP_GUEST_SUPP {
+            return Err(Errno::ENXIO);
+        }
+        if get {
+            uaccess::put::<Mem<B>, u64>(attr.addr, &self.backend().xcr0())?;
+        }
+        Ok(Outcome::OK)
     }
 
     fn get_supported_cpuid(&self, arg: u64) -> Result<Outcome<B>, Errno> {

@@ -35,6 +35,8 @@ pub(crate) struct Script {
     /// The next injected event is not delivered: an exit in its middle hands it back.
     pub(crate) cut_short: Mutex<bool>,
     pub(crate) nmi_blocked: Mutex<bool>,
+    /// Offset and ratio of the time-stamp counter.
+    pub(crate) tsc: Mutex<(u64, u64)>,
 }
 
 impl Script {
@@ -118,7 +120,9 @@ impl BackendVcpu<Host> for ScriptedVcpu {
         &mut self.state
     }
     fn set_features(&mut self, _features: Features, _xcr0: u64, _physical_bits: u32) {}
-    fn set_tsc(&mut self, _offset: u64, _ratio: u64) {}
+    fn set_tsc(&mut self, offset: u64, ratio: u64) {
+        *self.script.tsc.lock().unwrap() = (offset, ratio);
+    }
     fn set_debug(&mut self, debug: GuestDebug) {
         self.script.note(Note::Debug(debug));
     }

@@ -2,9 +2,12 @@
 use abi::*;
 use x86::msr;
 
+use platform::Platform;
+
 use crate::{
+    Errno, Outcome,
     backend::Exit,
-    testing::{Machine, host},
+    testing::{Machine, cx, host},
 };
 
 fn write_msr(m: &Machine, index: u32, value: u64) {
@@ -106,4 +109,93 @@ fn a_tsc_deadline_fires_when_the_counter_is_there() {
     m.run().unwrap();
     assert_eq!(m.script.take_injected().len(), 1);
     assert_eq!(read_msr(&m, msr::TSC_DEADLINE), 0);
+}
+
+fn khz(vcpu: &crate::Vcpu<crate::testing::script::Scripted>) -> i32 {
+    match vcpu.ioctl(KVM_GET_TSC_KHZ, 0, &cx()) {
+        Ok(Outcome::Value(khz)) => khz,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_guests_counter_runs_at_the_frequency_that_the_client_asks_for() {
+    // The host's has 2 GHz.
+    for (asked, per_ns) in [(1_000_000u64, 1.0), (5_000_000, 5.0), (0, 2.0)] {
+        let m = Machine::new();
+        host::advance(1_000_000_000);
+        m.vcpu.ioctl(KVM_SET_TSC_KHZ, asked, &cx()).unwrap();
+        write_msr(&m, msr::KVM_SYSTEM_TIME_NEW, 0x5001);
+        assert_eq!(khz(&m.vcpu), if asked == 0 { 2_000_000 } else { asked as i32 });
+        let before = read_msr(&m, msr::TSC);
+        // It counts from when the VM was made.
+        assert!((before as f64 - 1e9 * per_ns).abs() < 1e6 * per_ns, "{before}");
+        host::advance(3_000_000_000);
+        let tsc = read_msr(&m, msr::TSC);
+        assert!(((tsc - before) as f64 - 3e9 * per_ns).abs() < 10.0, "{before} to {tsc}");
+        assert!(pvclock(&m, 0x5000, tsc).abs_diff(4_000_000_000) < 2_000_000, "kvmclock");
+        // The processor counts by the same rule.
+        let (offset, ratio) = *m.script.tsc.lock().unwrap();
+        let scaled = ((u128::from(host::Host::tsc()) * u128::from(ratio)) >> 48) as u64;
+        assert_eq!(scaled.wrapping_add(offset), tsc);
+    }
+    let m = Machine::new();
+    for bad in [600_000_000u64, u32::MAX.into(), 1 << 32] {
+        assert_eq!(m.vcpu.ioctl(KVM_SET_TSC_KHZ, bad, &cx()).map(drop), Err(Errno::EINVAL));
+        assert_eq!(m.vm.ioctl(KVM_SET_TSC_KHZ, bad, &cx()).map(drop), Err(Errno::EINVAL));
+    }
+}
+
+#[test]
+fn vcpus_of_one_frequency_are_in_step() {
+    let m = Machine::new();
+    m.vm.ioctl(KVM_SET_TSC_KHZ, 3_000_000, &cx()).unwrap();
+    host::advance(123_456_789);
+    let (second, _pages) = Machine::new_vcpu(&m.vm, 1);
+    assert_eq!((khz(&m.vcpu), khz(&second)), (2_000_000, 3_000_000));
+    host::advance(5_000_001);
+    m.vcpu.ioctl(KVM_SET_TSC_KHZ, 3_000_000, &cx()).unwrap();
+    let offset = |n| *m.backend.script(n).tsc.lock().unwrap();
+    assert_eq!(offset(0), offset(1));
+    // A client restores both, a little later the second one.
+    let set = |vcpu: &crate::Vcpu<_>, value: u64| {
+        let mut list = KvmMsrs { nmsrs: 1, pad: 0 }.bytes().to_vec();
+        list.extend(KvmMsrEntry { index: msr::TSC, reserved: 0, data: value }.bytes());
+        m.client.with_bytes(&mut list, |arg| vcpu.ioctl(KVM_SET_MSRS, arg, &cx())).unwrap();
+    };
+    set(&m.vcpu, 1 << 50);
+    host::advance(1_000_000);
+    set(&second, 1 << 50);
+    assert_eq!(offset(0), offset(1));
+    let tsc = read_msr(&m, msr::TSC);
+    assert!(tsc.wrapping_sub(1 << 50) < 4_000_000, "{tsc:#x}");
+}
+
+#[test]
+fn the_offset_of_the_counter_is_an_attribute() {
+    let m = Machine::new();
+    let value = host::Mapping::new(4096);
+    let mut attr = KvmDeviceAttr { flags: 0, group: KVM_VCPU_TSC_CTRL, attr: KVM_VCPU_TSC_OFFSET, addr: value.at() };
+    m.ioctl(KVM_HAS_DEVICE_ATTR, &mut attr).unwrap();
+    m.ioctl(KVM_GET_DEVICE_ATTR, &mut attr).unwrap();
+    let load = || <host::Client as platform::Memory>::load::<u64>(platform::Hva(value.at())).unwrap();
+    assert_eq!(load(), m.script.tsc.lock().unwrap().0);
+    <host::Client as platform::Memory>::store(platform::Hva(value.at()), 77u64).unwrap();
+    m.ioctl(KVM_SET_DEVICE_ATTR, &mut attr).unwrap();
+    assert_eq!(read_msr(&m, msr::TSC), host::Host::tsc() + 77);
+    for (flags, group, which, error) in [(0, 1, 0, Errno::ENXIO), (0, 0, 1, Errno::ENXIO), (1, 0, 0, Errno::EINVAL)] {
+        let mut bad = KvmDeviceAttr { flags, group, attr: which, addr: value.at() };
+        for nr in [KVM_HAS_DEVICE_ATTR, KVM_GET_DEVICE_ATTR, KVM_SET_DEVICE_ATTR] {
+            assert_eq!(m.ioctl(nr, &mut bad).map(drop), Err(error));
+        }
+    }
+    attr.addr = 8;
+    assert_eq!(m.ioctl(KVM_GET_DEVICE_ATTR, &mut attr).map(drop), Err(Errno::EFAULT));
+    // The device's own.
+    let mut xcr0 = KvmDeviceAttr { attr: KVM_X86_XCOMP_GUEST_SUPP, addr: value.at(), ..KvmDeviceAttr::default() };
+    m.client.with_bytes(xcr0.bytes_mut(), |arg| m.kvm.ioctl(KVM_GET_DEVICE_ATTR, arg, &cx())).unwrap();
+    assert_eq!(load(), 7);
+    xcr0.attr = 1;
+    let absent = m.client.with_bytes(xcr0.bytes_mut(), |arg| m.kvm.ioctl(KVM_HAS_DEVICE_ATTR, arg, &cx()));
+    assert_eq!(absent.map(drop), Err(Errno::ENXIO));
 }

@@ -8,25 +8,71 @@ use crate::{
     vm::VmShared,
 };
 
-/// A ratio of one.
-const ONE: u64 = 1 << 48;
+/// Binary places of a ratio.
+const PLACES: u32 = 48;
 const NS_PER_SECOND: u64 = 1_000_000_000;
+/// A guest's counter is at most so many times as fast as the host's.
+const MAX_FACTOR: u64 = 256;
 
-/// The time-stamp counter of one vCPU: guest = host + offset.
+/// How fast a guest's time-stamp counter runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rate {
+    khz: u32,
+    /// Guest ticks for one of the host, times 2^48.
+    ratio: u64,
+}
+
+impl Rate {
+    /// As the host's.
+    pub(crate) fn host<P: Platform>() -> Self {
+        Self { khz: P::tsc_khz(), ratio: 1 << PLACES }
+    }
+
+    /// `khz`, 0 for the host's; None if that is too fast, or the host's own is not known.
+    pub(crate) fn new<P: Platform>(khz: u32) -> Option<Self> {
+        let host = Self::host::<P>();
+        if khz == 0 || khz == host.khz {
+            return Some(host);
+        }
+        if host.khz == 0 || u64::from(khz) >= u64::from(host.khz) * MAX_FACTOR {
+            return None;
+        }
+        // The factor is below 2^8, so the ratio fits.
+        let ratio = ((u128::from(khz) << PLACES) / u128::from(host.khz)) as u64;
+        Some(Self { khz, ratio })
+    }
+
+    pub(crate) fn khz(self) -> u32 {
+        self.khz
+    }
+
+    /// Ticks of the guest in so many of the host.
+    pub(crate) fn scale(self, host: u64) -> u64 {
+        ((u128::from(host) * u128::from(self.ratio)) >> PLACES) as u64
+    }
+}
+
+/// The time-stamp counter of one vCPU: guest = host at its rate + offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tsc {
     offset: u64,
+    rate: Rate,
     /// IA32_TSC_ADJUST.
     adjust: u64,
 }
 
 impl Tsc {
-    pub(crate) fn new(offset: u64) -> Self {
-        Self { offset, adjust: 0 }
+    pub(crate) fn new(offset: u64, rate: Rate) -> Self {
+        Self { offset, rate, adjust: 0 }
+    }
+
+    /// What the guest reads when the host's counter is `host`.
+    pub(crate) fn at(&self, host: u64) -> u64 {
+        self.rate.scale(host).wrapping_add(self.offset)
     }
 
     pub(crate) fn read<P: Platform>(&self) -> u64 {
-        P::tsc().wrapping_add(self.offset)
+        self.at(P::tsc())
     }
 
     pub(crate) fn offset(&self) -> u64 {
@@ -35,6 +81,14 @@ impl Tsc {
 
     pub(crate) fn set_offset(&mut self, offset: u64) {
         self.offset = offset;
+    }
+
+    pub(crate) fn rate(&self) -> Rate {
+        self.rate
+    }
+
+    pub(crate) fn set_rate(&mut self, rate: Rate, offset: u64) {
+        (self.rate, self.offset) = (rate, offset);
     }
 
     pub(crate) fn adjust(&self) -> u64 {
@@ -58,14 +112,14 @@ impl Tsc {
 
     /// Tells the back end.
     pub(crate) fn apply<B: Backend>(&self, cpu: &mut B::Vcpu) {
-        cpu.set_tsc(self.offset, ONE);
+        cpu.set_tsc(self.offset, self.rate.ratio);
     }
 
     /// When the counter reaches `deadline`, in nanoseconds of the platform's clock, rounded up.
     pub(crate) fn deadline_ns<P: Platform>(&self, deadline: u64) -> u64 {
         let now = P::now_ns();
         let left = deadline.wrapping_sub(self.read::<P>());
-        let khz = u128::from(P::tsc_khz().max(1));
+        let khz = u128::from(self.rate.khz.max(1));
         if left as i64 <= 0 {
             return now;
         }
@@ -136,7 +190,7 @@ impl<P: Platform> ClockWriter<'_, P> {
         }
         let gpa = pv.system_time & !1;
         let base = self.vm.clock.base();
-        let scale = Scale::new(self.vm.tsc_khz());
+        let scale = Scale::new(tsc.rate().khz());
         let mut flags = TSC_STABLE;
         if core::mem::take(&mut pv.stopped) {
             flags |= GUEST_STOPPED;
@@ -145,7 +199,7 @@ impl<P: Platform> ClockWriter<'_, P> {
         let mut info = [0u8; 32];
         let mut put = |at: usize, value: &[u8]| info[at..at + value.len()].copy_from_slice(value);
         put(0, &pv.version.wrapping_sub(1).to_le_bytes());
-        put(8, &base.host_tsc.wrapping_add(tsc.offset()).to_le_bytes());
+        put(8, &tsc.at(base.host_tsc).to_le_bytes());
         put(16, &base.kvmclock.to_le_bytes());
         put(24, &scale.multiplier.to_le_bytes());
         put(28, &scale.shift.to_le_bytes());

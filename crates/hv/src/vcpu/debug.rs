@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// What KVM_SET_GUEST_DEBUG knows.
-const KNOWN: u32 = KVM_GUESTDBG_ENABLE
+pub(crate) const KNOWN: u32 = KVM_GUESTDBG_ENABLE
     | KVM_GUESTDBG_SINGLESTEP
     | KVM_GUESTDBG_USE_SW_BP
     | KVM_GUESTDBG_USE_HW_BP

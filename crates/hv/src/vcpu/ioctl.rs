@@ -2,7 +2,7 @@
 use abi::*;
 use platform::{Hva, MaySleep, Memory, Platform};
 
-use super::{Inner, Vcpu};
+use super::{Inner, Rate, Vcpu};
 use crate::{
     Errno, Outcome, StatsFile,
     backend::{Backend, BackendVcpu, Groups},
@@ -76,12 +76,17 @@ impl<B: Backend> Vcpu<B> {
             }
             KVM_X86_SET_MCE => inner.set_mce(&get::<B, _>(arg)?),
             KVM_SET_TSC_KHZ => {
-                if arg != 0 && arg != u64::from(B::Platform::tsc_khz()) {
-                    return Err(Errno::EINVAL);
-                }
+                let rate = u32::try_from(arg).ok().and_then(Rate::new::<B::Platform>).ok_or(Errno::EINVAL)?;
+                inner.tsc.set_rate(rate, vm.clock.tsc_offset(rate));
+                inner.tsc_changed(vm, index);
                 Ok(Outcome::OK)
             }
-            KVM_GET_TSC_KHZ => Ok(Outcome::Value(i32::try_from(vm.tsc_khz()).unwrap_or(i32::MAX))),
+            KVM_GET_TSC_KHZ => Ok(Outcome::Value(i32::try_from(inner.tsc.rate().khz()).unwrap_or(i32::MAX))),
+            KVM_HAS_DEVICE_ATTR => inner.has_device_attr(&get::<B, _>(arg)?),
+            KVM_GET_DEVICE_ATTR => inner.get_device_attr(&get::<B, _>(arg)?),
+            KVM_SET_DEVICE_ATTR => inner.set_device_attr(&get::<B, _>(arg)?, vm, index),
+            KVM_GET_NESTED_STATE => inner.get_nested_state(arg),
+            KVM_SET_NESTED_STATE => inner.set_nested_state(arg),
             KVM_KVMCLOCK_CTRL => {
                 none()?;
                 if inner.pv.system_time & 1 == 0 {

@@ -2,6 +2,7 @@
 mod apic;
 mod clock;
 mod debug;
+mod device_attr;
 mod events;
 mod fpu;
 mod inject;
@@ -9,6 +10,7 @@ mod ioctl;
 mod mmu;
 mod mp_state;
 mod msr;
+mod nested_state;
 mod para_2007;
 mod regs;
 pub mod request;
@@ -16,6 +18,7 @@ mod run;
 mod run_page;
 mod shared;
 mod state_ioctl;
+mod sync_regs;
 mod tpr;
 mod vcpu_events;
 
@@ -33,12 +36,14 @@ use crate::{
     vm::VmShared,
 };
 pub(crate) use apic::LocalApic;
-pub(crate) use clock::{PvClock, Tsc};
+pub(crate) use clock::{PvClock, Rate, Tsc};
+pub(crate) use debug::KNOWN as GUEST_DEBUG;
 pub(crate) use events::Events;
 pub(crate) use mmu::VcpuMmu;
 pub(crate) use mp_state::MpState;
 #[cfg(test)]
 pub(crate) use msr::is_active as is_active_msr;
+pub(crate) use nested_state::SIZE as NESTED_STATE_SIZE;
 pub(crate) use run::{Run, Step};
 pub(crate) use run_page::{PIO_DATA, RunPage};
 pub(crate) use shared::VcpuShared;
@@ -119,6 +124,7 @@ impl<B: Backend> Vcpu<B> {
         let boot = shared.is_boot_cpu(index as u32);
         let apic = if vm.has_lapic() { Some(LocalApic::new(shared, index, boot)?) } else { None };
         let waits = apic.is_some() && !boot;
+        let rate = Rate::new::<B::Platform>(shared.tsc_khz()).unwrap_or_else(Rate::host::<B::Platform>);
         let cpu = backend.create_vcpu(vm.backend(), index, cx)?;
         let mut inner = Inner::<B> {
             cpu,
@@ -136,7 +142,7 @@ impl<B: Backend> Vcpu<B> {
                 | if boot { irqchip::lapic::APIC_BASE_BSP } else { 0 },
             mp: if waits { MpState::Uninitialized } else { MpState::Runnable },
             debug: GuestDebug::default(),
-            tsc: Tsc::new(shared.clock.tsc_offset()),
+            tsc: Tsc::new(shared.clock.tsc_offset(rate), rate),
             pv: PvClock::default(),
             tpr: Tpr::default(),
             unhalted: false,

@@ -80,7 +80,7 @@ impl<B: Backend> Inner<B> {
                 if by == By::Guest {
                     self.tsc.write::<B::Platform>(value);
                 } else {
-                    self.tsc.set_offset(vm.clock.set_tsc::<B::Platform>(value));
+                    self.tsc.set_offset(vm.clock.set_tsc::<B::Platform>(value, self.tsc.rate()));
                 }
                 self.tsc_changed(vm, reader);
                 return Ok(());
@@ -133,7 +133,7 @@ impl<B: Backend> Inner<B> {
         Ok(())
     }
 
-    fn tsc_changed(&mut self, vm: &VmShared<B::Platform>, reader: usize) {
+    pub(super) fn tsc_changed(&mut self, vm: &VmShared<B::Platform>, reader: usize) {
         self.tsc.apply::<B>(&mut self.cpu);
         if let Some(apic) = &mut self.apic {
             apic.arm(&self.tsc);

@@ -86,6 +86,7 @@ impl<B: Backend> Run<'_, B> {
             // A signal from before the thread was attached ends no sleep.
             return self.wait_for_start(immediate_exit || B::Platform::signal_pending(), cx);
         }
+        self.take_sync_regs()?;
         if self.inner.apic.is_none() {
             let cr8 = self.page.load::<u64>(KVM_RUN_CR8_OFFSET)?;
             if cr8 > 15 {
@@ -282,6 +283,7 @@ impl<B: Backend> Run<'_, B> {
         page.store(KVM_RUN_READY_FOR_INTERRUPT_INJECTION_OFFSET, u8::from(ready))?;
         page.store(KVM_RUN_FLAGS_OFFSET, 0u16)?;
         page.store(KVM_RUN_CR8_OFFSET, cr8)?;
-        page.store(KVM_RUN_APIC_BASE_OFFSET, self.inner.apic_base())
+        page.store(KVM_RUN_APIC_BASE_OFFSET, self.inner.apic_base())?;
+        self.show_sync_regs()
     }
 }

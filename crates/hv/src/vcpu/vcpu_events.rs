@@ -53,10 +53,13 @@ impl<B: Backend> Inner<B> {
         e.nmi.pending = lapic.nmi_count();
         e.nmi.masked = self.cpu.nmi_blocked().into();
         e.sipi_vector = lapic.sipi_vector().into();
-        e.triple_fault = self.events.triple_fault.into();
         e.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
         if payloads {
             e.flags |= KVM_VCPUEVENT_VALID_PAYLOAD;
+        }
+        if vm.settings.triple_fault_event.load(SeqCst) {
+            e.flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+            e.triple_fault = self.events.triple_fault.into();
         }
         e
     }
@@ -74,6 +77,9 @@ impl<B: Backend> Inner<B> {
             | KVM_VCPUEVENT_VALID_SMM;
         if payloads {
             known |= KVM_VCPUEVENT_VALID_PAYLOAD;
+        }
+        if vm.settings.triple_fault_event.load(SeqCst) {
+            known |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
         }
         let exception = e.exception.injected != 0 || payloads && e.exception.pending != 0;
         let smm = e.flags & KVM_VCPUEVENT_VALID_SMM != 0 && (e.smi.smm | e.smi.pending | e.smi.smm_inside_nmi) != 0;
@@ -94,7 +100,11 @@ impl<B: Backend> Inner<B> {
         {
             return Err(Errno::EINVAL);
         }
+        // A triple fault stays unless the client speaks of it.
+        let told = e.flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT != 0;
+        let triple_fault = if told { e.triple_fault != 0 } else { self.events.triple_fault };
         self.events.clear();
+        self.events.triple_fault = triple_fault;
         let x = Exception {
             vector: Vector(e.exception.nr),
             code: (e.exception.has_error_code != 0).then_some(e.exception.error_code),

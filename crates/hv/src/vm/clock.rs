@@ -3,13 +3,18 @@ use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use platform::Platform;
 
+use crate::vcpu::Rate;
+
 /// The time of one VM.
 ///
 /// kvmclock counts by the host's TSC from one moment that all vCPUs share: guests are told that it is the same on
 /// every vCPU, and would see it go backwards if each had a moment of its own.
 pub(crate) struct Clock {
-    /// Guest TSC = host TSC + this, for vCPUs whose counter has not been set otherwise.
-    tsc_offset: AtomicU64,
+    /// The host's TSC when the VM was made.
+    made: u64,
+    /// What the guest's TSC would have shown then, for vCPUs whose counter has not been set otherwise. It runs on from
+    /// there at the vCPU's own frequency, so that vCPUs of one frequency are in step.
+    tsc_start: AtomicU64,
     /// The moment from which kvmclock counts: host TSC, monotonic nanoseconds, and kvmclock then.
     base_tsc: AtomicU64,
     base_ns: AtomicU64,
@@ -28,31 +33,30 @@ impl Clock {
     pub(crate) fn new<P: Platform>() -> Self {
         let tsc = P::tsc();
         Self {
-            tsc_offset: AtomicU64::new(tsc.wrapping_neg()),
+            made: tsc,
+            tsc_start: AtomicU64::new(0),
             base_tsc: AtomicU64::new(tsc),
             base_ns: AtomicU64::new(P::now_ns()),
             base_clock: AtomicU64::new(0),
         }
     }
 
-    pub(crate) fn tsc_offset(&self) -> u64 {
-        self.tsc_offset.load(SeqCst)
+    /// The offset of a vCPU whose counter runs at this rate.
+    pub(crate) fn tsc_offset(&self, rate: Rate) -> u64 {
+        self.tsc_start.load(SeqCst).wrapping_sub(rate.scale(self.made))
     }
 
     /// A client sets a vCPU's TSC to `value`. Clients set all vCPUs one after the other to what they saved: a value
     /// within a second of where the VM's counter is means that counter, so that they stay in step; another one
     /// moves it. Returns the vCPU's offset.
-    pub(crate) fn set_tsc<P: Platform>(&self, value: u64) -> u64 {
-        let old = self.tsc_offset();
-        let second = u64::from(P::tsc_khz().max(1_000_000)) * 1000;
-        let host = P::tsc();
-        let distance = value.wrapping_sub(host.wrapping_add(old)) as i64;
-        if value == 0 || distance.unsigned_abs() < second {
-            return old;
+    pub(crate) fn set_tsc<P: Platform>(&self, value: u64, rate: Rate) -> u64 {
+        let second = u64::from(rate.khz().max(1_000_000)) * 1000;
+        let host = rate.scale(P::tsc());
+        let distance = value.wrapping_sub(host.wrapping_add(self.tsc_offset(rate))) as i64;
+        if value != 0 && distance.unsigned_abs() >= second {
+            self.tsc_start.store(value.wrapping_sub(host).wrapping_add(rate.scale(self.made)), SeqCst);
         }
-        let new = value.wrapping_sub(host);
-        self.tsc_offset.store(new, SeqCst);
-        new
+        self.tsc_offset(rate)
     }
 
     /// The moment from which kvmclock counts.

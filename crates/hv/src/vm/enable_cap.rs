@@ -56,6 +56,10 @@ impl<B: Backend> Vm<B> {
                 only(KVM_EXIT_HYPERCALL_MAP_GPA_RANGE)?;
                 shared.settings.exit_hypercalls.store(value, SeqCst);
             }
+            KVM_CAP_X86_TRIPLE_FAULT_EVENT => {
+                only(1)?;
+                shared.settings.triple_fault_event.store(value != 0, SeqCst);
+            }
             KVM_CAP_EXCEPTION_PAYLOAD => shared.settings.exception_payload.store(value != 0, SeqCst),
             KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => {
                 only(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET)?;

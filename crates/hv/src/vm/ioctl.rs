@@ -5,7 +5,12 @@ use abi::*;
 use platform::{MaySleep, Platform};
 
 use super::{Irqchip, MAX_VCPUS, Vm};
-use crate::{Errno, Outcome, StatsFile, Vcpu, backend::Backend, uaccess, vcpu::request};
+use crate::{
+    Errno, Outcome, StatsFile, Vcpu,
+    backend::Backend,
+    uaccess,
+    vcpu::{Rate, request},
+};
 
 type Mem<B> = <<B as Backend>::Platform as Platform>::Memory;
 
@@ -73,9 +78,7 @@ impl<B: Backend> Vm<B> {
             KVM_SET_CLOCK => self.set_clock(arg),
             KVM_SET_TSC_KHZ => {
                 let khz = u32::try_from(arg).map_err(|_| Errno::EINVAL)?;
-                if khz != B::Platform::tsc_khz() && khz != 0 {
-                    return Err(Errno::EINVAL);
-                }
+                Rate::new::<B::Platform>(khz).ok_or(Errno::EINVAL)?;
                 self.shared().settings.tsc_khz.store(khz, SeqCst);
                 Ok(Outcome::OK)
             }

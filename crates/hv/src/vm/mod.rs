@@ -92,6 +92,8 @@ pub(crate) struct Settings {
     pub(crate) user_space_msr: AtomicU32,
     /// KVM_CAP_EXIT_HYPERCALL: hypercalls that the client carries out, bit n for number n.
     pub(crate) exit_hypercalls: AtomicU64,
+    /// KVM_CAP_X86_TRIPLE_FAULT_EVENT.
+    pub(crate) triple_fault_event: AtomicBool,
     /// KVM_CAP_DISABLE_QUIRKS: the quirks that are off.
     pub(crate) disabled_quirks: AtomicU64,
     /// Guest TSC frequency for new vCPUs in kHz; 0 is the host's.
@@ -123,6 +125,7 @@ impl<B: Backend> Vm<B> {
                 exception_payload: AtomicBool::new(false),
                 user_space_msr: AtomicU32::new(0),
                 exit_hypercalls: AtomicU64::new(0),
+                triple_fault_event: AtomicBool::new(false),
                 disabled_quirks: AtomicU64::new(0),
                 tsc_khz: AtomicU32::new(0),
                 mmu_pages: AtomicU64::new(0),
