@@ -1,6 +1,7 @@
 //! Execution of single instructions by the hypervisor itself: device memory, string I/O, and whatever the processor
 //! leaves to it.
 mod access;
+mod deliver;
 mod guest;
 mod report;
 mod string_io;

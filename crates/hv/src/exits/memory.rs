@@ -31,7 +31,7 @@ impl<B: Backend> Run<'_, B> {
     }
 
     /// An event cannot be delivered: its stack or table is in device memory.
-    pub(super) fn delivery_failed(&mut self, gpa: u64) -> Result<Step, Errno> {
+    pub(crate) fn delivery_failed(&mut self, gpa: u64) -> Result<Step, Errno> {
         let mut data = [0; 16];
         data[0] = gpa;
         let payload = KvmRunInternal { suberror: KVM_INTERNAL_ERROR_DELIVERY_EV, ndata: 1, data };

@@ -48,6 +48,7 @@ pub(crate) fn handle<B: Backend>(run: &mut Run<'_, B>, exit: Exit, cx: &MaySleep
             Ok(Step::Continue)
         }
         Exit::MonitorMwait { len, .. } => run.monitor_mwait(len),
+        Exit::TaskSwitch if let Some(event) = run.inner.events.injected => run.deliver(event),
         Exit::Xsetbv { .. } | Exit::TaskSwitch | Exit::Emulate => run.emulate(cx),
         // There is no system management mode: RSM outside of it is #UD.
         Exit::Rsm => run.undefined(),
