@@ -63,6 +63,9 @@ pub struct Run {
     /// For developers, with --accel soft: what its TLB keeps
     #[arg(long, value_enum, value_name = "KIND", default_value_t = TlbArg::Normal)]
     soft_tlb: TlbArg,
+    /// For developers: look at the end whether the shadow tables are in order
+    #[arg(long)]
+    audit: bool,
     /// Device node for the back end kvm
     #[arg(long, value_name = "PATH", default_value = "/dev/kvm")]
     device: PathBuf,
@@ -161,6 +164,7 @@ impl Run {
             },
             soft,
             device: self.device.clone(),
+            audit: self.audit,
             quiet: self.quiet,
         })
     }

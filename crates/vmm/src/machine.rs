@@ -133,6 +133,8 @@ impl Loaded {
 
 /// A machine that has not started.
 pub struct Machine {
+    /// The VM.
+    pub vm: Arc<Vm>,
     /// What the vCPU threads share.
     pub board: Arc<Board>,
     /// The processors, for their threads.
@@ -178,7 +180,7 @@ impl Machine {
             Err("the back end has no statistics (KVM_CAP_BINARY_STATS_FD is absent)".to_owned())
         };
         let board = Arc::new(Board { pio, mmio, control: control.clone(), ram });
-        Ok(Self { board, vcpus, com1, stats })
+        Ok(Self { vm, board, vcpus, com1, stats })
     }
 }
 

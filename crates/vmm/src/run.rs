@@ -26,6 +26,8 @@ pub struct Options {
     pub soft: user::device::Options,
     /// The device node.
     pub device: PathBuf,
+    /// Look at the end whether the shadow tables are in order.
+    pub audit: bool,
     /// Tell nothing but the back end and what went wrong.
     pub quiet: bool,
 }
@@ -58,7 +60,7 @@ pub fn run(options: &Options) -> Result<Ending, RunError> {
     console::say(format_args!("back end: {}", back_end.description));
     let signals = Signals::new()?;
     let control = Arc::new(Control::new()?);
-    let Machine { board, vcpus, com1, stats } = Machine::build(loaded, &back_end, &control)?;
+    let Machine { vm, board, vcpus, com1, stats } = Machine::build(loaded, &back_end, &control)?;
     // Statistics are no reason not to run.
     let server = Server::start(back_end.description, stats, board.ram.clone())
         .inspect_err(|error| console::say(format_args!("no statistics: {error}")))
@@ -80,6 +82,13 @@ pub fn run(options: &Options) -> Result<Ending, RunError> {
     drop(server);
     if !stopped {
         console::say(format_args!("a virtual CPU does not stop; leaving it behind"));
+    }
+    if options.audit {
+        match vm.audit() {
+            Some(Ok(what)) => console::say(format_args!("audit: in order: {what}")),
+            Some(Err(what)) => return Ok(Ending::Hypervisor(format!("audit: {what}"))),
+            None => console::say(format_args!("audit: the back end has no shadow tables")),
+        }
     }
     Ok(control.ending().unwrap_or_else(|| Ending::Host("no reason is known".to_owned())))
 }

@@ -196,6 +196,21 @@ pub fn owns(fd: RawFd) -> bool {
     TABLE.get(fd).is_some()
 }
 
+/// Looks whether every invariant of a VM's shadow tables holds, also while its vCPUs run: Ok tells what was looked at, Err
+/// what does not hold. None: the VM has no shadow tables, or this is no VM. Not part of the ABI.
+pub fn audit(fd: RawFd) -> Option<Result<String, String>> {
+    let Some(Object::Vm(vm)) = TABLE.get(fd) else { return None };
+    let report = match vm.audit_shadow(&CX)? {
+        Ok(report) => report,
+        Err(error) => return Some(Err(format!("{error:?}"))),
+    };
+    if report.findings.is_empty() {
+        return Some(Ok(format!("{} shadow pages, {} leaves", report.pages, report.leaves)));
+    }
+    let findings: Vec<_> = report.findings.iter().map(ToString::to_string).collect();
+    Some(Err(findings.join("; ")))
+}
+
 /// Makes KVM_RUN of the vCPU `fd` return EINTR if some thread is inside it: what a signal to that thread does, for
 /// whoever cannot have [`crate::signals::note`] called in a handler. Has no effect on a KVM_RUN that begins later; set
 /// `immediate_exit` before for that, as with signals.

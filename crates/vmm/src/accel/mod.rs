@@ -69,6 +69,12 @@ pub trait Sys: Send + Sync {
     /// `pread(2)`; statistics descriptors are read this way.
     fn pread(&self, fd: RawFd, buf: &mut [u8], offset: u64) -> Result<usize, Errno>;
 
+    /// Looks whether a VM's shadow tables are in order, where the device is one of this process: what was looked at, or
+    /// what is wrong. None: there is nothing to look at.
+    fn audit(&self, _vm: RawFd) -> Option<Result<String, String>> {
+        None
+    }
+
     /// A function that a signal handler is to call on a thread that may be inside an ioctl. The
     /// kernel notices signals by itself; a device in this process has to be told. The function
     /// is async-signal-safe.

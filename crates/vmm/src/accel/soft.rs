@@ -42,6 +42,10 @@ impl Sys for Soft {
         device::pread(fd, buf, offset).map_err(|e| Errno(e.0))
     }
 
+    fn audit(&self, vm: RawFd) -> Option<Result<String, String>> {
+        device::audit(vm)
+    }
+
     fn signal_note(&self) -> fn() {
         user::signals::note
     }

@@ -15,6 +15,11 @@ impl Vm {
         Self { handle, run_size }
     }
 
+    /// See [`crate::accel::Sys::audit`].
+    pub fn audit(&self) -> Option<Result<String, String>> {
+        self.handle.sys().audit(self.handle.fd())
+    }
+
     /// `KVM_SET_TSS_ADDR`: three pages in guest-physical space that Intel processors without
     /// unrestricted guests need.
     pub fn set_tss_addr(&self, gpa: u32) -> Result<(), KvmError> {
