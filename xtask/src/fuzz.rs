@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::process::{cargo, check, need, root};
 
-/// The targets, as `fuzz/Cargo.toml` has them.
-const TARGETS: [&str; 2] = ["emulator", "ioctls"];
+/// The targets, as `fuzz/Cargo.toml` has them, and the longest inputs that are of use to them.
+const TARGETS: [(&str, u32); 3] = [("emulator", 512), ("ioctls", 4096), ("mmu", 8192)];
 
 /// Options of `fuzz`.
 #[derive(clap::Args)]
@@ -34,14 +34,22 @@ pub fn fuzz(options: &Options) -> Result<()> {
         eprintln!("xtask: installing cargo-fuzz");
         check(cargo().args(["install", "--locked", "--quiet", "cargo-fuzz"]))?;
     }
-    match &options.target {
-        Some(target) if TARGETS.contains(&target.as_str()) => one(target, options),
-        Some(other) => bail!("no fuzz target `{other}`: there are {}", TARGETS.join(", ")),
-        None => TARGETS.iter().try_for_each(|target| one(target, options)),
+    let wanted = |name: &str| options.target.as_deref().is_none_or(|target| target == name);
+    if !TARGETS.iter().any(|(name, _)| wanted(name)) {
+        bail!("there is no such fuzz target; there are {TARGETS:?} (with the length of their inputs)");
     }
+    TARGETS.iter().filter(|(name, _)| wanted(name)).try_for_each(|(name, length)| one(name, *length, options))
 }
 
-fn one(target: &str, options: &Options) -> Result<()> {
+/// What CI does: the targets are as tidy as the rest, and each runs for a moment.
+pub fn briefly() -> Result<()> {
+    let manifest = ["--manifest-path", "fuzz/Cargo.toml"];
+    check(cargo().arg("fmt").args(manifest).arg("--check"))?;
+    check(cargo().arg("clippy").args(manifest).args(["--quiet", "--", "-D", "warnings"]))?;
+    fuzz(&Options { target: None, seconds: 20, coverage: false })
+}
+
+fn one(target: &str, length: u32, options: &Options) -> Result<()> {
     let cache = root().join("target/fuzz");
     let corpus = cache.join("corpus").join(target);
     std::fs::create_dir_all(&corpus).with_context(|| format!("cannot make {}", corpus.display()))?;
@@ -57,7 +65,8 @@ fn one(target: &str, options: &Options) -> Result<()> {
         .env("ASAN_OPTIONS", "allocator_may_return_null=1:detect_leaks=1");
     if !options.coverage {
         let time = format!("-max_total_time={}", options.seconds);
-        command.args(["--", &time, TIMEOUT, MEMORY, "-detect_leaks=1", "-max_len=4096", "-print_final_stats=1"]);
+        let length = format!("-max_len={length}");
+        command.args(["--", &time, &length, TIMEOUT, MEMORY, "-detect_leaks=1", "-print_final_stats=1"]);
     }
     check(&mut command).with_context(|| {
         format!("the input that did it is in fuzz/artifacts/{target}; run it again with `cargo fuzz run {target} FILE`")

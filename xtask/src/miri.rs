@@ -42,6 +42,8 @@ pub fn miri(options: &Options) -> Result<()> {
             Command::new("rustup")
                 .args(["run", "nightly", "cargo", "miri", "test", "--quiet", "--package", &format!("rekvm-{name}")])
                 .args(["--target-dir", "target/miri"])
+                // Miri is slower by a factor of hundreds.
+                .env("PROPTEST_CASES", "4")
                 // The clock seeds proptest, whose cases differ from run to run as they do outside of Miri.
                 .env("MIRIFLAGS", "-Zmiri-disable-isolation")
                 .current_dir(root()),

@@ -128,6 +128,16 @@ impl Client {
         client
     }
 
+    /// Opens another device, of which the software CPU walks other tables or has another TLB.
+    pub(super) fn open(&mut self, input: &mut Input<'_>) {
+        let options = device::Options::ALL[usize::from(input.u8()) % device::Options::ALL.len()];
+        if self.objects.len() < OBJECTS
+            && let Ok(fd) = device::open_with(options)
+        {
+            self.add(fd, Kind::Device);
+        }
+    }
+
     fn add(&mut self, fd: RawFd, kind: Kind) {
         self.objects.push(Object { fd, kind });
     }
@@ -139,11 +149,6 @@ impl Client {
     /// Guest memory: its address and size.
     pub(super) fn memory(&self) -> (u64, u64) {
         (self.memory.at(), MEMORY)
-    }
-
-    /// The first descriptor of a kind, or none.
-    pub(super) fn first(&self, kind: Kind) -> RawFd {
-        self.objects.iter().find(|o| o.kind == kind).map_or(-1, |o| o.fd)
     }
 
     pub(super) fn last(&self, kind: Kind) -> Option<RawFd> {

@@ -11,7 +11,7 @@ const TABLES: u64 = 0x8000;
 pub(super) fn set_up(client: &mut Client, input: &mut Input<'_>) {
     let options = input.u8();
     let code = input.u8();
-    let kvm = client.first(Kind::Device);
+    let kvm = client.last(Kind::Device).unwrap_or(-1);
     let vm = match client.last(Kind::Vm) {
         Some(vm) if options & 1 == 0 => vm,
         _ => client.number(kvm, KVM_CREATE_VM, 0),

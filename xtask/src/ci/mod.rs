@@ -9,7 +9,7 @@ use crate::process::{add_target, cargo, check, need};
 /// Options of `test`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Leave out what takes longest: the guests that are booted, and Linux's KVM in the lab.
+    /// Leave out what takes longest: the guests that are booted, Linux's KVM in the lab, and fuzzing.
     #[arg(long)]
     quick: bool,
 }
@@ -23,7 +23,7 @@ const NO_STD_TARGETS: [&str; 2] = ["x86_64-unknown-none", "i686-unknown-linux-gn
 
 type Step = (&'static str, fn(&Options) -> Result<()>);
 
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     ("formatting", |_| check(cargo().args(["fmt", "--all", "--check"]))),
     ("no_std crates without std and for 32 bits", |_| no_std()),
     ("clippy", |_| check(cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))),
@@ -31,6 +31,7 @@ const STEPS: [Step; 6] = [
         check(cargo().env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps", "--quiet"]))
     }),
     ("conformance", conformance),
+    ("fuzz targets for a moment", |options| if options.quick { Ok(()) } else { crate::fuzz::briefly() }),
     ("unit tests and guests", tests),
 ];
 
