@@ -104,8 +104,13 @@ pub(super) fn leaf(role: &Role, access: Access, kind: Kind, hpa: u64, writable: 
     Leaf { hpa, write: writable && (write || supervisor && !user), user, execute }
 }
 
-/// Whether a leaf is one that could be made for a page with these rights.
+/// Whether a leaf is one that could be made for a page with these rights, or what was left of it when the right to write was
+/// taken away.
 pub(super) fn leaf_holds(role: &Role, access: Access, spte: Leaf) -> bool {
-    let same = |kind, writable| leaf(role, access, kind, spte.hpa, writable) == spte;
-    same(Kind::Plain, true) || same(Kind::Plain, false) || same(Kind::Supervisor, true)
+    let same = |kind, spte: Leaf| leaf(role, access, kind, spte.hpa, true) == spte;
+    let plain = leaf(role, access, Kind::Plain, spte.hpa, false) == spte;
+    plain
+        || [Kind::Plain, Kind::Supervisor]
+            .iter()
+            .any(|&kind| same(kind, spte) || same(kind, Leaf { write: true, ..spte }))
 }
