@@ -28,9 +28,9 @@ pub trait TablePage: Sized + Send + Sync + 'static {
     /// Entry `index`, modulo [`TABLE_ENTRIES`], of the page at `hpa`: what a processor in software walks with.
     ///
     /// # Safety
-    /// `hpa` is the root that the core gave for this entry of the guest, or the frame of a present entry that was
-    /// read in this stay inside the guest, and the reference is used in this stay only: the core frees a page after
-    /// every vCPU that may know it has left the guest or flushed.
+    /// `hpa` is the root that the core gave for this entry of the guest, or the frame of a present entry that this vCPU
+    /// has read since it last flushed, and the reference is used inside of the guest only: the core frees a page after
+    /// every vCPU that may know it has flushed, or is outside and will flush before it enters.
     unsafe fn entry_at<'a>(hpa: u64, index: usize) -> &'a AtomicU64;
 }
 

@@ -2,9 +2,11 @@
 //! drop it or the core asks for a flush. The small arrays of [`crate::tlb`] forget for many reasons of their own; this is
 //! looked at when they miss, before tables are walked, so that whoever relied on their forgetting gets a stale answer.
 //!
-//! Two kinds of translation are kept, as by a processor with nested paging (SDM vol. 3, 30.4.1):
+//! What is kept, as by a processor with nested paging (SDM vol. 3, 30.4.1):
 //! - *linear* ones ([`Known`]), with the rights that the tables gave, by address space. They are judged again at each use by
 //!   the registers of that moment. The guest's flushes drop those of their tag: a PCID, or all global pages.
+//! - on shadow tables, *tables of the last level* by what they map (a paging-structure cache, SDM vol. 3, 4.10.3): who frees a
+//!   table, or leads to another one, without a flush has it walked all the same.
 //! - *guest-physical* ones ([`Frames`]): what the memory slots said of a frame. No instruction of the guest drops
 //!   them.
 //!
@@ -127,14 +129,20 @@ pub(crate) struct Kept {
     /// At least as many translations as there are.
     most: usize,
     limit: usize,
+    /// Host-physical addresses of shadow tables, by linear address in units of what a table maps. All are of one tag: a
+    /// processor that walks shadow tables has no PCIDs.
+    tables: Map<u64, u64>,
     pub(crate) frames: Frames,
 }
+
+/// log2 of what a table of the last level maps.
+const TABLE_SHIFT: u32 = 21;
 
 impl Kept {
     /// Nothing yet; at most `limit` translations of each kind.
     pub(crate) fn new(limit: usize) -> Self {
         let frames = Frames { known: RefCell::default(), limit };
-        Self { spaces: Map::default(), most: 0, limit, frames }
+        Self { spaces: Map::default(), most: 0, limit, tables: Map::default(), frames }
     }
 
     /// A translation of `linear` in the address space `pcid` that `allowed` accepts; those for the same kind of access come
@@ -164,8 +172,24 @@ impl Kept {
         }
     }
 
+    /// The shadow table of the last level that maps `linear`.
+    pub(crate) fn table(&self, linear: u64) -> Option<u64> {
+        self.tables.get(&(linear >> TABLE_SHIFT)).copied()
+    }
+
+    /// Keeps a table.
+    pub(crate) fn keep_table(&mut self, linear: u64, hpa: u64) {
+        if self.tables.len() >= self.limit || !put(&mut self.tables, linear >> TABLE_SHIFT, hpa) {
+            self.tables.clear();
+        }
+    }
+
     /// The guest's flush; `pcid` is the address space that it is in now.
     pub(crate) fn flush(&mut self, what: Flush, pcid: u16) {
+        if !matches!(what, Flush::Cr3 { keep: true } | Flush::Rights) {
+            // INVLPG of any page too.
+            self.tables.clear();
+        }
         match what {
             Flush::Page(linear) => self.drop_page(linear, pcid),
             Flush::PcidPage { pcid, linear } => {
@@ -183,6 +207,7 @@ impl Kept {
 
     /// Drops what INVLPG and a page fault drop: the page of `linear` in this address space and among the global ones.
     pub(crate) fn drop_page(&mut self, linear: u64, pcid: u16) {
+        self.tables.remove(&(linear >> TABLE_SHIFT));
         for tag in [pcid.into(), GLOBAL] {
             if let Some(space) = self.spaces.get_mut(&tag) {
                 space.drop_page(linear);

@@ -13,8 +13,9 @@ use core::{
     },
 };
 
-use mmu::{MemoryError, Paging, Request, TableMemory, shadow::Root, walk};
+use mmu::{MemoryError, Paging, Request, TableMemory, Translation, shadow::Root, walk, walk::walk_traced};
 use platform::{Hva, Platform, TablePage, Word};
+use x86::paging::{NX, PAGE_SHIFT, U, W};
 
 use crate::{SoftVcpu, kept::Known, memory::Miss};
 
@@ -23,8 +24,8 @@ struct Tables<P>(PhantomData<P>);
 
 impl<P: Platform> Tables<P> {
     fn entry(&self, hpa: u64) -> &AtomicU64 {
-        // SAFETY: a walk starts at the root that this entry into the guest came with, and goes on at frames of present
-        // entries that it has just read; `self` does not outlive the walk.
+        // SAFETY: a walk starts at the root that this entry into the guest came with, or at a table that was found since
+        // the last flush, and goes on at frames of present entries that it has just read; `self` does not outlive it.
         unsafe { P::TablePage::entry_at(hpa & !0xfff, (hpa & 0xfff) as usize / 8) }
     }
 }
@@ -82,10 +83,28 @@ impl<P: Platform> SoftVcpu<P> {
     }
 
     /// The walk of the shadow tables.
-    pub(crate) fn walk_shadow(&self, linear: u64, request: Request) -> Result<Known, Miss> {
-        let translation = walk(&Tables::<P>(PhantomData), &self.paging, linear, request).map_err(Miss::Walk)?;
-        let page = translation.gpa & !0xfff;
-        let (rights, shift) = (translation.rights, translation.page_shift);
-        Ok(Known { hva: Hva(page), gpa: page, rights, writable: true, shift })
+    pub(crate) fn walk_shadow(&mut self, linear: u64, request: Request) -> Result<Known, Miss> {
+        let tables = Tables::<P>(PhantomData);
+        if let Some(table) = self.kept.as_ref().and_then(|kept| kept.table(linear))
+            && let Ok(translation) = walk(&tables, &self.paging.last_level(table), linear, request)
+        {
+            return Ok(known(&translation));
+        }
+        let (result, trace) = walk_traced(&tables, &self.paging, linear, request);
+        let translation = result.map_err(Miss::Walk)?;
+        if let Some(kept) = &mut self.kept
+            && let [above @ .., last] = trace.steps()
+            && translation.page_shift == PAGE_SHIFT
+            && above.iter().all(|step| step.entry & (W | U | NX) == W | U)
+        {
+            kept.keep_table(linear, last.gpa & !0xfff);
+        }
+        Ok(known(&translation))
     }
+}
+
+/// Everything that the processor learns of a page.
+fn known(translation: &Translation) -> Known {
+    let page = translation.gpa & !0xfff;
+    Known { hva: Hva(page), gpa: page, rights: translation.rights, writable: true, shift: translation.page_shift }
 }

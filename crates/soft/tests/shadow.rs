@@ -339,6 +339,43 @@ fn translations_stay_until_the_core_flushes() {
 }
 
 #[test]
+fn tables_are_walked_until_the_core_flushes() {
+    for (flush, expected) in [
+        (None, 1),
+        (Some(FlushTlb::Page(CODE)), 2),
+        (Some(FlushTlb::Current), 2),
+        (Some(FlushTlb::Physical), 2),
+        (Some(FlushTlb::All), 2),
+    ] {
+        let g = guest(TlbKind::Adversarial);
+        g.write64(DATA, 1);
+        g.write64(DATA + 0x1000, 2);
+        g.code(CODE, |a| {
+            a.mov(rcx, DATA).unwrap();
+            a.mov(rsi, qword_ptr(rcx + 0x3000)).unwrap();
+            a.in_(al, 1).unwrap();
+            a.mov(rdi, qword_ptr(rcx)).unwrap();
+            a.hlt().unwrap();
+        });
+        let (mut tables, mut other) = (Shadow::new(4), Shadow::new(4));
+        tables.identity(&g, CODE, 0x1000, P);
+        tables.map(DATA, g.hva(DATA), P | W);
+        tables.map(DATA + 0x3000, g.hva(DATA), P | W);
+        other.map(DATA, g.hva(DATA + 0x1000), P | W);
+        let mut v = g.long(0);
+        assert!(matches!(g.enter_shadow(&mut v, &tables), Exit::Pio(_)));
+        // Another table for the page next to the one that was used.
+        tables.entry(DATA, 2).store(other.entry(DATA, 2).load(SeqCst), SeqCst);
+        if let Some(flush) = flush {
+            v.flush(flush);
+        }
+        v.registers_mut(Groups::ALL).rip += 2;
+        assert_eq!(g.enter_shadow(&mut v, &tables), Exit::Hlt { len: 1 });
+        assert_eq!(v.registers(Groups::ALL).gpr[7], expected, "{flush:?}");
+    }
+}
+
+#[test]
 fn code_is_known_by_its_frame() {
     for g in guests() {
         // The same page of code at two addresses, changed through a third.

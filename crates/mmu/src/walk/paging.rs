@@ -124,6 +124,11 @@ impl Paging {
         paging
     }
 
+    /// The same for a walk that begins at a table of the last level, as one from a paging-structure cache does.
+    pub fn last_level(&self, table: u64) -> Self {
+        Self { mode: PagingMode::Long4, levels: 1, large_pages: 0, root: table, ..*self }
+    }
+
     fn set_bits32(&mut self, state: &CpuState, features: Features, physical_bits: u32) {
         self.levels = 2;
         self.frame_mask = span(31, 12);
