@@ -1,0 +1,10 @@
+//! Shadow paging, case by case: a model of processors whose TLBs forget nothing by themselves, every access of which is held
+//! against the walker, and the auditor after each step.
+mod bounds;
+mod common;
+mod cves;
+mod host;
+mod logging;
+mod modes;
+mod tables;
+mod writes;
