@@ -152,6 +152,7 @@ impl<P: Platform> Backend for Soft<P> {
     type Vcpu = SoftVcpu<P>;
     type Vm = SoftVm<P>;
     const NAME: &'static str = "software CPU";
+    const COUNTERS: &'static [&'static str] = Stats::NAMES;
 
     fn translation(&self) -> Translation {
         match self.options.paging {

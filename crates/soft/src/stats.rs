@@ -30,3 +30,41 @@ pub struct Stats {
     /// Interrupts and other events that were injected.
     pub injected: u64,
 }
+
+impl Stats {
+    /// The names under which they are read, in the order of [`Self::values`].
+    pub const NAMES: &'static [&'static str] = &[
+        "soft_instructions",
+        "soft_blocks",
+        "soft_verified",
+        "soft_cache_flushes",
+        "soft_lookups",
+        "soft_data_misses",
+        "soft_fetch_misses",
+        "soft_recalled",
+        "soft_tlb_flushes",
+        "soft_code_writes",
+        "soft_steps",
+        "soft_exceptions",
+        "soft_injected",
+    ];
+
+    /// The counters in order.
+    pub const fn values(&self) -> [u64; Self::NAMES.len()] {
+        [
+            self.instructions,
+            self.blocks,
+            self.verified,
+            self.cache_flushes,
+            self.lookups,
+            self.data_misses,
+            self.fetch_misses,
+            self.recalled,
+            self.tlb_flushes,
+            self.code_writes,
+            self.steps,
+            self.exceptions,
+            self.injected,
+        ]
+    }
+}

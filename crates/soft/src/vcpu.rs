@@ -424,6 +424,13 @@ impl<P: Platform> BackendVcpu<P> for SoftVcpu<P> {
         }
     }
 
+    fn counters(&self, each: impl FnMut(usize, u64)) {
+        let mut each = each;
+        for (index, value) in self.stats.values().into_iter().enumerate() {
+            each(index, value);
+        }
+    }
+
     fn load(&mut self, _cx: &Atomic) {
         // The client has run, and may have written code.
         self.told = true;

@@ -87,6 +87,9 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// [`Translation::Shadow`] offers no PCID, INVPCID and LA57 in `features`, and leaves with [`Exit::Cr`] or
     /// [`Exit::TaskSwitch`] for whatever changes CR0 (but TS), CR3 or CR4.
     fn translation(&self) -> Translation;
+    /// Names of what its vCPUs count beside the core's counters (row A20); 47 characters at most.
+    const COUNTERS: &'static [&'static str] = &[];
+
     /// What guests may be offered in CPUID.
     fn features(&self) -> Features;
     /// XCR0 bits that guests may set.
@@ -129,6 +132,10 @@ pub trait BackendVcpu<P: Platform>: Send + 'static {
     /// Forgets translations: of guest-physical memory (`memory`: slots, dirty logging, permissions), or of the
     /// guest's own tables too.
     fn flush(&mut self, what: FlushTlb);
+    /// Calls `each` with the present value of each of [`Backend::COUNTERS`], by its place there.
+    fn counters(&self, each: impl FnMut(usize, u64)) {
+        let _ = each;
+    }
     /// The vCPU is about to run on this processor.
     fn load(&mut self, cx: &Atomic);
     /// It no longer does.

@@ -44,6 +44,7 @@ impl<B: Backend> Kvm<B> {
             | KVM_CAP_GET_TSC_KHZ
             | KVM_CAP_TSC_DEADLINE_TIMER
             | KVM_CAP_SIGNAL_MSI
+            | KVM_CAP_EXT_EMUL_CPUID
             | KVM_CAP_X86_TRIPLE_FAULT_EVENT
             | KVM_CAP_VCPU_ATTRIBUTES
             | KVM_CAP_SYS_ATTRIBUTES

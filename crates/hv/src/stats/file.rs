@@ -39,6 +39,9 @@ impl<B: Backend> Clone for StatsFile<B> {
 }
 
 impl<B: Backend> StatsFile<B> {
+    /// What each vCPU counts: the core for it, and the back end.
+    const VCPU_COUNTERS: usize = Counter::NAMES.len() + B::COUNTERS.len();
+
     pub(crate) fn new(vm: Vm<B>, vcpu: Option<usize>) -> Self {
         Self { vm, vcpu }
     }
@@ -50,7 +53,7 @@ impl<B: Backend> StatsFile<B> {
 
     fn names(&self) -> impl Iterator<Item = (&'static str, u32)> + use<B> {
         let own = if self.vcpu.is_none() { VM_NAMES } else { &[] };
-        let counters = Counter::NAMES.iter().map(|name| (*name, KVM_STATS_TYPE_CUMULATIVE));
+        let counters = Counter::NAMES.iter().chain(B::COUNTERS).map(|name| (*name, KVM_STATS_TYPE_CUMULATIVE));
         let shadow = if self.vcpu.is_none() { mmu::shadow::Counter::NAMES } else { &[] };
         let shadow = shadow.iter().map(|name| (*name, KVM_STATS_TYPE_CUMULATIVE));
         own.iter().map(|name| (*name, KVM_STATS_TYPE_INSTANT)).chain(counters).chain(shadow)
@@ -58,7 +61,7 @@ impl<B: Backend> StatsFile<B> {
 
     fn count(&self) -> usize {
         let own = if self.vcpu.is_none() { VM_NAMES.len() + mmu::shadow::Counter::NAMES.len() } else { 0 };
-        Counter::NAMES.len() + own
+        Self::VCPU_COUNTERS + own
     }
 
     fn value(&self, index: usize) -> u64 {
@@ -78,7 +81,7 @@ impl<B: Backend> StatsFile<B> {
             _ => {}
         }
         let index = index - VM_NAMES.len();
-        match index.checked_sub(Counter::NAMES.len()) {
+        match index.checked_sub(Self::VCPU_COUNTERS) {
             Some(index) => shadow.as_ref().map_or(0, |shadow| shadow.counter(index)),
             None => vcpus.iter().fold(0, |sum: u64, v| sum.wrapping_add(v.stats.get(index))),
         }

@@ -4,7 +4,10 @@
 //! plain load and store; readers (`rekvm stat`, KVM_GET_STATS_FD) see it a moment late at worst.
 mod file;
 
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use platform::OutOfMemory;
 
 pub use file::StatsFile;
 
@@ -65,24 +68,38 @@ counters! {
 const COUNTERS: usize = Counter::NAMES.len();
 
 /// The counters of one vCPU.
-pub(crate) struct VcpuStats([AtomicU64; COUNTERS]);
-
-impl Default for VcpuStats {
-    fn default() -> Self {
-        Self([const { AtomicU64::new(0) }; COUNTERS])
-    }
+pub(crate) struct VcpuStats {
+    own: [AtomicU64; COUNTERS],
+    /// The back end's, as they were when it was last asked.
+    backend: Vec<AtomicU64>,
 }
 
 impl VcpuStats {
+    /// With `backend` counters of the back end's.
+    pub(crate) fn new(backend: usize) -> Result<Self, OutOfMemory> {
+        let mut counters = Vec::new();
+        counters.try_reserve_exact(backend).map_err(|_| OutOfMemory)?;
+        counters.extend((0..backend).map(|_| AtomicU64::new(0)));
+        Ok(Self { own: [const { AtomicU64::new(0) }; COUNTERS], backend: counters })
+    }
+
     /// Counts one more. Only the owner of the vCPU calls this.
     #[inline]
     pub(crate) fn count(&self, counter: Counter) {
-        if let Some(value) = self.0.get(counter as usize) {
+        if let Some(value) = self.own.get(counter as usize) {
             value.store(value.load(Relaxed).wrapping_add(1), Relaxed);
         }
     }
 
+    /// Takes over what the back end has counted.
+    pub(crate) fn set_backend(&self, index: usize, value: u64) {
+        if let Some(counter) = self.backend.get(index) {
+            counter.store(value, Relaxed);
+        }
+    }
+
+    /// The core's counters first, then the back end's.
     fn get(&self, index: usize) -> u64 {
-        self.0.get(index).map_or(0, |value| value.load(Relaxed))
+        self.own.iter().chain(&self.backend).nth(index).map_or(0, |value| value.load(Relaxed))
     }
 }

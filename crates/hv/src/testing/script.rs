@@ -35,6 +35,8 @@ pub(crate) struct Script {
     /// The next injected event is not delivered: an exit in its middle hands it back.
     pub(crate) cut_short: Mutex<bool>,
     pub(crate) nmi_blocked: Mutex<bool>,
+    /// Entries so far.
+    entered: Mutex<u64>,
     /// Offset and ratio of the time-stamp counter.
     pub(crate) tsc: Mutex<(u64, u64)>,
 }
@@ -88,6 +90,7 @@ impl Backend for Scripted {
     type Vcpu = ScriptedVcpu;
     type Vm = ();
     const NAME: &'static str = "script";
+    const COUNTERS: &'static [&'static str] = &["script_entries"];
 
     fn translation(&self) -> Translation {
         if self.shadow { Translation::Shadow } else { Translation::Slots }
@@ -145,10 +148,14 @@ impl BackendVcpu<Host> for ScriptedVcpu {
     fn flush(&mut self, what: FlushTlb) {
         self.script.note(Note::Flushed(what));
     }
+    fn counters(&self, mut each: impl FnMut(usize, u64)) {
+        each(0, *self.script.entered.lock().unwrap());
+    }
     fn load(&mut self, _cx: &Atomic) {}
     fn put(&mut self, _cx: &Atomic) {}
     fn enter(&mut self, env: &Env<'_, Host>) -> Exit {
         self.script.note(Note::Entered);
+        *self.script.entered.lock().unwrap() += 1;
         if !core::mem::take(&mut *self.script.cut_short.lock().unwrap()) {
             self.event = None;
         }

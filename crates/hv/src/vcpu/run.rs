@@ -37,9 +37,14 @@ pub(crate) struct Run<'a, B: Backend> {
     in_use: InUse<'a, B::Platform>,
     /// The client wants to know when it can inject an interrupt.
     pub(super) window: bool,
+    /// Exits of this call.
+    exits: u32,
     /// What is pending is finished, and nothing begun: not even the next iteration of a REP.
     pub(crate) only_finish: bool,
 }
+
+/// The back end's counters are shown after so many exits that stay inside, and when KVM_RUN returns.
+const COUNT_EVERY: u32 = 64;
 
 /// Tells the platform which thread runs the vCPU, for as long as it lives.
 struct Attached<'a, P: Platform>(&'a VcpuShared<P>);
@@ -69,10 +74,12 @@ impl<B: Backend> Vcpu<B> {
         inner.ran = true;
         shared.stats.count(Counter::Runs);
         let in_use = shared.begin();
-        let mut run = Run { inner, vm, shared, index: self.0.index, page, in_use, window, only_finish: false };
+        let mut run =
+            Run { inner, vm, shared, index: self.0.index, page, in_use, window, only_finish: false, exits: 0 };
         run.inner.cpu.load(&Atomic::at_entry());
         let result = run.until_client(cx);
         run.inner.cpu.put(&Atomic::at_entry());
+        run.take_counters();
         run.save()?;
         result.map(|()| Outcome::OK)
     }
@@ -144,6 +151,10 @@ impl<B: Backend> Run<'_, B> {
             let env = Env { memory: &self.vm.memory, reader: self.index, requests: &self.shared.requests, root };
             let exit = self.inner.cpu.enter(&env);
             self.in_use.left_guest();
+            self.exits = self.exits.wrapping_add(1);
+            if self.exits.is_multiple_of(COUNT_EVERY) {
+                self.take_counters();
+            }
             self.take_vapic();
             self.take_back();
             if exits::handle(self, exit, cx)? == Step::ToClient {
@@ -269,6 +280,12 @@ impl<B: Backend> Run<'_, B> {
         if single_step {
             self.raise(Exception::debug(x86::debug::DR6_BS));
         }
+    }
+
+    /// Shows what the back end has counted.
+    fn take_counters(&mut self) {
+        let stats = &self.shared.stats;
+        self.inner.cpu.counters(|index, value| stats.set_backend(index, value));
     }
 
     /// Writes what every return to the client shows.

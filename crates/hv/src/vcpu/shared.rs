@@ -34,7 +34,8 @@ pub(crate) struct VcpuShared<P: Platform> {
 }
 
 impl<P: Platform> VcpuShared<P> {
-    pub(crate) fn new(id: u32) -> Result<Self, OutOfMemory> {
+    /// `counters` is how many the back end has.
+    pub(crate) fn new(id: u32, counters: usize) -> Result<Self, OutOfMemory> {
         Ok(Self {
             requests: AtomicU32::new(0),
             mode: AtomicU32::new(OUTSIDE),
@@ -43,7 +44,7 @@ impl<P: Platform> VcpuShared<P> {
             id,
             created: AtomicBool::new(false),
             waiter: P::Waiter::new()?,
-            stats: VcpuStats::default(),
+            stats: VcpuStats::new(counters)?,
         })
     }
 

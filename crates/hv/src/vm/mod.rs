@@ -111,7 +111,7 @@ impl<B: Backend> Vm<B> {
                 Translation::Slots => None,
                 Translation::Shadow => Some(Shadow::new(MAX_VCPUS, cx)?),
             },
-            vcpus: Vcpus::new()?,
+            vcpus: Vcpus::new(B::COUNTERS.len())?,
             chips: Chips::new()?,
             bus: Bus::new()?,
             ioeventfds: Ioeventfds::new()?,

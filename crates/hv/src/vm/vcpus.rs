@@ -19,11 +19,12 @@ pub(crate) struct Vcpus<P: Platform> {
 }
 
 impl<P: Platform> Vcpus<P> {
-    pub(crate) fn new() -> Result<Self, OutOfMemory> {
+    /// `counters` is how many the back end has for each.
+    pub(crate) fn new(counters: usize) -> Result<Self, OutOfMemory> {
         let mut all = Vec::new();
         all.try_reserve_exact(MAX_VCPUS).map_err(|_| OutOfMemory)?;
         for id in 0..MAX_VCPUS {
-            all.push(VcpuShared::new(id as u32)?);
+            all.push(VcpuShared::new(id as u32, counters)?);
         }
         Ok(Self { all, end: AtomicUsize::new(0) })
     }
