@@ -2,9 +2,17 @@
 //!
 //! The compiler's sanitizer options are unstable; `RUSTC_BOOTSTRAP` lets a stable compiler have them, so that no other
 //! toolchain is needed. What a run has found is kept under `target/fuzz`, and the next run goes on from it.
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
 use anyhow::{Context, Result, bail};
 
-use crate::process::{cargo, check, need, root};
+use crate::process::{cargo, check, need, output, root};
+
+/// What the sanitizers are built for.
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// The targets, as `fuzz/Cargo.toml` has them, and the longest inputs that are of use to them.
 const TARGETS: [(&str, u32); 3] = [("emulator", 512), ("ioctls", 4096), ("mmu", 8192)];
@@ -54,21 +62,48 @@ fn one(target: &str, length: u32, options: &Options) -> Result<()> {
     let corpus = cache.join("corpus").join(target);
     std::fs::create_dir_all(&corpus).with_context(|| format!("cannot make {}", corpus.display()))?;
     let seeds = root().join("fuzz/seeds").join(target);
-    let verb = if options.coverage { "coverage" } else { "run" };
-    let mut command = cargo();
-    command
-        .args(["fuzz", verb, target, "--target-dir"])
-        .arg(&cache)
-        .args([&corpus, &seeds])
-        .env("RUSTC_BOOTSTRAP", "1")
-        // Allocations that fail are part of what is tested.
-        .env("ASAN_OPTIONS", "allocator_may_return_null=1:detect_leaks=1");
-    if !options.coverage {
-        let time = format!("-max_total_time={}", options.seconds);
-        let length = format!("-max_len={length}");
-        command.args(["--", &time, &length, TIMEOUT, MEMORY, "-detect_leaks=1", "-print_final_stats=1"]);
+    if options.coverage {
+        return coverage(target, &cache.join("coverage"), &[corpus, seeds]);
     }
-    check(&mut command).with_context(|| {
+    let (time, length) = (format!("-max_total_time={}", options.seconds), format!("-max_len={length}"));
+    check(
+        cargo()
+            .args(["fuzz", "run", target, "--target-dir"])
+            .arg(&cache)
+            .args([&corpus, &seeds])
+            .args(["--", &time, &length, TIMEOUT, MEMORY, "-detect_leaks=1", "-print_final_stats=1"])
+            .env("RUSTC_BOOTSTRAP", "1")
+            // Allocations that fail are part of what is tested.
+            .env("ASAN_OPTIONS", "allocator_may_return_null=1:detect_leaks=1"),
+    )
+    .with_context(|| {
         format!("the input that did it is in fuzz/artifacts/{target}; run it again with `cargo fuzz run {target} FILE`")
     })
+}
+
+/// Prints how many lines of each file of the crates all inputs together reach.
+fn coverage(target: &str, build: &Path, inputs: &[PathBuf]) -> Result<()> {
+    let tools = Path::new(output(Command::new("rustc").args(["--print", "sysroot"]))?.trim())
+        .join("lib/rustlib")
+        .join(TRIPLE)
+        .join("bin");
+    if !tools.join("llvm-cov").exists() {
+        check(Command::new("rustup").args(["component", "add", "llvm-tools"]))?;
+    }
+    check(
+        cargo()
+            .args(["fuzz", "coverage", target, "--sanitizer", "none", "--target-dir"])
+            .arg(build)
+            .args(inputs)
+            .env("RUSTC_BOOTSTRAP", "1")
+            // It runs each input once: most of the time goes into compiling.
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+    )?;
+    let profile = root().join("fuzz/coverage").join(target).join("coverage.profdata");
+    check(
+        Command::new(tools.join("llvm-cov"))
+            .args(["report", "--ignore-filename-regex", "/.cargo/|/rustc/|/fuzz/src/|/fuzz_targets/"])
+            .arg(format!("--instr-profile={}", profile.display()))
+            .arg(build.join(TRIPLE).join("release").join(target)),
+    )
 }

@@ -29,8 +29,10 @@ const CRATES: [(&str, &[Judge], &[&str]); 4] = [
     ("emulate", &[&["--package", "rekvm-emulate"]], &["crates/emulate/src/testing.rs"]),
 ];
 
-/// The tests of one mutant take no longer than this, or hang.
-const TESTS: Duration = Duration::from_secs(300);
+/// A test program that uses more seconds of processor time than this hangs, however busy the machine is.
+const TESTS_CPU: &str = "60";
+/// So does one that sleeps so long.
+const TESTS: Duration = Duration::from_secs(600);
 /// What compiles has compiled by then.
 const BUILD: Duration = Duration::from_secs(3600);
 
@@ -196,8 +198,11 @@ impl Mutant {
 fn judge_by(tree: &Path, cache: &Path, judge: Judge) -> Result<Outcome> {
     let log = fs::File::create(cache.join("last.log"))?;
     let run = |only_build: bool| -> Result<Option<bool>> {
-        let mut command = Command::new("cargo");
-        command.args(["test", "--quiet", "--lib", "--bins", "--tests"]).args(judge).current_dir(tree);
+        let mut command = Command::new("prlimit");
+        if !only_build {
+            command.arg(format!("--cpu={TESTS_CPU}"));
+        }
+        command.args(["cargo", "test", "--quiet", "--lib", "--bins", "--tests"]).args(judge).current_dir(tree);
         if only_build {
             command.arg("--no-run");
         }
