@@ -18,15 +18,46 @@ use crate::process::{cargo, check, output, root, within};
 /// What the order of the mutants is drawn with.
 const SEED: u64 = 2007;
 
-/// Arguments of a test command.
-type Judge = &'static [&'static str];
+/// Arguments of cargo that build and run tests. If the first judge finds nothing, the next is asked.
+struct Judge {
+    build: &'static [&'static str],
+    run: &'static [&'static str],
+}
 
-/// Crates, the test commands that judge them, and files that are tests although they are compiled for others.
-const CRATES: [(&str, &[Judge], &[&str]); 4] = [
-    ("mmu", &[&["--package", "rekvm-mmu"]], &[]),
-    ("irqchip", &[&["--package", "rekvm-irqchip"]], &[]),
-    ("hv", &[&["--package", "rekvm-hv"]], &[]),
-    ("emulate", &[&["--package", "rekvm-emulate"]], &["crates/emulate/src/testing.rs"]),
+/// A crate, who judges it, and files that are tests although they are compiled for others.
+struct Subject {
+    name: &'static str,
+    judges: &'static [Judge],
+    tests: &'static [&'static str],
+}
+
+macro_rules! own_tests {
+    ($package:literal) => {
+        Judge {
+            build: &["test", "--no-run", "--lib", "--tests", "--package", $package],
+            run: &["test", "--lib", "--tests", "--package", $package],
+        }
+    };
+}
+
+macro_rules! conformance {
+    ($on:literal) => {
+        Judge {
+            build: &["build", "--package", "rekvm-conformance"],
+            run: &["run", "--package", "rekvm-conformance", "--", "run", "--on", $on],
+        }
+    };
+}
+
+const SUBJECTS: [Subject; 4] = [
+    Subject {
+        name: "mmu",
+        judges: &[own_tests!("rekvm-mmu"), conformance!("soft-shadow")],
+        tests: &["crates/mmu/src/testing/*.rs"],
+    },
+    Subject { name: "irqchip", judges: &[own_tests!("rekvm-irqchip")], tests: &[] },
+    Subject { name: "hv", judges: &[own_tests!("rekvm-hv"), conformance!("soft")], tests: &[] },
+    Subject { name: "emulate", judges: &[own_tests!("rekvm-emulate")], tests: &["crates/emulate/src/testing.rs"] },
 ];
 
 /// A test program that uses more seconds of processor time than this hangs, however busy the machine is.
@@ -40,7 +71,7 @@ const BUILD: Duration = Duration::from_secs(3600);
 #[derive(clap::Args)]
 pub struct Options {
     /// The crate, without its prefix.
-    #[arg(value_parser = CRATES.map(|(name, ..)| name))]
+    #[arg(value_parser = SUBJECTS.map(|subject| subject.name))]
     name: String,
     /// How many mutants that compile are tried.
     #[arg(long, default_value_t = 50)]
@@ -78,22 +109,22 @@ pub fn mutants(options: &Options) -> Result<()> {
         eprintln!("xtask: installing cargo-mutants");
         check(cargo().args(["install", "--locked", "--quiet", "cargo-mutants"]))?;
     }
-    let (name, judges, tests) = CRATES.into_iter().find(|(name, ..)| *name == options.name).context("no such crate")?;
+    let subject = SUBJECTS.iter().find(|subject| subject.name == options.name).context("no such crate")?;
     let cache = root().join("target/mutants");
-    let tree = cache.join(name);
+    let tree = cache.join(subject.name);
     copy_tree(&tree)?;
-    for judge in judges {
+    for judge in subject.judges {
         if judge_by(&tree, &cache, judge)? != Outcome::Survived {
             bail!("the tests fail without any change: see {}", cache.join("last.log").display());
         }
     }
     let mut results = Vec::new();
-    for mutant in shuffled(list(&tree, name, tests)?) {
+    for mutant in shuffled(list(&tree, subject)?) {
         if results.iter().filter(|(_, outcome)| *outcome != Outcome::Unviable).count() == options.count {
             break;
         }
         let start = Instant::now();
-        let outcome = attempt(&tree, &cache, judges, &mutant)?;
+        let outcome = attempt(&tree, &cache, subject.judges, &mutant)?;
         eprintln!("xtask: {outcome:?} after {:.0?}: {}", start.elapsed(), mutant.name);
         results.push((mutant.name, outcome));
     }
@@ -132,10 +163,10 @@ fn remove_unknown(tree: &Path, dir: &Path, known: &impl Fn(&Path, &str) -> bool)
 }
 
 /// All mutants of a crate, in the order of their names.
-fn list(tree: &Path, name: &str, tests: &[&str]) -> Result<Vec<Mutant>> {
+fn list(tree: &Path, subject: &Subject) -> Result<Vec<Mutant>> {
     let mut command = cargo();
-    command.args(["mutants", "--list", "--json", "--package", &format!("rekvm-{name}"), "--dir"]).arg(tree);
-    tests.iter().for_each(|file| {
+    command.args(["mutants", "--list", "--json", "--package", &format!("rekvm-{}", subject.name), "--dir"]).arg(tree);
+    subject.tests.iter().for_each(|file| {
         command.args(["--exclude", file]);
     });
     let json: Value = serde_json::from_str(&output(&mut command)?)?;
@@ -195,17 +226,14 @@ impl Mutant {
 }
 
 /// Builds the tests and runs them.
-fn judge_by(tree: &Path, cache: &Path, judge: Judge) -> Result<Outcome> {
+fn judge_by(tree: &Path, cache: &Path, judge: &Judge) -> Result<Outcome> {
     let log = fs::File::create(cache.join("last.log"))?;
     let run = |only_build: bool| -> Result<Option<bool>> {
         let mut command = Command::new("prlimit");
         if !only_build {
             command.arg(format!("--cpu={TESTS_CPU}"));
         }
-        command.args(["cargo", "test", "--quiet", "--lib", "--bins", "--tests"]).args(judge).current_dir(tree);
-        if only_build {
-            command.arg("--no-run");
-        }
+        command.arg("cargo").args(if only_build { judge.build } else { judge.run }).current_dir(tree);
         // Most of the time goes into compiling.
         command.env("CARGO_PROFILE_DEV_DEBUG", "0").env("CARGO_PROFILE_DEV_OPT_LEVEL", "0");
         // A lint is not a test.
