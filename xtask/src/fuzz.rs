@@ -95,9 +95,7 @@ fn coverage(target: &str, build: &Path, inputs: &[PathBuf]) -> Result<()> {
             .args(["fuzz", "coverage", target, "--sanitizer", "none", "--target-dir"])
             .arg(build)
             .args(inputs)
-            .env("RUSTC_BOOTSTRAP", "1")
-            // It runs each input once: most of the time goes into compiling.
-            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+            .env("RUSTC_BOOTSTRAP", "1"),
     )?;
     let profile = root().join("fuzz/coverage").join(target).join("coverage.profdata");
     check(

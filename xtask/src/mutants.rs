@@ -57,7 +57,11 @@ const SUBJECTS: [Subject; 4] = [
     },
     Subject { name: "irqchip", judges: &[own_tests!("rekvm-irqchip")], tests: &[] },
     Subject { name: "hv", judges: &[own_tests!("rekvm-hv"), conformance!("soft")], tests: &[] },
-    Subject { name: "emulate", judges: &[own_tests!("rekvm-emulate")], tests: &["crates/emulate/src/testing.rs"] },
+    Subject {
+        name: "emulate",
+        judges: &[own_tests!("rekvm-emulate"), own_tests!("rekvm-soft")],
+        tests: &["crates/emulate/src/testing.rs"],
+    },
 ];
 
 /// A test program that uses more seconds of processor time than this hangs, however busy the machine is.
