@@ -1,5 +1,7 @@
 //! `cargo xtask test`: everything that CI runs, in an order in which cheap failures come first. The last lines are
 //! the test runner's own summary.
+mod allocation;
+
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -23,10 +25,11 @@ const NO_STD_TARGETS: [&str; 2] = ["x86_64-unknown-none", "i686-unknown-linux-gn
 
 type Step = (&'static str, fn(&Options) -> Result<()>);
 
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     ("formatting", |_| check(cargo().args(["fmt", "--all", "--check"]))),
     ("no_std crates without std and for 32 bits", |_| no_std()),
     ("clippy", |_| check(cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))),
+    ("no infallible allocation in the core", |_| allocation::check()),
     ("documentation", |_| {
         check(cargo().env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps", "--quiet"]))
     }),

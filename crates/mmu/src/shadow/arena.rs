@@ -48,7 +48,9 @@ impl<P: Platform> Arena<P> {
         if places.capacity() <= self.places.capacity() {
             return Room { places, free };
         }
+        // There is room: more than there was.
         places.append(&mut self.places);
+        // There is room, as above.
         free.append(&mut self.free);
         Room { places: core::mem::replace(&mut self.places, places), free: core::mem::replace(&mut self.free, free) }
     }
@@ -64,6 +66,7 @@ impl<P: Platform> Arena<P> {
         if self.places.len() == self.places.capacity() || slot >= MAX_SLOTS {
             return Err(page);
         }
+        // There is room, as was just seen.
         self.places.push(Place { generation: 0, page: Some(page) });
         Ok(PageId { slot, generation: 0 })
     }

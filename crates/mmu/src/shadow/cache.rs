@@ -81,6 +81,7 @@ impl<P: Platform> Cache<P> {
         match tables.arena.insert(page) {
             Ok(id) => Some(id),
             Err(page) => {
+                // There is room: it was just taken from there.
                 self.pages.push(page);
                 None
             }
