@@ -1,5 +1,7 @@
 //! `cargo xtask boots`: every guest in every mode of the software CPU, to its init and through its self-test, as a table.
+//! Shadow tables are examined when the guest has ended.
 use std::{
+    collections::VecDeque,
     fs::{self, File},
     io::Write,
     time::Duration,
@@ -33,11 +35,19 @@ impl Mode {
         self.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
     }
 
-    /// What `rekvm run` calls it.
-    fn arguments(self) -> [&'static str; 7] {
-        let paging = if matches!(self, Self::Soft | Self::SoftAdversarial) { "slots" } else { "shadow" };
+    fn shadow(self) -> bool {
+        matches!(self, Self::SoftShadow | Self::SoftShadowAdversarial)
+    }
+
+    /// What `rekvm run` is told.
+    fn arguments(self) -> Vec<String> {
+        let paging = if self.shadow() { "shadow" } else { "slots" };
         let tlb = if matches!(self, Self::Soft | Self::SoftShadow) { "normal" } else { "adversarial" };
-        ["--quiet", "--accel", "soft", "--soft-paging", paging, "--soft-tlb", tlb]
+        let mut words = vec!["--quiet", "--accel", "soft", "--soft-paging", paging, "--soft-tlb", tlb];
+        if self.shadow() {
+            words.push(run::AUDIT);
+        }
+        words.into_iter().map(str::to_owned).collect()
     }
 }
 
@@ -61,6 +71,9 @@ pub struct Options {
     timeout: u64,
 }
 
+/// How many lines of a failed boot are shown.
+const LAST: usize = 15;
+
 /// See the module.
 pub fn boots(options: &Options) -> Result<()> {
     run::build()?;
@@ -76,17 +89,24 @@ pub fn boots(options: &Options) -> Result<()> {
             for &mode in &modes {
                 let path = logs.join(format!("{}-{cpus}-{}.log", kind.name(), mode.name()));
                 let mut log = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-                let more = mode.arguments().map(str::to_owned);
+                let mut last = VecDeque::new();
                 let limit = Duration::from_secs(options.timeout);
                 // The log is for people; a full disk shows in what comes next.
-                let mut sink = |line: &str| drop(log.write_all(line.as_bytes()));
+                let mut sink = |line: &str| {
+                    let _ = log.write_all(line.as_bytes());
+                    last.push_back(line.trim_end().to_owned());
+                    if last.len() > LAST {
+                        last.pop_front();
+                    }
+                };
                 print!("{:<10}{cpus:>5}  {:<26}", kind.name(), mode.name());
                 let _ = std::io::stdout().flush();
-                match run::self_test(&guest, cpus, &options.memory, &more, limit, &mut sink) {
+                match run::self_test(&guest, cpus, &options.memory, &mode.arguments(), limit, &mut sink) {
                     Ok(took) => println!("ok in {:.0} s", took.as_secs_f64()),
                     Err(why) => {
                         failed += 1;
-                        println!("FAIL: {why:#}; its console is {}", path.display());
+                        println!("FAIL: {why:#}; its console, of which this is the end, is {}", path.display());
+                        last.iter().for_each(|line| println!("    {line}"));
                     }
                 }
             }

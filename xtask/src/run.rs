@@ -77,6 +77,9 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// The argument of `rekvm run` that has the shadow tables examined at the end.
+pub const AUDIT: &str = "--audit";
+
 /// Boots, and holds what the guest says and does against what it must; how long that took. `more` arguments go to
 /// `rekvm run`, and what the guest says goes to `sink` by line.
 pub fn self_test(
@@ -104,6 +107,9 @@ pub fn self_test(
     ensure!(up.contains("Linux"), "the guest did not say what it is: {up}");
     ensure!(up.trim_end().ends_with(&format!("cpus={cpus}")), "the guest sees other processors: {up}");
     ensure!(lines.iter().any(|l| l.contains(rekvm_selftest::OK)), "the guest's self-test failed");
+    if more.iter().any(|m| m == AUDIT) {
+        ensure!(lines.iter().any(|l| l.contains("audit: in order")), "nothing was said about the shadow tables");
+    }
     let expected = rekvm_selftest::pattern(rekvm_selftest::DISK_BYTES, rekvm_selftest::DISK_SEED);
     ensure!(written == expected, "the disk does not hold what the guest wrote");
     Ok(start.elapsed())
@@ -117,20 +123,17 @@ pub fn show(line: &str) {
 
 /// Runs `command`, gives its output to `sink` by line and returns it; an error if it fails or takes too long.
 pub fn watch(command: &mut Command, limit: Duration, sink: &mut dyn FnMut(&str)) -> Result<Vec<String>> {
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start rekvm")?;
-    let stdout = child.stdout.take().context("no output")?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot start the guest")?;
     let (send, receive) = mpsc::channel();
-    let reader = thread::spawn(move || {
-        let mut reader = BufReader::new(stdout);
-        let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-            let text = String::from_utf8_lossy(&line).into_owned();
-            if send.send(text).is_err() {
-                return;
-            }
-            line.clear();
-        }
-    });
+    let readers = [
+        read_lines(child.stdout.take().context("no output")?, send.clone()),
+        read_lines(child.stderr.take().context("no messages")?, send),
+    ];
     let deadline = Instant::now() + limit;
     let mut lines = Vec::new();
     loop {
@@ -146,10 +149,27 @@ pub fn watch(command: &mut Command, limit: Duration, sink: &mut dyn FnMut(&str))
             }
         }
     }
-    let _ = reader.join();
+    for reader in readers {
+        let _ = reader.join();
+    }
     let status = child.wait()?;
     ensure!(status.success(), "rekvm ended with {status}");
     Ok(lines)
+}
+
+/// Sends what comes out of `from` by line until it ends.
+fn read_lines(from: impl Read + Send + 'static, send: mpsc::Sender<String>) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        let mut reader = BufReader::new(from);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+            let text = String::from_utf8_lossy(&line).into_owned();
+            if send.send(text).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    })
 }
 
 fn end(child: &mut Child) {

@@ -64,7 +64,7 @@ fn no_std() -> Result<()> {
 }
 
 /// Modes of the software CPU that the suite is run in.
-const SOFT: [&str; 2] = ["soft", "soft-adversarial"];
+const SOFT: [&str; 4] = ["soft", "soft-adversarial", "soft-shadow", "soft-shadow-adversarial"];
 /// The oracle beside them: Linux's KVM on the emulator that starts fastest.
 const ORACLE: &str = "linux-amd-npt";
 
@@ -75,14 +75,18 @@ fn conformance(options: &Options) -> Result<()> {
     check(cargo().args(["xtask", "conformance"]).args(on))
 }
 
-/// Guests that are booted: kernel, number of CPUs.
-const GUESTS: [(&str, &str); 4] = [("amd64", "1"), ("amd64", "2"), ("i686", "1"), ("i686-pae", "2")];
+/// Boots: what each takes of the table of guests, numbers of CPUs and modes.
+const BOOTS: [&[&str]; 3] = [
+    &["--guest", "amd64", "--cpus", "1", "--cpus", "2", "--mode", "soft"],
+    &["--guest", "amd64", "--cpus", "2", "--mode", "soft-shadow"],
+    &["--guest", "i686", "--guest", "i686-pae", "--cpus", "1", "--mode", "soft", "--mode", "soft-shadow"],
+];
 
 /// The guests come first, so that the test runner's summary is what ends the output.
 fn tests(options: &Options) -> Result<()> {
     if !options.quick {
-        for (guest, cpus) in GUESTS {
-            check(cargo().args(["xtask", "run", "--check", "--guest", guest, "--cpus", cpus]))?;
+        for boots in BOOTS {
+            check(cargo().args(["xtask", "boots"]).args(boots))?;
         }
     }
     check(cargo().args(["test", "--workspace", "--doc", "--quiet"]))?;
