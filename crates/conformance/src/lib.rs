@@ -6,10 +6,12 @@
 //!
 //! - [`device`]: the system-call boundary: descriptors, ioctls, mappings, on either kind of device.
 //! - [`vm`]: virtual machines, vCPUs, memory and exits in the terms that cases think in.
+//! - [`guest`]: guest programs and machines in every processor mode, for cases that need more than real mode.
 //! - [`runner`]: what a case is, where it applies, and how all are run, each in a process of its own.
 //! - [`cases`]: the cases, a folder for each subject.
 pub mod cases;
 pub mod device;
+pub mod guest;
 pub mod runner;
 pub mod vm;
 

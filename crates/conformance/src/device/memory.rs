@@ -129,6 +129,34 @@ impl Memory {
         // SAFETY: the mapping is ours and private.
         assert_eq!(unsafe { libc::madvise(at as *mut _, len, libc::MADV_DONTNEED) }, 0, "madvise: {}", Errno::last());
     }
+
+    /// `munmap` of a range of whole pages, which nobody here touches until [`Self::map_again`].
+    pub fn unmap(&self, offset: usize, len: usize) {
+        let at = self.place(offset, len);
+        // SAFETY: the mapping is ours; what remains of it is only addresses.
+        assert_eq!(unsafe { libc::munmap(at as *mut _, len) }, 0, "munmap: {}", Errno::last());
+    }
+
+    /// New memory where [`Self::unmap`] or [`Self::move_away`] has left a hole.
+    pub fn map_again(&self, offset: usize, len: usize) {
+        let at = self.place(offset, len);
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: it replaces nothing.
+        let got = unsafe { libc::mmap(at as *mut _, len, prot, flags, -1, 0) };
+        assert_eq!(got as usize, at, "mmap: {}", Errno::last());
+    }
+
+    /// `mremap` to a place of the kernel's choice; a hole is left.
+    pub fn move_away(&self, offset: usize, len: usize) -> Self {
+        let at = self.place(offset, len);
+        let place = anonymous(len, libc::MAP_PRIVATE);
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: both mappings are ours, and nothing is in the new one.
+        let got = unsafe { libc::mremap(at as *mut _, len, len, flags, place) };
+        assert_eq!(got as usize, place, "mremap: {}", Errno::last());
+        Self { at: place, len }
+    }
 }
 
 /// An address to hand to an ioctl: of a [`fenced`] buffer, or of nothing that belongs to this program.
