@@ -5,6 +5,7 @@ mod cpu;
 mod cpuid;
 mod device;
 mod dirty;
+mod flush;
 mod host;
 mod lifetime;
 mod memory;
@@ -50,4 +51,5 @@ pub const FOLDERS: &[Folder] = &[
     ("host/smp", host::smp::CASES),
     ("host/vms", host::vms::CASES),
     ("host/halt", host::halt::CASES),
+    ("flush", flush::CASES),
 ];

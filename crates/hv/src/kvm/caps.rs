@@ -17,6 +17,7 @@ impl<B: Backend> Kvm<B> {
         match cap {
             KVM_CAP_IRQCHIP
             | KVM_CAP_HLT
+            | KVM_CAP_MMU_SHADOW_CACHE_CONTROL
             | KVM_CAP_USER_MEMORY
             | KVM_CAP_SET_TSS_ADDR
             | KVM_CAP_EXT_CPUID
