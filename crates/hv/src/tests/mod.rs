@@ -12,6 +12,7 @@ mod mmio;
 mod msr_exits;
 mod nested_state;
 mod requests;
+mod shadow;
 mod split;
 mod string_io;
 mod sync_regs;

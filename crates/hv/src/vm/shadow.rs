@@ -1,9 +1,10 @@
 //! The VM's part of shadow paging: flushing on behalf of the tables, and writes to guest memory that they have to hear of.
+use core::ops::Range;
 use mmu::{
     MemoryError, PhysMem, View,
     shadow::{AuditError, FlushDue, Report, Shadow, ShadowError, Written},
 };
-use platform::{MaySleep, Platform};
+use platform::{Hva, MaySleep, Platform};
 use x86::paging::{PAGE_SHIFT, PAGE_SIZE};
 
 use super::{Vm, VmShared};
@@ -87,6 +88,38 @@ impl<P: Platform> VmShared<P> {
 
 /// How often an audit looks again because a vCPU may be between a write and telling of it.
 const LOOKS: u32 = 100;
+
+/// What packaging tells a VM of the host's memory. None of these sleeps or allocates; a VM without shadow tables has nothing
+/// to do. If the tables are found in disorder meanwhile, the next KVM_RUN says so.
+impl<B: Backend> Vm<B> {
+    /// The host's pages behind `range` of the client are about to change (MMU notifier): when this returns, no vCPU uses
+    /// them, and none will before [`Self::invalidate_end`].
+    pub fn invalidate_begin(&self, range: Range<Hva>) {
+        let shared = self.shared();
+        if let Some(shadow) = &shared.shadow {
+            let _ = shared.settle(shadow, shadow.invalidate_begin(range, &shared.memory));
+        }
+    }
+
+    /// They have changed; the counterpart of each [`Self::invalidate_begin`].
+    pub fn invalidate_end(&self) {
+        if let Some(shadow) = &self.shared().shadow {
+            shadow.invalidate_end();
+        }
+    }
+
+    /// Whether a page behind `range` was used since this was last asked with `take`.
+    pub fn pages_are_young(&self, range: Range<Hva>, take: bool) -> bool {
+        let shared = self.shared();
+        shared.shadow.as_ref().is_some_and(|shadow| shadow.young(range, &shared.memory, take).unwrap_or(false))
+    }
+
+    /// The host is short of memory (shrinker): gives up to `pages` shadow pages back; how many.
+    pub fn shrink_shadow(&self, pages: usize) -> usize {
+        let shared = self.shared();
+        shared.shadow.as_ref().map_or(0, |shadow| shared.settle(shadow, shadow.shrink(pages)).unwrap_or(0))
+    }
+}
 
 impl<B: Backend> Vm<B> {
     /// Looks whether every invariant of the shadow tables holds, also while vCPUs run. None: the VM has none. Not part of

@@ -362,20 +362,24 @@ impl<P: Platform> Tables<P> {
             self.remove_entry(id, index)?;
             return Err(Stop::Again);
         }
-        if old == 0 {
+        let changed = if old == 0 {
             self.add_leaf(id, index, gfn, new)?;
-            self.open.counters.count(Counter::Fixed);
+            true
         } else if Leaf::decode(old) != new && (write || !Leaf::decode(old).covers(new)) {
             self.change_leaf(id, index, new)?;
-            self.open.counters.count(Counter::Fixed);
+            true
         } else {
-            self.open.counters.count(Counter::Spurious);
-        }
+            false
+        };
         if write && table {
             return Ok(Resolved::Table { gpa: access.gpa });
         }
-        // CR0.WP is clear and SMAP is set: a page of the supervisor's would let everything through.
-        if write && !new.write { Ok(Resolved::Emulate) } else { Ok(Resolved::Retry) }
+        if write && !new.write {
+            // CR0.WP is clear and SMAP is set: a page of the supervisor's would let everything through.
+            return Ok(Resolved::Emulate);
+        }
+        self.open.counters.count(if changed { Counter::Fixed } else { Counter::Spurious });
+        Ok(Resolved::Retry)
     }
 }
 

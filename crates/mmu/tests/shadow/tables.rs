@@ -84,7 +84,7 @@ fn a_large_page_may_contain_tables() {
     m.guest_flush();
     read(&mut m, 0, 0x5000, 0x10_2000);
     // Its neighbours are not.
-    write(&mut m, 0, 0x21_0000, 9, 0x1_0000 | 0);
+    write(&mut m, 0, 0x21_0000, 9, 0x1_0000);
 }
 
 #[test]
