@@ -3,9 +3,9 @@ use mmu::testing::random;
 use proptest::prelude::*;
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn random_guests_see_what_the_walker_sees(data in proptest::collection::vec(any::<u8>(), 1000..8000)) {
+    fn random_guests_see_what_the_walker_sees(data in proptest::collection::vec(any::<u8>(), 1000..6000)) {
         random::run(&data);
     }
 }

@@ -2,6 +2,7 @@
 use core::sync::atomic::Ordering::SeqCst;
 
 use abi::*;
+use mmu::shadow::default_limit;
 use platform::{MaySleep, Platform};
 
 use super::{Irqchip, MAX_VCPUS, Vm};
@@ -41,7 +42,11 @@ impl<B: Backend> Vm<B> {
             KVM_GET_NR_MMU_PAGES => {
                 let pages = match &self.shared().shadow {
                     Some(shadow) => shadow.usage().0 as u64,
-                    None => self.shared().settings.mmu_pages.load(SeqCst),
+                    None => match self.shared().settings.mmu_pages.load(SeqCst) {
+                        // What the bound would be where there are shadow pages.
+                        0 => default_limit(self.shared().memory.locked(cx).pages()) as u64,
+                        pages => pages,
+                    },
                 };
                 Ok(Outcome::Value(i32::try_from(pages).unwrap_or(i32::MAX)))
             }

@@ -126,6 +126,11 @@ impl<P: Platform> FlushDue<P> {
         self
     }
 
+    #[cfg(test)]
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Whether no flush and no page waits.
     pub(super) fn is_nothing(&self, flushes: &Flushes) -> bool {
         self.pages.is_empty() && flushes.is_done(self.number)

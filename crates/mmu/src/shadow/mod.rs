@@ -54,7 +54,7 @@ pub use audit::{AuditError, Finding, Report, Rule};
 pub use cache::Cache;
 pub use fault::Resolved;
 pub use life::FlushDue;
-pub use reclaim::LEAST_PAGES;
+pub use reclaim::{LEAST_PAGES, default_limit};
 pub use root::Root;
 pub use stats::Counter;
 pub use write::Written;
@@ -177,5 +177,91 @@ impl<P: Platform> Shadow<P> {
     /// The values of [`Counter`], in order.
     pub fn counter(&self, index: usize) -> u64 {
         self.open.counters.get(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use life::UnlinkedPages;
+    use page::{PageId, ShadowPage};
+    use platform::testing::Test;
+    use role::Role;
+
+    const CX: MaySleep = MaySleep::at_entry();
+
+    fn page(tables: &mut Tables<Test>) -> PageId {
+        let room = arena::Room::new(16).unwrap();
+        let _ = tables.arena.grow(room);
+        tables.arena.insert(ShadowPage::new(&CX).unwrap()).ok().unwrap()
+    }
+
+    #[test]
+    fn a_stale_handle_ends_the_vm_and_harms_nobody() {
+        let shadow = Shadow::<Test>::new(1, &CX).unwrap();
+        let (stale, due) = shadow.locked(|tables| {
+            let id = page(tables);
+            let unlinked = tables.arena.remove(id)?;
+            tables.unlinked.push(unlinked);
+            // The place is used again, by another page.
+            let next = page(tables);
+            assert_eq!((next.slot, next == id), (id.slot, false));
+            Ok::<_, Corrupt>(id)
+        });
+        shadow.fulfil(due, || {});
+        let stale = stale.unwrap();
+        let (result, due) = shadow.locked(|tables| tables.zap(stale));
+        shadow.fulfil(due, || {});
+        assert_eq!(result, Err(Corrupt));
+        // From now on nothing works any more.
+        assert_eq!(shadow.check_alive(), Err(ShadowError::Dead));
+        let memory = AddressSpace::<Test>::new(1, &CX).unwrap();
+        let state = x86::CpuState::reset(0);
+        let paging = Paging::new(&state, x86::Features::all(), 40);
+        let mut cache = Cache::default();
+        let root = shadow.load_root(0, &paging, &memory, &mut cache, &CX, || {});
+        assert_eq!(root, Err(ShadowError::Dead));
+    }
+
+    #[test]
+    fn a_page_that_something_leads_to_is_not_unlinked() {
+        let shadow = Shadow::<Test>::new(1, &CX).unwrap();
+        let mut tables = shadow.tables.lock();
+        let (parent, child) = (page(&mut tables), page(&mut tables));
+        let role = Role { level: 2, ..tables.arena.get(parent).unwrap().role };
+        tables.arena.get_mut(parent).unwrap().role = role;
+        tables.arena.get_mut(child).unwrap().role = role.direct_below(role.access);
+        tables.add_child(parent, 7, child).unwrap();
+        assert_eq!(tables.arena.remove(child).err(), Some(Corrupt), "it has a parent");
+        assert_eq!(tables.arena.remove(parent).err(), Some(Corrupt), "it has an entry");
+        tables.remove_entry(parent, 7).unwrap();
+        tables.arena.get_mut(child).unwrap().roots = 1;
+        assert_eq!(tables.arena.remove(child).err(), Some(Corrupt), "it is a root");
+        tables.arena.get_mut(child).unwrap().roots = 0;
+        let page = tables.arena.remove(child).unwrap();
+        tables.unlinked.push(page);
+        let due = tables.take_due();
+        assert!(!due.is_nothing(&tables.open.flushes));
+        drop(tables);
+        let mut flushed = 0;
+        shadow.fulfil(due, || flushed += 1);
+        assert_eq!(flushed, 1);
+    }
+
+    #[test]
+    fn a_flush_serves_everything_that_was_due_before_it() {
+        let flushes = life::Flushes::default();
+        let due = |number| FlushDue::<Test>::new(number, UnlinkedPages::new());
+        let (first, second) = (flushes.need(), flushes.need());
+        let mut flushed = 0;
+        due(second).fulfil(&flushes, || flushed += 1);
+        due(first).fulfil(&flushes, || flushed += 1);
+        assert_eq!(flushed, 1);
+        let third = flushes.need();
+        // What became due while another flush ran is not served by it.
+        let mut fourth = 0;
+        due(third).fulfil(&flushes, || fourth = flushes.need());
+        assert!(flushes.is_done(third) && !flushes.is_done(fourth));
+        assert!(due(fourth).and(due(first)).number() == fourth);
     }
 }

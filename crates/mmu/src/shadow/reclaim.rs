@@ -20,6 +20,11 @@ const PER_FAULT: usize = 4;
 /// Pages taken back beyond what is wanted at once, so that not each fault has to.
 const BATCH: usize = 16;
 
+/// The bound for a guest of `pages` pages, unless its client sets one.
+pub fn default_limit(pages: u64) -> usize {
+    usize::try_from(pages.saturating_mul(SHARE) / 1000).unwrap_or(usize::MAX).max(LEAST_PAGES)
+}
+
 impl<P: Platform> Shadow<P> {
     /// KVM_SET_NR_MMU_PAGES: at most `pages` shadow pages from now on. Fewer than [`LEAST_PAGES`] count as that, and the
     /// path to one page for each root in use is always allowed.
@@ -54,8 +59,7 @@ impl<P: Platform> Tables<P> {
     /// The guest has `pages` pages of memory: the bound follows unless the client has set it.
     pub(super) fn guest_pages(&mut self, pages: u64) {
         if self.limit_is_default {
-            let share = usize::try_from(pages.saturating_mul(SHARE) / 1000).unwrap_or(usize::MAX);
-            self.limit = share.max(LEAST_PAGES);
+            self.limit = default_limit(pages);
         }
     }
 

@@ -111,6 +111,11 @@ impl<P: Platform> Snapshot<P> {
         Ok(copy)
     }
 
+    /// Pages of memory that the guest has.
+    pub fn pages(&self) -> u64 {
+        self.slots.iter().map(|slot| slot.pages).sum()
+    }
+
     /// The slots in the order of their guest-physical addresses.
     pub fn slots(&self) -> &[Slot] {
         &self.slots

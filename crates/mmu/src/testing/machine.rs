@@ -155,7 +155,7 @@ impl Machine {
         let change = vm.memory.set_user_region(&region, &CX);
         let kind = change.map_or(ChangeKind::Nothing, |change| change.kind);
         let stale = matches!(kind, ChangeKind::Delete | ChangeKind::Move);
-        let total = vm.memory.locked(&CX).slots().iter().map(|slot| slot.pages).sum();
+        let total = vm.memory.locked(&CX).pages();
         vm.shadow.slots_changed(stale, total, &CX, || vm.flush()).expect("alive");
         if kind == ChangeKind::Flags {
             vm.settle(vm.shadow.log_writes(region.frames()));
