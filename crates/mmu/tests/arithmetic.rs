@@ -21,13 +21,11 @@ fn region(slot: u32, flags: u32, gpa: u64, size: u64, hva: u64) -> KvmUserspaceM
     KvmUserspaceMemoryRegion { slot, flags, guest_phys_addr: gpa, memory_size: size, userspace_addr: hva }
 }
 
-/// Numbers at which something changes, and their neighbours by a byte and by a page.
+/// Numbers at which something changes, and their neighbours by a byte and by a page. Fewer in Miri.
 fn edges() -> BTreeSet<u64> {
     let edges = [0, PAGE, 1 << 31, ((1 << 31) - 1) * PAGE, 1 << 43, 1 << 47, 1 << 52, 1 << 63, 0u64.wrapping_sub(PAGE)];
-    edges
-        .iter()
-        .flat_map(|e| [0, 1, PAGE, PAGE.wrapping_neg(), 1u64.wrapping_neg()].map(|d| e.wrapping_add(d)))
-        .collect()
+    let near = |edge: &u64| [0, 1, PAGE, PAGE.wrapping_neg(), 1u64.wrapping_neg()].map(|d| edge.wrapping_add(d));
+    edges.iter().flat_map(near).step_by(if cfg!(miri) { 5 } else { 1 }).collect()
 }
 
 /// Every combination of edges: what is accepted lies where it may, counted without wrapping.
@@ -47,7 +45,7 @@ fn a_slot_that_is_accepted_lies_within_both_address_spaces() {
             }
         }
     }
-    assert!(accepted > 100, "nothing is accepted");
+    assert!(accepted > 10, "nothing is accepted");
 }
 
 /// Aliases of every combination of edges: no frame outside of the window, and the right one inside.

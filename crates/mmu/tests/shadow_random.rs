@@ -3,9 +3,15 @@ use mmu::testing::random;
 use proptest::prelude::*;
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: if cfg!(miri) { 1 } else { 100 },
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
     #[test]
-    fn random_guests_see_what_the_walker_sees(data in proptest::collection::vec(any::<u8>(), 1000..6000)) {
+    fn random_guests_see_what_the_walker_sees(
+        data in proptest::collection::vec(any::<u8>(), 1000..if cfg!(miri) { 1200 } else { 6000 })
+    ) {
         random::run(&data);
     }
 }
