@@ -1,10 +1,13 @@
 //! Who asks the processor to forget translations, apart from changes of memory (`requests`): each change of what the
 //! registers say about them that is not an instruction of the guest's own.
 use abi::*;
-use x86::{Cr4, Efer};
+use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use platform::table::CheckedTablePage;
+use std::{panic::catch_unwind, sync::Arc, thread};
+use x86::{Cr0, Cr4, Efer, exception::pf};
 
 use crate::{
-    backend::{CrOp, Exit, FlushTlb, Translation},
+    backend::{BackendVcpu, CrOp, Exit, FlushTlb, Groups, Translation},
     testing::{CODE, Machine, cx, script::Note},
 };
 
@@ -96,4 +99,65 @@ fn other_tables_than_before() {
     m.state(|s| s.cr4 |= Cr4::PAE.bits());
     again(&m);
     assert_flushed(&m);
+}
+
+/// Long mode with tables at 0x5000: a root that vCPUs can share.
+fn long(state: &mut x86::CpuState) {
+    state.cr0 |= (Cr0::PE | Cr0::PG).bits();
+    state.cr4 |= Cr4::PAE.bits();
+    state.efer |= (Efer::LME | Efer::LMA).bits();
+    state.cr3 = 0x5000;
+    state.refresh();
+}
+
+#[test]
+fn a_vcpu_that_ends_as_the_last_on_an_old_root() {
+    let m = Machine::on(Translation::Shadow);
+    let (other, _run) = Machine::new_vcpu(&m.vm, 1);
+    m.use_supported_cpuid(&other);
+    m.state(long);
+    other.with_inner(|inner| long(inner.cpu.registers_mut(Groups::ALL)));
+    let other_script = m.backend.script(1);
+    other_script.exit(Exit::Shutdown);
+    other.ioctl(KVM_RUN, 0, &cx()).unwrap();
+    let m = running(m);
+    // Every table goes; the first vCPU takes a new root, the second keeps what is left of the old one.
+    m.set_slot(1, 0x10_0000, 4096, m.ram.at()).unwrap();
+    m.set_slot(1, 0x10_0000, 0, m.ram.at()).unwrap();
+    again(&m);
+    m.script.take_notes();
+    again(&m);
+    assert!(!m.script.take_notes().iter().any(|note| matches!(note, Note::Flushed(_))));
+    drop(other);
+    again(&m);
+    let notes = m.script.take_notes();
+    assert!(notes.contains(&Note::Flushed(FlushTlb::Physical)), "its root was freed: {notes:?}");
+}
+
+#[test]
+fn tables_that_a_processor_walks_outlive_its_stay() {
+    let m = Machine::on(Translation::Shadow);
+    m.set_slot(1, 0x10_0000, 4096, m.ram.at()).unwrap();
+    m.script.exit(Exit::PageFault { gva: CODE, code: pf::FETCH, implicit: false });
+    let (inside, alive) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (entered, found) = (inside.clone(), alive.clone());
+    m.script.entry(move |_, env| {
+        // A processor knows the table that it has walked until it leaves the guest.
+        let table = CheckedTablePage::live_entry(env.root.hpa, 0).load(SeqCst) & !0xfff;
+        entered.store(true, SeqCst);
+        while env.requests.load(SeqCst) == 0 {
+            thread::yield_now();
+        }
+        let walk = catch_unwind(|| CheckedTablePage::live_entry(table, 0).load(SeqCst));
+        found.store(walk.is_ok(), SeqCst);
+        Exit::Shutdown
+    });
+    thread::scope(|s| {
+        s.spawn(|| m.run().unwrap());
+        while !inside.load(SeqCst) {
+            thread::yield_now();
+        }
+        m.set_slot(1, 0x10_0000, 0, m.ram.at()).unwrap();
+    });
+    assert!(alive.load(SeqCst), "a table was freed under a processor");
 }

@@ -137,11 +137,11 @@ impl<B: Backend> Vm<B> {
                 });
             }
         });
-        if any != Ok(false) {
-            vm.vcpus.flush_physical(cx);
-        }
-        if let (Some(shadow), Some(due)) = (&vm.shadow, due) {
-            vm.fulfil(shadow, due);
+        match (&vm.shadow, due) {
+            // Whoever writes does so by the tables' leave.
+            (Some(shadow), Some(due)) => shadow.fulfil(due, || vm.vcpus.flush_physical(cx)),
+            (None, _) if any != Ok(false) => vm.vcpus.flush_physical(cx),
+            _ => {}
         }
         protected?;
         any?;
