@@ -1,6 +1,6 @@
 //! A page fault of the processor: shadow entry missing, guest's own fault, or an access to be emulated.
 //!
-//! The order is that of design.md: read the sequence of the host's invalidations; walk the guest's tables and find the
+//! The order matters: read the sequence of the host's invalidations; walk the guest's tables and find the
 //! host's frame, without a lock; then take the lock and look whether the sequence, the slots, the root and every guest
 //! entry that was used are still what they were; then install from the cache. Whatever does not hold any more starts
 //! over, a bounded number of times.
