@@ -83,14 +83,47 @@ pub fn linear<C: Cpu>(cpu: &mut C, op: &Op<C>, bytes: u64, write: bool) -> Res<u
 /// offset has been wrapped to the address size.
 #[inline]
 pub fn segment_offset<C: Cpu>(cpu: &mut C, seg: u8, offset: u64, bytes: u64, write: bool) -> Res<u64> {
-    if cpu.state().mode == Mode::Long64 {
-        let base = if seg >= Seg::Fs as u8 { segment(cpu.state(), seg).base } else { 0 };
-        return long(cpu, seg, base.wrapping_add(offset), bytes);
-    }
-    let state = cpu.state();
-    let rights = state.protected();
-    let linear = in_segment(segment(state, seg), offset, bytes, write, rights).ok_or_else(|| limit_fault(seg))?;
+    let linear = element(cpu, seg, offset, bytes, write)?;
     aligned(cpu.state(), linear, bytes)
+}
+
+/// As [`segment_offset`] for an element of a masked move or a gather, to which the alignment check does not apply.
+#[inline]
+pub(crate) fn element<C: Cpu>(cpu: &mut C, seg: u8, offset: u64, bytes: u64, write: bool) -> Res<u64> {
+    let state = cpu.state();
+    let linear = unchecked(state, seg, offset);
+    if state.mode == Mode::Long64 {
+        return if is_canonical(state, linear, bytes) { Ok(linear) } else { Err(limit_fault(seg)) };
+    }
+    in_segment(segment(state, seg), offset, bytes, write, state.protected()).ok_or_else(|| limit_fault(seg))
+}
+
+/// The linear address of `offset` in the segment register `seg`, whatever limit and rights say.
+#[inline]
+fn unchecked(state: &CpuState, seg: u8, offset: u64) -> u64 {
+    match state.mode {
+        Mode::Long64 if seg < Seg::Fs as u8 => offset,
+        Mode::Long64 => segment(state, seg).base.wrapping_add(offset),
+        _ => segment(state, seg).base.wrapping_add(offset) as u32 as u64,
+    }
+}
+
+/// #GP(0) unless `linear`, what came of finding the memory operand of `op`, is a multiple of `alignment`, a power of two.
+/// That comes before anything else that is wrong with the address.
+#[inline(always)]
+pub(crate) fn require_alignment<C: Cpu>(cpu: &C, op: &Op<C>, alignment: u64, linear: Res<u64>) -> Res<u64> {
+    match linear {
+        Ok(at) if at & (alignment - 1) == 0 => Ok(at),
+        Ok(_) => Err(Stop::GP0),
+        Err(stop) => Err(alignment_first(cpu, op, alignment, stop)),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn alignment_first<C: Cpu>(cpu: &C, op: &Op<C>, alignment: u64, stop: Stop) -> Stop {
+    let state = cpu.state();
+    if unchecked(state, op.seg, op.offset(state)) & (alignment - 1) != 0 { Stop::GP0 } else { stop }
 }
 
 /// A segment register by the number that instructions encode; numbers above GS do not occur and read as GS.
@@ -165,6 +198,17 @@ pub fn is_canonical(state: &CpuState, linear: u64, bytes: u64) -> bool {
         || paging::canonical(linear, bits) && paging::canonical(linear.wrapping_add(bytes - 1), bits)
 }
 
+/// What the address of an operand of `bytes` bytes has to be a multiple of under the alignment check (SDM vol. 3,
+/// table 6-7): x87 images consist of words, and nothing has to be aligned better than an XMM register.
+fn natural(bytes: u64) -> u64 {
+    match bytes {
+        10 => 8,
+        14 | 94 => 2,
+        28 | 108 => 4,
+        _ => bytes.next_power_of_two().min(16),
+    }
+}
+
 /// #AC(0) for a misaligned access of a user program that asked for it; else returns `linear`.
 #[inline]
 pub(crate) fn aligned(state: &CpuState, linear: u64, bytes: u64) -> Res<u64> {
@@ -172,7 +216,7 @@ pub(crate) fn aligned(state: &CpuState, linear: u64, bytes: u64) -> Res<u64> {
         && state.cpl == 3
         && state.flags.control(flags::AC)
         && state.cr0 & Cr0::AM.bits() != 0
-        && bytes <= 8
+        && linear & (natural(bytes) - 1) != 0
     {
         return Err(Stop::fault_code(Vector::AC, 0));
     }

@@ -33,12 +33,16 @@ pub fn decode<C: Cpu>(bytes: &[u8], mode: Mode, features: Features) -> Result<Op
         _ if too_long(bytes, mode, features) => return Err(DecodeError::TooLong),
         _ => return Err(DecodeError::Invalid),
     }
-    if !exists(&insn, mode) {
+    if !exists(&insn, mode, features) {
         return Err(DecodeError::Invalid);
     }
     let mut op = compact::<C>(&insn, mode, bytes);
     if let Some(opcode) = crate::fpu::x87_opcode(&insn, bytes) {
         op.imm = opcode as u64;
+    }
+    if features.contains(Features::AMD) && op.code == Code::Movsxd_r16_rm16 && op.is_memory() {
+        // AMD's processors read 32 bits, of which this pointless form uses 16.
+        op.mem_size = 4;
     }
     op.run = match families::lookup::<C>(&insn, &op) {
         Some(run) if families::offered(&insn, features) => Some(run),
@@ -75,8 +79,15 @@ fn options(features: Features) -> u32 {
     options
 }
 
-/// VEX and its kin do not exist in real and virtual-8086 mode.
-fn exists(insn: &Instruction, mode: Mode) -> bool {
+/// VEX and its kin do not exist in real and virtual-8086 mode. AMD's processors have no prefetching of registers.
+fn exists(insn: &Instruction, mode: Mode, features: Features) -> bool {
+    use Code::{Reservednop_rm16_r16_0F0D, Reservednop_rm32_r32_0F0D, Reservednop_rm64_r64_0F0D};
+    if features.contains(Features::AMD)
+        && matches!(insn.code(), Reservednop_rm16_r16_0F0D | Reservednop_rm32_r32_0F0D | Reservednop_rm64_r64_0F0D)
+        && insn.op0_kind() == OpKind::Register
+    {
+        return false;
+    }
     !matches!(mode, Mode::Real | Mode::Virtual8086) || insn.code().encoding() == EncodingKind::Legacy
 }
 

@@ -2,7 +2,7 @@
 use iced_x86::{Instruction, Mnemonic};
 
 use crate::{
-    Access, Cpu, Handler, Op, Res, Stop, address,
+    Access, Cpu, Handler, Op, Res, address,
     address::Any,
     alu,
     op::{gpr, prefix},
@@ -94,10 +94,8 @@ fn locked_compare_exchange<C: Cpu, W: Width>(cpu: &mut C, op: &Op<C>) -> Res {
 
 /// CMPXCHG8B and CMPXCHG16B: `P` holds a pair of registers of width `W`.
 fn compare_exchange_pair<C: Cpu, P: Word, W: Width, const LOCK: bool>(cpu: &mut C, op: &Op<C>) -> Res {
-    let at = address::linear(cpu, op, P::BYTES, true)?;
-    if P::BYTES == 16 && at & 15 != 0 {
-        return Err(Stop::GP0);
-    }
+    let at = address::linear(cpu, op, P::BYTES, true);
+    let at = if P::BYTES == 16 { address::require_alignment(cpu, op, 16, at)? } else { at? };
     let state = cpu.state();
     let pair = |low: usize, high: usize| {
         let (low, high) = (W::get(state, low as u8), W::get(state, high as u8));

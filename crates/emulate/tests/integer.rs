@@ -430,3 +430,25 @@ fn hints_and_reserved_nops_do_nothing() {
     cpu.state.gpr[3] = 0x20000;
     assert_eq!(fault(&mut cpu).0, 14);
 }
+
+#[test]
+fn amd_prefetches_no_registers_and_reads_32_bits_for_movsxd() {
+    let prefetch = &[0x0f, 0x0d, 0xc1];
+    let amd = Features::all();
+    let intel = amd.difference(Features::AMD);
+    assert_eq!(decodes(prefetch, Mode::Long64, intel), Ok(3));
+    assert_eq!(decodes(prefetch, Mode::Long64, amd), Err(DecodeError::Invalid));
+    assert_eq!(decodes(&[0x0f, 0x0d, 0x09], Mode::Long64, amd), Ok(3));
+    // movsxd ax, [rbx], at the end of memory.
+    for (features, result) in [(intel, Ok(())), (amd, Err(14))] {
+        let mut cpu = long(&[0x66, 0x63, 0x03]);
+        cpu.features = features;
+        cpu.state.gpr[3] = cpu.memory.len() as u64 - 2;
+        cpu.write(cpu.state.gpr[3], &0x8001u16.to_le_bytes());
+        let stepped = stepped(&mut cpu).map_err(|stop| stop.exception(0).map_or(0, |e| e.vector.0));
+        assert_eq!(stepped, result);
+        if result.is_ok() {
+            assert_eq!(cpu.state.gpr[0] & 0xffff, 0x8001);
+        }
+    }
+}

@@ -83,8 +83,8 @@ fn xmm_count(state: &CpuState) -> usize {
 
 fn area<C: Cpu>(cpu: &mut C, op: &Op<C>, write: bool) -> Res<u64> {
     check::fxsave(cpu)?;
-    let linear = address::linear(cpu, op, 512, write)?;
-    if linear & 15 != 0 { Err(Stop::GP0) } else { Ok(linear) }
+    let linear = address::linear(cpu, op, 512, write);
+    address::require_alignment(cpu, op, 16, linear)
 }
 
 fn fxsave<C: Cpu, const WIDE: bool>(cpu: &mut C, op: &Op<C>) -> Res {

@@ -1,5 +1,6 @@
 //! AVX2 gathers: one load for each element whose mask bit is set (SDM vol. 2, VGATHERDPS). Elements are loaded in
-//! ascending order; a fault leaves destination and mask as they were, so that all is loaded again.
+//! ascending order. A fault leaves in destination and mask what was loaded before it, so that the instruction goes on from
+//! there; an instruction that is stopped for other reasons begins anew.
 use iced_x86::{Code, Instruction};
 use platform::Word;
 use x86::{CpuState, Features};
@@ -34,23 +35,38 @@ fn gather<C: Cpu, W: Word, const N: usize, const INDEX64: bool>(cpu: &mut C, op:
     }
     let size = W::BYTES as usize;
     let (indices, masks, old) = (bytes(cpu.state(), index), bytes(cpu.state(), mask), bytes(cpu.state(), to));
-    let mut result = [0; 32];
+    let mut result = old;
     for i in 0..N {
-        let mut value = element(&old, i, size);
-        if element(&masks, i, size) >> (8 * size - 1) & 1 != 0 {
-            let index = if INDEX64 { element(&indices, i, 8) } else { element(&indices, i, 4) as i32 as i64 as u64 };
-            let linear = locate(cpu, op, index, W::BYTES)?;
-            value = cpu.load::<W>(linear, Access::Program)?.low();
+        if element(&masks, i, size) >> (8 * size - 1) & 1 == 0 {
+            continue;
         }
-        result[i * size..(i + 1) * size].copy_from_slice(&value.to_le_bytes()[..size]);
+        let index = if INDEX64 { element(&indices, i, 8) } else { element(&indices, i, 4) as i32 as i64 as u64 };
+        let loaded = locate(cpu, op, index, W::BYTES).and_then(|linear| cpu.load::<W>(linear, Access::Program));
+        match loaded {
+            Ok(value) => result[i * size..(i + 1) * size].copy_from_slice(&value.low().to_le_bytes()[..size]),
+            Err(stop) => {
+                if i > 0 && stop.exception(0).is_some() {
+                    let mut rest = masks;
+                    rest[..i * size].fill(0);
+                    write(cpu.state_mut(), to, &result);
+                    write(cpu.state_mut(), mask, &rest);
+                }
+                return Err(stop);
+            }
+        }
     }
+    result[N * size..].fill(0);
     let state = cpu.state_mut();
-    let (low, high) = result.split_at(16);
-    set_xmm(state, to, u128::from_le_bytes(low.try_into().unwrap_or_default()));
-    set_ymm_hi(state, to, u128::from_le_bytes(high.try_into().unwrap_or_default()));
-    set_xmm(state, mask, 0);
-    set_ymm_hi(state, mask, 0);
+    write(state, to, &result);
+    write(state, mask, &[0; 32]);
     Ok(())
+}
+
+/// Sets a whole register.
+fn write(state: &mut CpuState, reg: u8, bytes: &[u8; 32]) {
+    let (low, high) = bytes.split_at(16);
+    set_xmm(state, reg, u128::from_le_bytes(low.try_into().unwrap_or_default()));
+    set_ymm_hi(state, reg, u128::from_le_bytes(high.try_into().unwrap_or_default()));
 }
 
 /// The linear address of the element with this index.
@@ -62,7 +78,7 @@ fn locate<C: Cpu>(cpu: &mut C, op: &Op<C>, index: u64, size: u64) -> Res<u64> {
         4 => offset as u32 as u64,
         _ => offset as u16 as u64,
     };
-    address::segment_offset(cpu, op.seg, offset, size, false)
+    address::element(cpu, op.seg, offset, size, false)
 }
 
 pub(super) fn lookup<C: Cpu>(insn: &Instruction) -> Option<Handler<C>> {

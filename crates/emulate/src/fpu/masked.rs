@@ -20,7 +20,7 @@ fn scatter_bytes<C: Cpu>(cpu: &mut C, op: &Op<C>, data: u128, mask: u128, count:
         4 => rdi as u32 as u64,
         _ => rdi as u16 as u64,
     };
-    let linear = address::segment_offset(cpu, op.seg, offset, count, true)?;
+    let linear = address::element(cpu, op.seg, offset, count, true)?;
     let at = |cpu: &C, i: u64| {
         let sum = linear.wrapping_add(i);
         if cpu.state().mode == Mode::Long64 { sum } else { sum as u32 as u64 }
@@ -107,7 +107,7 @@ fn locate<C: Cpu>(cpu: &mut C, op: &Op<C>, at: u64, size: u64, write: bool) -> R
         4 => offset as u32 as u64,
         _ => offset as u16 as u64,
     };
-    address::segment_offset(cpu, op.seg, offset, size, write)
+    address::element(cpu, op.seg, offset, size, write)
 }
 
 pub(super) fn lookup<C: Cpu>(insn: &Instruction) -> Option<Handler<C>> {

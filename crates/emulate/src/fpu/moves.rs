@@ -5,7 +5,7 @@ use x86::Features;
 
 use super::check::{Isa, Sse, Vex};
 use super::registers::{set_xmm, set_ymm_hi, xmm, ymm_hi};
-use crate::{Access, Cpu, Handler, Op, Res, Stop, address};
+use crate::{Access, Cpu, Handler, Op, Res, address};
 
 pub(super) const SSE: u64 = Features::SSE.bits();
 pub(super) const SSE2: u64 = Features::SSE2.bits();
@@ -16,8 +16,8 @@ const SSE4A: u64 = Features::SSE4A.bits();
 /// The linear address of a 16- or 32-byte operand; with `aligned`, #GP(0) unless it is.
 #[inline(always)]
 pub(super) fn wide<C: Cpu>(cpu: &mut C, op: &Op<C>, bytes: u64, write: bool, aligned: bool) -> Res<u64> {
-    let linear = address::linear(cpu, op, bytes, write)?;
-    if aligned && linear & (bytes - 1) != 0 { Err(Stop::GP0) } else { Ok(linear) }
+    let linear = address::linear(cpu, op, bytes, write);
+    if aligned { address::require_alignment(cpu, op, bytes, linear) } else { linear }
 }
 
 /// Reads 32 bytes: low and high half.

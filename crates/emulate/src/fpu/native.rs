@@ -17,10 +17,8 @@ fn vector<C: Cpu, I: Isa, const MEM: bool, const WRITE: bool, const ALIGNED: boo
     if !MEM {
         return cpu.vector(op, None);
     }
-    let linear = address::linear(cpu, op, op.mem_size as u64, WRITE)?;
-    if ALIGNED && linear & 15 != 0 {
-        return Err(Stop::GP0);
-    }
+    let linear = address::linear(cpu, op, op.mem_size as u64, WRITE);
+    let linear = if ALIGNED { address::require_alignment(cpu, op, 16, linear)? } else { linear? };
     cpu.vector(op, Some(linear))
 }
 
@@ -31,11 +29,8 @@ fn mmx<C: Cpu, const F: u64, const SSE: bool, const ALIGNED: bool>(cpu: &mut C, 
     }
     check::mmx::<C, F>(cpu)?;
     let memory = if op.is_memory() {
-        let linear = address::linear(cpu, op, op.mem_size as u64, false)?;
-        if ALIGNED && linear & 15 != 0 {
-            return Err(Stop::GP0);
-        }
-        Some(linear)
+        let linear = address::linear(cpu, op, op.mem_size as u64, false);
+        Some(if ALIGNED { address::require_alignment(cpu, op, 16, linear)? } else { linear? })
     } else {
         None
     };

@@ -487,8 +487,67 @@ fn gathers_want_three_registers_and_keep_them_on_a_fault() {
     c.state.fpu.legacy.xmm[1] = (0x7fff_ffffu128 << 96).to_le_bytes();
     let before = c.state.fpu;
     assert!(run(&mut c, &gather(1, 2)).is_err());
-    assert_eq!(c.state.fpu, before);
+    // Elements 0 to 2 are done, and the rest is left for the next try.
+    let mut after = before;
+    after.legacy.xmm[0] = (0x103u128 << 96 | 0x100 << 64 | 0x100 << 32 | 0x100).to_le_bytes();
+    after.legacy.xmm[2] = (u128::MAX << 96).to_le_bytes();
+    assert_eq!(c.state.fpu, after);
+    c.state.fpu.legacy.xmm[1] = (0x7fff_ffffu128).to_le_bytes();
+    c.state.fpu.legacy.xmm[2] = [0xff; 16];
+    let before = c.state.fpu;
+    assert!(run(&mut c, &gather(1, 2)).is_err());
+    assert_eq!(c.state.fpu, before, "the first element is at fault");
     assert_eq!(run(&mut c, &gather(2, 2)), Err(Stop::UD));
+}
+
+/// A user program with the alignment check on, RBX at DATA plus `offset`.
+fn checked(offset: u64) -> TestCpu {
+    let mut c = TestCpu::in_mode(Mode::Long64, 3, 0x4000);
+    c.state.cr0 |= (Cr0::AM | Cr0::MP | Cr0::NE).bits();
+    c.state.cr4 |= (Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE).bits();
+    c.state.xcr0 = 7;
+    c.state.gpr[3] = DATA + offset;
+    c.state.flags.set(flags::AC);
+    c
+}
+
+#[test]
+fn the_alignment_check_knows_vectors_and_images() {
+    let ac = Err(Stop::fault_code(Vector::AC, 0));
+    const VMOVUPS256: &[u8] = &[0xc5, 0xfc, 0x10, 0x03];
+    // vmaskmovps xmm0, xmm0, [rbx]: checks nothing.
+    const VMASKMOVPS: &[u8] = &[0xc4, 0xe2, 0x79, 0x2c, 0x03];
+    for (bytes, offset, result) in [
+        (MOVUPS_MEM, 16, Ok(())),
+        (MOVUPS_MEM, 8, ac),
+        (VMOVUPS256, 16, Ok(())),
+        (VMOVUPS256, 8, ac),
+        (VMASKMOVPS, 1, Ok(())),
+        (FNSTENV, 4, Ok(())),
+        (FNSTENV, 2, ac),
+        (FNSAVE, 4, Ok(())),
+        // fld tbyte [rbx]
+        (&[0xdb, 0x2b], 8, Ok(())),
+        (&[0xdb, 0x2b], 4, ac),
+        // movaps xmm0, [rbx]
+        (&[0x0f, 0x28, 0x03], 8, Err(Stop::GP0)),
+    ] {
+        let mut c = checked(offset);
+        c.state.fpu.legacy.xmm[0] = [0xff; 16];
+        assert_eq!(run(&mut c, bytes), result, "{bytes:02x?} at {offset}");
+    }
+}
+
+#[test]
+fn misalignment_comes_before_a_non_canonical_stack() {
+    // movaps xmm0, [rsp]; fxsave [rsp]; xsave [rsp]
+    for bytes in [&[0x0f, 0x28, 0x04, 0x24][..], &[0x0f, 0xae, 0x04, 0x24], &[0x0f, 0xae, 0x24, 0x24]] {
+        for (rsp, stop) in [(1 << 62 | 8, Stop::GP0), (1 << 62, Stop::SS0)] {
+            let mut c = cpu(Mode::Long64);
+            c.state.gpr[4] = rsp;
+            assert_eq!(run(&mut c, bytes), Err(stop), "{bytes:02x?} {rsp:#x}");
+        }
+    }
 }
 
 #[test]

@@ -40,10 +40,8 @@ fn begin<C: Cpu>(cpu: &mut C, op: &Op<C>, write: bool) -> Res<(u64, u64)> {
     let wanted = state.gpr[0] as u32 as u64 | (state.gpr[2] as u32 as u64) << 32;
     let wanted = wanted & state.xcr0 & (X87 | SSE | AVX);
     let bytes = if wanted & AVX != 0 { YMM + 256 } else { YMM };
-    let linear = address::linear(cpu, op, bytes, write)?;
-    if linear & 63 != 0 {
-        return Err(Stop::GP0);
-    }
+    let linear = address::linear(cpu, op, bytes, write);
+    let linear = address::require_alignment(cpu, op, 64, linear)?;
     if write {
         cpu.probe_write(linear, bytes, Access::Program)?;
     }

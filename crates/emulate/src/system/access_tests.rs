@@ -91,6 +91,12 @@ fn string_input_and_output() {
     assert!(run(&mut cpu, &[0x6c]).is_err());
     assert_eq!(cpu.state.gpr[7], 0xc000);
     assert_eq!(stops(&mut long(3), &[0x6c]), Stop::GP0);
+    // Permission is asked for even if nothing is to be done.
+    for bytes in [&[0xf3, 0x6c][..], &[0xf3, 0x6e]] {
+        let mut cpu = long(3);
+        cpu.state.gpr[1] = 0;
+        assert_eq!(stops(&mut cpu, bytes), Stop::GP0);
+    }
 }
 
 #[test]
@@ -148,7 +154,7 @@ fn questions_about_descriptors() {
     let mut cpu = long(0);
     cpu.state.gpr[1] = KERNEL_DATA as u64;
     assert_eq!(run(&mut cpu, LAR), Ok(()));
-    assert_eq!(cpu.state.gpr[0], 0x00c0_9300);
+    assert_eq!(cpu.state.gpr[0], 0x00cf_9300);
     assert_eq!(run(&mut cpu, LSL), Ok(()));
     assert_eq!(cpu.state.gpr[0], 0xffff_ffff);
     set_gdt(&mut cpu, FREE, descriptor(0, 0xfff, Attr::P | 1));
@@ -173,7 +179,10 @@ fn arpl() {
         assert_eq!(run(&mut cpu, &[0x63, 0x05, 0, 8, 0, 0]), Ok(()));
         assert_eq!((cpu.peek::<u32>(0x800) as u64, zf(&cpu)), (new, old != new));
     }
+    // What cannot be written can be compared.
     let mut cpu = legacy(0);
     cpu.state.seg[3] = Segment::from_descriptor(8, flat(1, 0, 0));
+    assert_eq!(run(&mut cpu, &[0x63, 0x05, 0, 8, 0, 0]), Ok(()));
+    cpu.state.gpr[0] = 1;
     assert_eq!(stops(&mut cpu, &[0x63, 0x05, 0, 8, 0, 0]), Stop::GP0);
 }

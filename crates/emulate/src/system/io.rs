@@ -53,11 +53,11 @@ fn truncate<const SIZE: u8>(value: u32) -> u32 {
 
 /// INS.
 pub(super) fn input_string<C: Cpu, const SIZE: u8>(cpu: &mut C, op: &Op<C>) -> Res {
+    let port = cpu.state().gpr[RDX] as u16;
+    check_io(cpu, port, SIZE)?;
     if finished(cpu, op) {
         return Ok(());
     }
-    let port = cpu.state().gpr[RDX] as u16;
-    check_io(cpu, port, SIZE)?;
     if let Some((at, count)) = run::<C, SIZE>(cpu, op, RDI, true) {
         let done = cpu.ports_in(port, SIZE, at, count)?;
         if done != 0 {
@@ -79,11 +79,11 @@ pub(super) fn input_string<C: Cpu, const SIZE: u8>(cpu: &mut C, op: &Op<C>) -> R
 
 /// OUTS.
 pub(super) fn output_string<C: Cpu, const SIZE: u8>(cpu: &mut C, op: &Op<C>) -> Res {
+    let port = cpu.state().gpr[RDX] as u16;
+    check_io(cpu, port, SIZE)?;
     if finished(cpu, op) {
         return Ok(());
     }
-    let port = cpu.state().gpr[RDX] as u16;
-    check_io(cpu, port, SIZE)?;
     if let Some((at, count)) = run::<C, SIZE>(cpu, op, RSI, false) {
         let done = cpu.ports_out(port, SIZE, at, count)?;
         if done != 0 {

@@ -117,6 +117,9 @@ pub(super) fn sysenter<C: Cpu>(cpu: &mut C, _op: &Op<C>) -> Res {
 
 /// SYSEXIT; `WIDE` with REX.W: to 64-bit mode.
 pub(super) fn sysexit<C: Cpu, const WIDE: bool>(cpu: &mut C, _op: &Op<C>) -> Res {
+    if cpu.features().contains(Features::SEP) && cpu.state().cpl != 0 {
+        return Err(Stop::GP0);
+    }
     check_sysenter(cpu)?;
     let state = cpu.state();
     let selector = state.sysenter_cs & 0xffff;

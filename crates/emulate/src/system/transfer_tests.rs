@@ -272,6 +272,11 @@ fn sysenter_and_sysexit() {
     let mut cpu = long(3);
     cpu.features |= Features::AMD;
     assert_eq!(stops(&mut cpu, SYSENTER), Stop::UD);
+    // Privilege comes first.
+    assert_eq!(stops(&mut cpu, SYSEXIT), Stop::GP0);
+    let mut cpu = long(0);
+    cpu.features |= Features::AMD;
+    assert_eq!(stops(&mut cpu, SYSEXIT), Stop::UD);
 }
 
 #[test]

@@ -52,11 +52,11 @@ fn described<C: Cpu>(cpu: &mut C, op: &Op<C>, gates: bool) -> Res<Option<Descrip
     Ok(d.filter(|d| d.system_type().is_none_or(|typ| known(typ, long, gates))))
 }
 
-/// LAR.
+/// LAR. The manuals leave the limit's bits 19:16 in it undefined; processors show them.
 pub(super) fn lar<C: Cpu, const SIZE: u8>(cpu: &mut C, op: &Op<C>) -> Res {
     let found = described(cpu, op, true)?;
     if let Some(d) = found {
-        registers::write(cpu.state_mut(), op.regs[0], SIZE, d.raw >> 32 & 0x00f0_ff00);
+        registers::write(cpu.state_mut(), op.regs[0], SIZE, d.raw >> 32 & 0x00ff_ff00);
     }
     set_zf(cpu, found.is_some());
     Ok(())
@@ -91,9 +91,11 @@ pub(super) fn arpl<C: Cpu>(cpu: &mut C, op: &Op<C>) -> Res {
     let source = registers::read(cpu.state(), op.regs[1]) as u16;
     let adjust = |old: u16| (old & 3 < source & 3).then_some(old & !3 | source & 3);
     let changed = if op.is_memory() {
-        let at = address::linear(cpu, op, 2, true)?;
-        let new = adjust(cpu.load_for_write(at, Access::Program)?);
+        // Only a change is a write.
+        let at = address::linear(cpu, op, 2, false)?;
+        let new = adjust(cpu.load(at, Access::Program)?);
         if let Some(new) = new {
+            let at = address::linear(cpu, op, 2, true)?;
             cpu.store(at, new, Access::Program)?;
         }
         new

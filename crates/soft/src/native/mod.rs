@@ -135,6 +135,9 @@ pub fn execute<C: Host>(cpu: &mut C, op: &Op<C>, memory: Option<u64>) -> Res {
         Kind::Float | Kind::FloatFlags | Kind::FloatStore => {
             if stub.kind != Kind::FloatStore {
                 load_operand(cpu, context, op, memory)?;
+            } else if let Some(linear) = memory {
+                // A store that cannot happen faults before the exceptions of its operand.
+                cpu.probe_write(linear, op.mem_size as u64, Access::Program)?;
             }
             simd::execute(cpu, context, stub, op)?;
             match stub.kind {

@@ -46,7 +46,9 @@ fn is_candidate(code: Code) -> bool {
                 | VPCLMULQDQ
         )
     });
-    !skip && (x87 || vector || code == Code::Wait)
+    // Not offered to guests.
+    let gfni = code.cpuid_features().contains(&iced_x86::CpuidFeature::GFNI);
+    !skip && !gfni && (x87 || vector || code == Code::Wait)
 }
 
 /// A random instance of the form; memory operands are at R10 + R11 * scale + displacement.

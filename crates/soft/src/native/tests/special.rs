@@ -129,6 +129,20 @@ fn a_masked_out_store_does_not_happen() {
 }
 
 #[test]
+fn a_store_that_faults_comes_before_the_exceptions_of_its_operand() {
+    let mut m = Machine::new();
+    m.state.gpr[10] = m.at() - 4;
+    // A signalling NaN, unmasked: vcvtps2ph [r10], xmm0, 0
+    m.state.fpu.legacy.mxcsr = 0x1f00;
+    m.state.fpu.legacy.xmm[0] = (0x7f80_0001u128).to_le_bytes();
+    let bytes = [0xc4, 0xc3, 0x79, 0x1d, 0x02, 0x00];
+    assert_eq!(m.step(&bytes).unwrap_err().exception(0).unwrap().vector, Vector::PF);
+    assert_eq!(m.state.fpu.legacy.mxcsr, 0x1f00);
+    m.state.gpr[10] += 4;
+    assert_eq!(m.step(&bytes), Err(XM));
+}
+
+#[test]
 fn mmx_registers_are_physical() {
     let mut m = Machine::new();
     m.state.gpr[10] = m.at() - 4;
