@@ -14,6 +14,7 @@ mod lab;
 mod miri;
 mod mutants;
 mod process;
+mod prove;
 mod run;
 
 use std::process::ExitCode;
@@ -42,6 +43,8 @@ enum Command {
     Conformance(conformance::Options),
     /// Feed random inputs to the emulator, the ioctls and the MMU.
     Fuzz(fuzz::Options),
+    /// Random instructions on the software CPU and on this machine's processor, compared bit for bit.
+    ProveCpu(prove::Options),
     /// The tests of the pure crates in Miri.
     Miri(miri::Options),
     /// Change a crate's code in many places, one at a time, and see whether its tests notice.
@@ -63,6 +66,7 @@ fn main() -> Result<ExitCode> {
         Command::Lab(options) => Ok(lab::command(&options)),
         Command::Conformance(options) => conformance::command(&options),
         Command::Fuzz(options) => fuzz::fuzz(&options).map(done),
+        Command::ProveCpu(options) => prove::command(&options),
         Command::Miri(options) => miri::miri(&options).map(done),
         Command::Mutants(options) => mutants::mutants(&options).map(done),
         Command::FlushMutants(options) => flush_mutants::flush_mutants(&options).map(done),
