@@ -4,14 +4,14 @@ use core::{cell::RefCell, ops::Range};
 
 use abi::{KvmDirtyLog, KvmUserspaceMemoryRegion};
 use platform::{
-    Hva, MaySleep, Memory,
+    Hva, MaySleep, Memory, Word,
     testing::{self, Test, TestMemory},
 };
 use x86::{CpuState, Features, paging::PAGE_SHIFT};
 
 use super::processor::{Processor, Try};
 use crate::{
-    AddressSpace, Paging, PhysMem, Region,
+    AddressSpace, MemoryError, Paging, PhysMem, Region, TableMemory, View,
     shadow::{Cache, FlushDue, Resolved, Root, Shadow, Written},
     slots::ChangeKind,
     walk::{Request, WalkError, walk},
@@ -111,6 +111,20 @@ impl Vm {
     fn invalidate(&self, range: Range<Hva>) {
         self.settle(self.shadow.invalidate(range.clone(), &self.memory));
         testing::move_frames(range.start.0, (range.end.0 - range.start.0) >> PAGE_SHIFT);
+    }
+}
+
+/// Tables in which every accessed and dirty bit is set that a walk would set.
+struct Settled<'a>(&'a View<'a, Test>);
+
+impl TableMemory for Settled<'_> {
+    fn load_entry<W: Word>(&self, gpa: u64) -> Result<W, MemoryError> {
+        self.0.load_entry(gpa)
+    }
+    fn exchange_entry<W: Word>(&self, gpa: u64, _old: W, new: W) -> Result<W, MemoryError> {
+        let read_only = self.0.resolve(gpa >> PAGE_SHIFT).is_some_and(|frame| frame.read_only);
+        assert!(read_only, "the entry at {gpa:#x} was used and is not {:#x}", new.low());
+        Err(MemoryError::ReadOnly(gpa))
     }
 }
 
@@ -258,24 +272,19 @@ impl Machine {
             panic!("{access:x?} reaches {hpa:#x}, which the host has taken away");
         };
         let hva = page.add(hpa & 0xfff);
+        // Where it should go, with nothing left to be set in the guest's tables.
+        let view = self.vm.memory.view(index).expect("a reader");
+        let gpa = match walk(&Settled(&view), &self.paging(index), access.gva, access.request()) {
+            Ok(translation) => translation.gpa,
+            Err(error) => panic!("{access:x?} should have been {error:?}"),
+        };
+        let frame = view.frame(gpa >> PAGE_SHIFT).expect("memory");
+        assert_eq!(frame.hva.add(gpa & 0xfff), hva, "{access:x?} goes elsewhere");
+        drop(view);
         if let Some(value) = access.write {
             let bytes = value.to_le_bytes();
             <TestMemory as Memory>::copy_to(hva, &bytes[..access.bytes()]).expect("memory behind a translation");
         }
-        // Where it should have gone. (It may be that it has just written an entry of its own translation: then the walk
-        // tells nothing.)
-        let memory = &self.vm.memory;
-        let view = memory.view(index).expect("a reader");
-        let gpa = match walk(&view, &self.paging(index), access.gva, access.request()) {
-            Ok(translation) => translation.gpa,
-            Err(_) if access.write.is_some() => return End::Done(self.gpa_of(hva)),
-            Err(error) => panic!("{access:x?} should have been {error:?}"),
-        };
-        let frame = view.frame(gpa >> PAGE_SHIFT).expect("memory");
-        if access.write.is_none() {
-            assert_eq!(frame.hva.add(gpa & 0xfff), hva, "{access:x?} went elsewhere");
-        }
-        drop(view);
         End::Done(self.gpa_of(hva))
     }
 
