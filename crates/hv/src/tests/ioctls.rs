@@ -253,3 +253,15 @@ fn a_vcpu_without_its_pages_does_not_run() {
     assert_eq!(value(vcpu.ioctl(KVM_RUN, 0, &cx())), Err(Errno::EFAULT));
     assert_eq!(m.state(|s| s.rip), CODE);
 }
+
+#[test]
+fn the_bound_on_shadow_pages_has_a_default_and_a_minimum() {
+    let m = Machine::new();
+    let get = || value(m.vm.ioctl(KVM_GET_NR_MMU_PAGES, 0, &cx()));
+    assert_eq!(get(), Ok(64));
+    m.set_slot(1, 1 << 32, 1 << 30, 1 << 40).unwrap();
+    assert_eq!(get(), Ok(((1 << 18) + 16) / 50));
+    assert_eq!(value(m.vm.ioctl(KVM_SET_NR_MMU_PAGES, 63, &cx())), Err(Errno::EINVAL));
+    assert_eq!(value(m.vm.ioctl(KVM_SET_NR_MMU_PAGES, 65, &cx())), Ok(0));
+    assert_eq!(get(), Ok(65));
+}

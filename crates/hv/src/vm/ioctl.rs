@@ -2,7 +2,7 @@
 use core::sync::atomic::Ordering::SeqCst;
 
 use abi::*;
-use mmu::shadow::default_limit;
+use mmu::shadow::{LEAST_PAGES, default_limit};
 use platform::{MaySleep, Platform};
 
 use super::{Irqchip, MAX_VCPUS, Vm};
@@ -28,8 +28,7 @@ impl<B: Backend> Vm<B> {
             KVM_GET_DIRTY_LOG => self.get_dirty_log(arg, cx),
             KVM_CLEAR_DIRTY_LOG => self.clear_dirty_log(arg, cx),
             KVM_SET_NR_MMU_PAGES => {
-                // As Linux has it: fewer than a minimum would not let a guest run.
-                if arg < 20 {
+                if arg < LEAST_PAGES as u64 {
                     return Err(Errno::EINVAL);
                 }
                 self.shared().settings.mmu_pages.store(arg, SeqCst);
