@@ -3,7 +3,7 @@
 use abi::*;
 use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use platform::table::CheckedTablePage;
-use std::{panic::catch_unwind, sync::Arc, thread};
+use std::{panic::catch_unwind, sync::Arc, thread, vec::Vec};
 use x86::{Cr0, Cr4, Efer, exception::pf};
 
 use crate::{
@@ -158,6 +158,40 @@ fn tables_that_a_processor_walks_outlive_its_stay() {
             thread::yield_now();
         }
         m.set_slot(1, 0x10_0000, 0, m.ram.at()).unwrap();
+    });
+    assert!(alive.load(SeqCst), "a table was freed under a processor");
+}
+
+#[test]
+fn tables_beyond_a_new_bound_outlive_the_stay_too() {
+    const SLOTS: u64 = 100;
+    let m = Machine::on(Translation::Shadow);
+    for n in 1..=SLOTS {
+        // Each needs a table of its own.
+        m.set_slot(n as u32, n << 21, 4096, m.ram.at()).unwrap();
+        m.script.exit(Exit::PageFault { gva: n << 21, code: 0, implicit: false });
+    }
+    m.vm.ioctl(KVM_SET_NR_MMU_PAGES, 1000, &cx()).unwrap();
+    let (inside, alive) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (entered, found) = (inside.clone(), alive.clone());
+    m.script.entry(move |_, env| {
+        let directory = CheckedTablePage::live_entry(env.root.hpa, 0).load(SeqCst) & !0xfff;
+        let entries = (1..=SLOTS).map(|n| CheckedTablePage::live_entry(directory, n as usize).load(SeqCst));
+        let tables: Vec<u64> = entries.map(|entry| entry & 0x000f_ffff_ffff_f000).collect();
+        entered.store(true, SeqCst);
+        while env.requests.load(SeqCst) == 0 {
+            thread::yield_now();
+        }
+        let walk = catch_unwind(|| tables.iter().for_each(|table| _ = CheckedTablePage::live_entry(*table, 0)));
+        found.store(walk.is_ok(), SeqCst);
+        Exit::Shutdown
+    });
+    thread::scope(|s| {
+        s.spawn(|| m.run().unwrap());
+        while !inside.load(SeqCst) {
+            thread::yield_now();
+        }
+        m.vm.ioctl(KVM_SET_NR_MMU_PAGES, 64, &cx()).unwrap();
     });
     assert!(alive.load(SeqCst), "a table was freed under a processor");
 }

@@ -156,6 +156,9 @@ fn a_page_table_is_given_up_when_its_write_cannot_be_emulated() {
     // The retry needs the table for its own translation, so that it is protected again: no progress is possible.
     assert_eq!(m.run(), Ok(KVM_EXIT_INTERNAL_ERROR));
     assert_eq!(m.payload::<KvmRunInternal>().suberror, KVM_INTERNAL_ERROR_EMULATION);
+    let notes = m.script.take_notes();
+    let stays: Vec<_> = notes.split(|note| *note == Note::Entered).collect();
+    assert!(stays[3].contains(&Note::Flushed(FlushTlb::Physical)), "the table was freed: {stays:?}");
     in_order(&m);
 }
 
@@ -393,4 +396,29 @@ fn an_event_through_a_task_gate_is_delivered_by_the_core() {
     *m.script.cut_short.lock().unwrap() = true;
     m.script.exit(Exit::TaskSwitch);
     assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
+}
+
+#[test]
+fn an_event_that_the_core_delivers_changes_what_translations_may_be_used_for() {
+    let m = machine();
+    let (gdt, idt, stack) = (0xa000, 0xb000, 0xd000);
+    m.poke(gdt + 8, &0x00cf_9b00_0000_ffff_u64.to_le_bytes());
+    m.poke(idt + 8 * 0x31, &(CODE & 0xffff | 8 << 16 | 0x8e00 << 32).to_le_bytes());
+    m.state(|s| {
+        s.gdtr = x86::Table { base: gdt, limit: 0xf };
+        s.idtr = x86::Table { base: idt, limit: 0x7ff };
+        s.gpr[4] = stack;
+        s.flags.set_control(x86::flags::IF, x86::flags::IF);
+    });
+    m.ioctl(KVM_INTERRUPT, &mut KvmInterrupt { irq: 0x31 }).unwrap();
+    *m.script.cut_short.lock().unwrap() = true;
+    m.script.exit(Exit::TaskSwitch);
+    m.script.entry(|state, _| {
+        assert_eq!((state.rip, state.gpr[4]), (CODE, 0xd000 - 12));
+        Exit::Shutdown
+    });
+    assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
+    let notes = m.script.take_notes();
+    let behind = notes.iter().skip_while(|note| **note != Note::Entered);
+    assert!(behind.into_iter().any(|note| *note == Note::Flushed(FlushTlb::All)), "{notes:?}");
 }
