@@ -4,6 +4,8 @@
 //! Most are data in a table ([`stored`]) or registers of the processor ([`registers`]); those that act (TSC, local
 //! APIC, kvmclock) are the vCPU's business, which asks here for the rest.
 mod constant;
+#[cfg(test)]
+mod edge_tests;
 mod list;
 mod mce;
 mod mtrr;
