@@ -13,6 +13,9 @@
 //! Every access goes through the soft TLB ([`tlb`]): one compare, then a host move through the platform's accessors, which
 //! survive memory that the client takes away. Misses walk the guest's tables with `mmu::walk`.
 //!
+//! Two [`options`] make of it what the core is to be tested with: it walks shadow tables that the core fills (`shadow`), and
+//! its TLB keeps every translation until somebody flushes it (`kept`).
+//!
 //! x87, SSE and AVX instructions are executed by the host's own unit on the guest's registers ([`native`]).
 //!
 //! # Code that changes
