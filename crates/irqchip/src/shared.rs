@@ -313,6 +313,13 @@ impl LapicShared {
         self.update(|e| e & !NMI | u32::from(count).min(NMI_MAX) << NMI_SHIFT);
     }
 
+    /// Forgets all queued NMIs but one: while the handler of an NMI runs, a processor latches no more.
+    pub fn latch_one_nmi(&self) {
+        if self.nmi_count() > 1 {
+            self.update(|e| e & !NMI | ((e & NMI) >> NMI_SHIFT).min(1) << NMI_SHIFT);
+        }
+    }
+
     /// Takes one queued NMI.
     pub fn take_nmi(&self) -> bool {
         if self.nmi_count() == 0 {
@@ -469,6 +476,10 @@ mod tests {
         assert!(shared.take_nmi() && shared.take_nmi() && !shared.take_nmi());
         shared.set_nmi_count(200);
         assert_eq!(shared.nmi_count(), 2);
+        shared.latch_one_nmi();
+        assert_eq!(shared.nmi_count(), 1);
+        shared.latch_one_nmi();
+        assert!(shared.take_nmi() && !shared.take_nmi());
     }
 
     #[test]

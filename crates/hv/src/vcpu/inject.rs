@@ -64,6 +64,9 @@ impl<B: Backend> Run<'_, B> {
             return None;
         }
         let nmi_blocked = self.inner.cpu.nmi_blocked();
+        if nmi_blocked {
+            self.shared.lapic.latch_one_nmi();
+        }
         let state = self.inner.cpu.registers(Groups::GENERAL);
         let (shadow, interruptible) = (state.shadow, interruptible(state));
         // STI holds back maskable interrupts only.
