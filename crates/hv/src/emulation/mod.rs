@@ -118,6 +118,7 @@ impl<B: Backend> Run<'_, B> {
         }
         match result {
             Ok(()) => {
+                inner.events.stepped = inner.debug.single_step;
                 let step = single_step.then_some(Exception::debug(debug::DR6_BS));
                 let behind = match (notes.after, step) {
                     // One debug exception with all its reasons.

@@ -1,6 +1,6 @@
 //! Exceptions and traps that the client's debugger wants to see (row A14).
 use abi::*;
-use x86::{Exception, Seg, Vector};
+use x86::{Exception, Seg, Vector, debug};
 
 use crate::{
     Errno,
@@ -21,6 +21,11 @@ impl<B: Backend> Run<'_, B> {
     /// A single step or breakpoint of the client's.
     pub(super) fn debug(&mut self, dr6: u64) -> Result<Step, Errno> {
         self.debug_exit(Vector::DB, dr6)
+    }
+
+    /// The step of an instruction that the processor did not finish itself.
+    pub(crate) fn stepped(&mut self) -> Result<(), Errno> {
+        self.debug_exit(Vector::DB, debug::DR6_BS).map(|_| ())
     }
 
     fn debug_exit(&mut self, vector: Vector, dr6: u64) -> Result<Step, Errno> {

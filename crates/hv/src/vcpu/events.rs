@@ -20,6 +20,8 @@ pub(crate) struct Events {
     client_irqs: [u64; 4],
     /// An exception was raised while a double fault was being delivered.
     pub(crate) triple_fault: bool,
+    /// An instruction that the client's debugger steps was finished by the hypervisor: it is told before the next begins.
+    pub(crate) stepped: bool,
 }
 
 impl Events {

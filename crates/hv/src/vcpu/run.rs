@@ -122,6 +122,9 @@ impl<B: Backend> Run<'_, B> {
             if self.report_ended()? || self.report_tpr_access()? {
                 return Ok(());
             }
+            if core::mem::take(&mut self.inner.events.stepped) && self.inner.debug.single_step {
+                return self.stepped();
+            }
             if !self.runnable() {
                 if self.in_use.block(cx) == WaitEnd::Signal {
                     return self.interrupted();
@@ -277,6 +280,7 @@ impl<B: Backend> Run<'_, B> {
         state.shadow = x86::Shadow::None;
         let single_step = state.flags.control(x86::flags::TF);
         state.flags.set_control(x86::flags::RF, 0);
+        self.inner.events.stepped = self.inner.debug.single_step;
         if single_step {
             self.raise(Exception::debug(x86::debug::DR6_BS));
         }
