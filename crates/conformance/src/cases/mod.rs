@@ -1,21 +1,31 @@
 //! The cases. A folder is a subject; adding one is a line here.
 use crate::runner::Folder;
 
+mod bad_input;
+mod chips;
+mod clock;
 mod cpu;
 mod cpuid;
+mod debug;
 mod device;
 mod dirty;
+mod eventfd;
 mod flush;
 mod host;
+mod hypercall;
+mod irq;
 mod lifetime;
 mod memory;
 mod mmio;
 mod mmu;
 mod modes;
+mod msr_filter;
 mod pio;
 mod run;
 mod signal;
 mod state;
+mod stats;
+mod translate;
 
 /// All folders.
 pub const FOLDERS: &[Folder] = &[
@@ -52,4 +62,14 @@ pub const FOLDERS: &[Folder] = &[
     ("host/vms", host::vms::CASES),
     ("host/halt", host::halt::CASES),
     ("flush", flush::CASES),
+    ("irq", irq::CASES),
+    ("chips", chips::CASES),
+    ("eventfd", eventfd::CASES),
+    ("debug", debug::CASES),
+    ("msr_filter", msr_filter::CASES),
+    ("hypercall", hypercall::CASES),
+    ("clock", clock::CASES),
+    ("stats", stats::CASES),
+    ("translate", translate::CASES),
+    ("bad_input", bad_input::CASES),
 ];

@@ -167,14 +167,14 @@ impl Address {
     /// No memory is mapped there: 0, the first page, kernel space, not canonical.
     pub const BAD: [Self; 5] = [Self(0), Self(8), Self(0xffff_8000_0000_0000), Self(u64::MAX - 7), Self(1 << 62)];
 
+    /// The address of memory that stays until the process ends.
+    pub fn of(memory: &Memory) -> Self {
+        Self(memory.address())
+    }
+
     /// The number.
     pub fn get(self) -> u64 {
         self.0
-    }
-
-    /// The address `bytes` further.
-    pub fn plus(self, bytes: u64) -> Self {
-        Self(self.0 + bytes)
     }
 }
 

@@ -4,6 +4,7 @@
 //! kind along, so that a case never knows which it talks to. This folder is the one with `unsafe`: it makes the calls and
 //! holds the mappings; what it offers to cases cannot harm this program unless the device does what it must not.
 mod errno;
+mod event;
 mod fd;
 mod kernel;
 mod memory;
@@ -14,6 +15,7 @@ mod sys;
 mod thread;
 
 pub use errno::Errno;
+pub use event::Event;
 pub use fd::Fd;
 pub use memory::{Address, Memory, PAGE, fenced};
 pub use process::{Child, in_child};

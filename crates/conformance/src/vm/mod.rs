@@ -2,6 +2,7 @@
 //! every case needs panic with the call's name when they fail, and each has a way to see the error number instead.
 mod exit;
 mod lists;
+mod long;
 mod real;
 mod run_page;
 mod running;
