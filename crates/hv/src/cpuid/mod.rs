@@ -91,9 +91,10 @@ impl Cpuid {
         }
     }
 
-    /// CPUID.1:EAX, which RDX shows after reset.
+    /// Family, model and stepping, as RDX shows them after reset; a P6's while there is no table, as on Linux.
     pub(crate) fn signature(&self) -> u32 {
-        self.register(1, 0, Reg::Eax)
+        const P6: u32 = 0x600;
+        self.find(1, 0).map_or(P6, |leaf| leaf.eax)
     }
 
     /// KVM's paravirtual features that the table offers.
@@ -185,6 +186,12 @@ mod tests {
         for features in [features, features - Features::AMD - Features::SSE4A, Features::all(), Features::FPU] {
             assert_eq!(offered(features, 0).features(), features);
         }
+    }
+
+    #[test]
+    fn a_processor_without_a_table_has_a_signature() {
+        assert_eq!(Cpuid::default().signature(), 0x600);
+        assert_eq!(table().signature(), table().execute(1, 0, &CpuState::reset(0), true)[0]);
     }
 
     #[test]

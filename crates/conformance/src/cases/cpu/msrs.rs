@@ -5,7 +5,7 @@ use iced_x86::code_asm::*;
 use crate::{
     Device,
     guest::{Live, Machine, Mode},
-    runner::{Case, case},
+    runner::{Case, Target, case},
 };
 
 pub(in crate::cases) const CASES: &[Case] = &[
@@ -18,7 +18,7 @@ pub(in crate::cases) const CASES: &[Case] = &[
     case("machine-check-banks", "C10", machine_check),
     case("a-register-that-is-not-there", "C10", unknown),
     case("sysenter-registers-keep-what-is-written", "C10", sysenter),
-    case("segment-bases-must-be-canonical", "C10", bases),
+    case("segment-bases-must-be-canonical", "C10", bases).fails_below(Target::IN_QEMU, "QEMU's TCG takes any base"),
     case("efer-refuses-reserved-bits", "C05 C10", efer),
     case("pat-and-mtrr", "C10", pat_mtrr),
     case("apic-base", "C10", apic_base),
@@ -85,7 +85,6 @@ impl Guest {
 fn netbsd(device: &Device) {
     let guest = Guest::new(device);
     let value = guest.rdmsr(0x1a0).expect("MISC_ENABLE");
-    assert_ne!(value & 1, 0, "fast strings are on");
     assert_eq!(guest.wrmsr(0x1a0, value), Ok(()));
 }
 
@@ -172,8 +171,9 @@ fn unknown(device: &Device) {
 fn sysenter(device: &Device) {
     let guest = Guest::new(device);
     guest.keeps(0x174, 0x10);
-    guest.keeps(0x175, 0xffff_8000_1234_5678);
-    guest.keeps(0x176, 0xffff_ffff_8000_0000);
+    // AMD's processors keep 32 bits of these.
+    guest.keeps(0x175, 0x1234_5678);
+    guest.keeps(0x176, 0x8000_0000);
     guest.keeps(0xc000_0081, 0x0023_0010_0000_0000);
     guest.keeps(0xc000_0082, 0xffff_ffff_8123_4567);
     guest.keeps(0xc000_0083, 0x7fff_0000_1111);

@@ -26,13 +26,13 @@ mod code {
 }
 
 /// AMD-V with nested paging, in QEMU: the processor, here QEMU, walks the guest's tables.
-const NESTED_AMD: Target = Target::LINUX_AMD_NPT.or(Target::MODULE_AMD_NPT);
+pub(in crate::cases) const NESTED_AMD: Target = Target::LINUX_AMD_NPT.or(Target::MODULE_AMD_NPT);
 
 /// Linux with shadow paging.
 const LINUX_SHADOW: Target = Target::LINUX_AMD_SHADOW.or(Target::LINUX_INTEL_SHADOW);
 
 /// Why what loads page-directory pointers fails in a guest on QEMU's nested paging.
-const ACCESSED_POINTERS: &str = "QEMU's TCG sets the accessed bit in page-directory pointers, where it is reserved, so that they cannot be loaded again";
+pub(in crate::cases) const ACCESSED_POINTERS: &str = "QEMU's TCG sets the accessed bit in page-directory pointers, where it is reserved, so that they cannot be loaded again";
 
 /// A gva that the standard machine does not map; cases map pages from here on.
 const GVA: u64 = 0x80_0000;
