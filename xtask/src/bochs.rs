@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::process::{check, need, need_file};
+use crate::process::{check, die_with_us, need, need_file};
 
 const PACKAGES: [(&str, &str); 3] = [("bochs", "bochs"), ("genisoimage", "genisoimage"), ("script", "bsdutils")];
 
@@ -100,12 +100,9 @@ impl Machine<'_> {
         )?;
         fs::remove_dir_all(iso)?;
         // Bochs wants a terminal; script gives it one, and takes Bochs along when it is killed.
-        Command::new("script")
-            .current_dir(dir)
-            .args(["-qec", "exec bochs -q -f config -rc commands", "/dev/null"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .context("cannot start Bochs")
+        let mut command = Command::new("script");
+        command.current_dir(dir).args(["-qec", "exec bochs -q -f config -rc commands", "/dev/null"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        die_with_us(&mut command).spawn().context("cannot start Bochs")
     }
 }

@@ -54,6 +54,17 @@ pub fn within(command: &mut Command, limit: Duration) -> Result<Option<bool>> {
     Ok(None)
 }
 
+/// Makes `command` end when we do, even if we are killed.
+pub fn die_with_us(command: &mut Command) -> &mut Command {
+    // SAFETY: the closure only makes a system call.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        })
+    }
+}
+
 /// The standard output of `command`; an error if it cannot be started or fails.
 pub fn output(command: &mut Command) -> Result<String> {
     let shown = show(command);

@@ -2,7 +2,6 @@
 //! console and the frames of its first process.
 use std::{
     fs::File,
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -10,7 +9,10 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::{Cpu, Job};
-use crate::{bochs, process::need};
+use crate::{
+    bochs,
+    process::{die_with_us, need},
+};
 
 /// A running emulator.
 pub struct Machine {
@@ -55,14 +57,7 @@ fn qemu(job: &Job, kernel: &Path, initrd: &Path, append: &str, work: &Path) -> R
     }
     command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd).args(["-append", append]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&messages)?);
-    // SAFETY: the closure only makes a system call. QEMU shall not outlive a lab that is killed.
-    unsafe {
-        command.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            Ok(())
-        });
-    }
-    let child = command.spawn().context("cannot start qemu-system-x86_64")?;
+    let child = die_with_us(&mut command).spawn().context("cannot start qemu-system-x86_64")?;
     Ok(Machine { child, console, frames, messages })
 }
 
