@@ -409,6 +409,73 @@ fn privileged_instructions_at_level_3() {
     assert_eq!(stops(&mut cpu, &[0x0f, 0x01, 0xc8]), Stop::UD);
 }
 
+/// What a row of the table below expects.
+#[derive(Clone, Copy)]
+enum Level {
+    /// Done, or left to whoever runs the processor.
+    Done,
+    Gp,
+    Ud,
+}
+
+#[test]
+fn levels_and_modes_decide() {
+    use Level::{Done as O, Gp as G, Ud as U};
+    // Real mode, virtual-8086 mode with IOPL 3, protected mode at levels 0 and 3, 64-bit mode at levels 0 and 3.
+    let table: &[(&str, &[u8], [Level; 6])] = &[
+        ("hlt", &[0xf4], [O, G, O, G, O, G]),
+        ("clts", &[0x0f, 0x06], [O, G, O, G, O, G]),
+        ("invd", &[0x0f, 0x08], [O, G, O, G, O, G]),
+        ("wbinvd", &[0x0f, 0x09], [O, G, O, G, O, G]),
+        ("wrmsr", &[0x0f, 0x30], [O, G, O, G, O, G]),
+        ("rdmsr", &[0x0f, 0x32], [O, G, O, G, O, G]),
+        ("rdpmc", &[0x0f, 0x33], [O, G, O, G, O, G]),
+        ("rdtsc", &[0x0f, 0x31], [O, O, O, O, O, O]),
+        ("cpuid", &[0x0f, 0xa2], [O, O, O, O, O, O]),
+        ("lmsw", &[0x0f, 0x01, 0xf0], [O, G, O, G, O, G]),
+        ("smsw", &[0x0f, 0x01, 0xe0], [O, O, O, O, O, O]),
+        ("invlpg", &[0x0f, 0x01, 0x38], [O, G, O, G, O, G]),
+        ("mov from cr0", &[0x0f, 0x20, 0xc0], [O, G, O, G, O, G]),
+        ("mov to cr2", &[0x0f, 0x22, 0xd0], [O, G, O, G, O, G]),
+        ("mov from dr0", &[0x0f, 0x21, 0xc0], [O, G, O, G, O, G]),
+        ("mov to dr0", &[0x0f, 0x23, 0xc0], [O, G, O, G, O, G]),
+        ("sldt", &[0x0f, 0x00, 0xc0], [U, U, O, O, O, O]),
+        ("str", &[0x0f, 0x00, 0xc8], [U, U, O, O, O, O]),
+        ("lldt", &[0x0f, 0x00, 0xd0], [U, U, O, G, O, G]),
+        ("ltr of a null selector", &[0x0f, 0x00, 0xd8], [U, U, G, G, G, G]),
+        ("lar", &[0x0f, 0x02, 0xc0], [U, U, O, O, O, O]),
+        ("lsl", &[0x0f, 0x03, 0xc0], [U, U, O, O, O, O]),
+        ("verr", &[0x0f, 0x00, 0xe0], [U, U, O, O, O, O]),
+        ("verw", &[0x0f, 0x00, 0xe8], [U, U, O, O, O, O]),
+        ("cli", &[0xfa], [O, O, O, G, O, G]),
+        ("sti", &[0xfb], [O, O, O, G, O, G]),
+        ("swapgs", &[0x0f, 0x01, 0xf8], [U, U, U, U, O, G]),
+        ("xsetbv without CR4.OSXSAVE", &[0x0f, 0x01, 0xd1], [U, U, U, U, U, U]),
+    ];
+    for (name, bytes, wanted) in table {
+        for (i, mut cpu) in [real(), v86(3), legacy(0), legacy(3), long(0), long(3)].into_iter().enumerate() {
+            let mode = cpu.state.mode;
+            match wanted[i] {
+                O => assert_eq!(run(&mut cpu, bytes), Ok(()), "{name}, {mode:?}, level {}", cpu.state.cpl),
+                G => assert_eq!(stops(&mut cpu, bytes), Stop::GP0, "{name}, {mode:?}"),
+                U => assert_eq!(stops(&mut cpu, bytes), Stop::UD, "{name}, {mode:?}"),
+            }
+        }
+    }
+    // Counters by CR4: TSD takes them from programs, PCE gives them.
+    for (bytes, bit, denied) in
+        [(&[0x0f, 0x31][..], Cr4::TSD, true), (&[0x0f, 0x01, 0xf9], Cr4::TSD, true), (&[0x0f, 0x33], Cr4::PCE, false)]
+    {
+        for mut cpu in [v86(3), legacy(3), long(3)] {
+            cpu.state.cr4 |= bit.bits();
+            assert_eq!(run(&mut cpu, bytes), if denied { Err(Stop::GP0) } else { Ok(()) }, "{bytes:02x?}");
+        }
+        let mut cpu = long(0);
+        cpu.state.cr4 |= bit.bits();
+        assert_eq!(run(&mut cpu, bytes), Ok(()));
+    }
+}
+
 #[test]
 fn intercepted_instructions() {
     for (bytes, what) in [
