@@ -201,6 +201,30 @@ fn single_step_over_a_handled_exit_traps() {
 }
 
 #[test]
+fn the_debugger_is_told_of_steps_that_the_processor_did_not_finish() {
+    let m = Machine::new();
+    let mut debug =
+        KvmGuestDebug { control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP, ..KvmGuestDebug::default() };
+    m.ioctl(KVM_SET_GUEST_DEBUG, &mut debug).unwrap();
+    m.script.exit(Exit::Cpuid { len: 2 });
+    assert_eq!(m.run(), Ok(KVM_EXIT_DEBUG));
+    let arch: KvmDebugExitArch = m.payload();
+    assert_eq!((arch.exception, arch.pc, arch.dr6), (1, CODE + 2, x86::debug::DR6_BS));
+    // Port I/O is finished by the next KVM_RUN, and only then is the step over.
+    m.script.exit(Exit::Pio(PioExit { port: 0x10, size: 1, write: true, string: false, len: 1 }));
+    assert_eq!(m.run(), Ok(KVM_EXIT_IO));
+    assert_eq!(m.run(), Ok(KVM_EXIT_DEBUG));
+    let arch: KvmDebugExitArch = m.payload();
+    assert_eq!(arch.pc, CODE + 3);
+    // Nobody steps any more: nothing is told.
+    m.script.exit(Exit::Pio(PioExit { port: 0x10, size: 1, write: true, string: false, len: 1 }));
+    assert_eq!(m.run(), Ok(KVM_EXIT_IO));
+    debug.control = 0;
+    m.ioctl(KVM_SET_GUEST_DEBUG, &mut debug).unwrap();
+    assert_eq!(m.run(), Ok(KVM_EXIT_UNKNOWN));
+}
+
+#[test]
 fn a_guest_of_2007_has_its_own_hypercalls() {
     let m = Machine::new();
     let page = KvmVcpuPara { guest_version: 1, size: 24, ret: 99, hypercall_gpa: 0x3000, ..KvmVcpuPara::default() };
