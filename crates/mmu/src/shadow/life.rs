@@ -91,8 +91,7 @@ impl<P: Platform> UnlinkedPages<P> {
 }
 
 /// What a change of shadow tables leaves to be done after the MMU lock has been given back, and before anybody relies on
-/// the change: processors may remember what was taken away, and pages wait for them to forget. See
-/// [`FlushDue::fulfil`].
+/// the change: processors may remember what was taken away, and pages wait for them to forget.
 #[must_use = "processors may still use what was taken away"]
 pub struct FlushDue<P: Platform> {
     number: u64,

@@ -1,16 +1,16 @@
 //! Shadow paging: tables for the processor to walk, made of the guest's tables, page fault by page fault.
 //!
 //! The processor must not use the guest's own tables, as they speak of guest-physical memory. It walks *shadow pages*
-//! instead ([`page`]). Each stands for one table of the guest, seen in one [`role`], and is found by the table's frame
+//! instead (`page`). Each stands for one table of the guest, seen in one `role`, and is found by the table's frame
 //! and that role, so that it serves every address space that uses the table and is still there when one comes back. A
-//! shadow entry ([`spte`]) is made when the processor faults for want of it ([`fault`]), of the guest's entry ([`expect`]).
+//! shadow entry (`spte`) is made when the processor faults for want of it (`fault`), of the guest's entry (`expect`).
 //! From then on the guest must not change its entry unseen: the frames of shadowed tables are write-protected, by way of
-//! the reverse map ([`rmap`]) from each frame to all entries that map it, and writes to them are emulated and
-//! applied here ([`write`]). The host may take pages back ([`invalidate`]); the number of shadow pages is bounded ([`reclaim`]).
+//! the reverse map (`rmap`) from each frame to all entries that map it, and writes to them are emulated and
+//! applied here (`write`). The host may take pages back (`invalidate`); the number of shadow pages is bounded (`reclaim`).
 //! Paging off, and later nested paging, use the same pages in a direct role that has no guest table.
 //!
 //! # Locking
-//! Everything is under the MMU lock of the VM ([`tables`]), which is held for moments, never over a sleep, an allocation or
+//! Everything is under the MMU lock of the VM (`tables`), which is held for moments, never over a sleep, an allocation or
 //! a wait. What is read without it is in `Open`. Memory comes from a [`Cache`] that was filled before.
 //!
 //! # Flushing
@@ -20,7 +20,7 @@
 //!
 //! # If something is wrong
 //! Pages refer to each other by places and generations, not by pointers. A reference that finds nothing, or an entry that
-//! is not what its neighbours say, ends the VM ([`ShadowError::Dead`], EIO); it cannot harm the host. [`audit`]
+//! is not what its neighbours say, ends the VM ([`ShadowError::Dead`], EIO); it cannot harm the host. `audit`
 //! looks whether everything agrees.
 mod arena;
 mod audit;
