@@ -62,6 +62,8 @@ const MACHINERY: &[&str] = &[
     "flush: impl FnMut",
     // Looks at what a request set.
     "if change.flush",
+    "let mut flushed",
+    "flushed = true;",
     "if effects.flush",
     "if notes.flush",
     "flush: false",

@@ -32,7 +32,8 @@ impl<B: Backend> Vm<B> {
         // It may delete a slot of the other kind.
         let mut owned = self.0.owned.lock();
         let change = self.change_slots(|memory| memory.set_user_region(&region, cx), region.frames(), cx)?;
-        self.slot_changed(&mut owned, change, cx)
+        Self::give_back(&mut owned, &change);
+        Ok(Outcome::OK)
     }
 
     /// 2007's slots: their memory belongs to the VM, and the client maps it by the VM's descriptor.
@@ -48,11 +49,12 @@ impl<B: Backend> Vm<B> {
             Ok(at)
         };
         let change = self.change_slots(|memory| memory.set_owned_region(&region, map, cx), region.frames(), cx)?;
-        self.slot_changed(&mut owned, change, cx)
+        Self::give_back(&mut owned, &change);
+        Ok(Outcome::OK)
     }
 
-    /// Runs `change`, and takes away what the shadow tables have made of the slots before. `logged` are the frames of the
-    /// slot whose flags may have changed.
+    /// Runs `change`, and takes away what the shadow tables and the processors have made of the slots before: then the
+    /// client may unmap what went out of use. `logged` are the frames of the slot whose flags may have changed.
     fn change_slots(
         &self,
         change: impl FnOnce(&AddressSpace<B::Platform>) -> Result<Change, SlotError>,
@@ -60,29 +62,40 @@ impl<B: Backend> Vm<B> {
         cx: &MaySleep,
     ) -> Result<Change, Errno> {
         let vm = self.shared();
-        let Some(shadow) = &vm.shadow else { return Ok(change(&vm.memory)?) };
-        shadow.slots_change();
-        let result = change(&vm.memory);
-        let kind = result.as_ref().map_or(ChangeKind::Nothing, |change| change.kind);
-        let stale = matches!(kind, ChangeKind::Delete | ChangeKind::Move | ChangeKind::Alias);
-        let pages = vm.memory.locked(cx).pages();
-        let ended = shadow.slots_changed(stale, pages, cx, || vm.vcpus.flush_tlbs());
-        let change = result?;
-        ended?;
-        if kind == ChangeKind::Flags {
-            vm.settle(shadow, shadow.log_writes(logged))?;
+        let mut flushed = false;
+        let change = match &vm.shadow {
+            None => change(&vm.memory)?,
+            Some(shadow) => {
+                shadow.slots_change();
+                let result = change(&vm.memory);
+                let kind = result.as_ref().map_or(ChangeKind::Nothing, |change| change.kind);
+                let stale = matches!(kind, ChangeKind::Delete | ChangeKind::Move | ChangeKind::Alias);
+                let pages = vm.memory.locked(cx).slots().iter().map(|slot| slot.pages).sum();
+                let ended = shadow.slots_changed(stale, pages, cx, || vm.vcpus.flush_tlbs());
+                let change = result?;
+                ended?;
+                if kind == ChangeKind::Flags {
+                    let (result, due) = shadow.log_writes(logged);
+                    shadow.fulfil(due, || {
+                        vm.vcpus.flush_physical(cx);
+                        flushed = true;
+                    });
+                    result?;
+                }
+                change
+            }
+        };
+        if change.flush && !flushed {
+            vm.vcpus.flush_physical(cx);
         }
         Ok(change)
     }
 
-    /// Completes a change of the slots, and gives back memory that no vCPU uses any more.
-    fn slot_changed(&self, owned: &mut Owned<B::Platform>, change: Change, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
-        let released = change.released;
-        let outcome = self.complete(change, cx)?;
-        if let Some(released) = released {
+    /// Gives back memory of the VM's own that a change took out of use.
+    fn give_back(owned: &mut Owned<B::Platform>, change: &Change) {
+        if let Some(released) = &change.released {
             owned.0.retain(|pages| pages.at() != released.hva);
         }
-        Ok(outcome)
     }
 
     /// Calls `each` with the memory of every 2007 slot, for packaging to let the client map it. No such slot goes
@@ -95,15 +108,7 @@ impl<B: Backend> Vm<B> {
 
     pub(super) fn set_memory_alias(&self, arg: u64, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
         let alias: KvmMemoryAlias = uaccess::get::<Mem<B>, _>(arg)?;
-        let change = self.change_slots(|memory| memory.set_alias(&alias, cx), 0..0, cx)?;
-        self.complete(change, cx)
-    }
-
-    /// After this the client may unmap what the change took out of use.
-    fn complete(&self, change: Change, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
-        if change.flush {
-            self.vcpus().flush_physical(cx);
-        }
+        let _ = self.change_slots(|memory| memory.set_alias(&alias, cx), 0..0, cx)?;
         Ok(Outcome::OK)
     }
 

@@ -57,15 +57,14 @@ pub(super) fn data_becomes_a_root(device: &Device) {
     }
 }
 
-/// X is written through WINDOW by the second vCPU; then `change` is made to the entry there, and X becomes a table. A write
-/// through WINDOW that the second vCPU can still make has to be seen, as a processor that was not told to forget would make it.
+/// X is written through WINDOW by the second vCPU; then `change` is made to the entry there, and X, which nothing else
+/// shows, becomes a table. A write through WINDOW that the second vCPU can still make has to be seen, as a processor that was not told to forget would make it.
 fn stale(device: &Device, change: u32) {
     let machine = machine(device);
     let vcpus = [machine.vcpu(0), machine.vcpu(1)];
     machine.memory.set_u32(TABLE as usize, X | PWU);
-    machine.write(&vcpus[1], WINDOW, 0);
+    machine.write(&vcpus[1], WINDOW, A | PWU);
     machine.write(&vcpus[0], TABLE, change);
-    machine.write(&vcpus[0], X, A | PWU);
     machine.write(&vcpus[0], DIRECTORY + 8, X | PWU);
     assert_eq!(machine.read(&vcpus[0], FAR), 0xaaaa);
     machine.begin(&vcpus[1], |a| store(a, WINDOW, B | PWU));
