@@ -114,6 +114,17 @@ fn use_between_writes_is_no_flood() {
 }
 
 #[test]
+fn a_root_that_leads_nowhere_is_remembered_all_the_same() {
+    let mut m = paged(1);
+    // A fault of the guest's in the upper half, of which nothing is there: the root stays empty.
+    assert!(matches!(m.access(0, Access::read(1 << 40)), End::Fault(_)));
+    let before = m.flushes();
+    assert!(m.unprotect(ROOT << 12));
+    assert_eq!(m.flushes(), before + 1, "the processor walks it until it is told");
+    m.check();
+}
+
+#[test]
 fn a_frame_is_unprotected_when_its_write_cannot_be_emulated() {
     let mut m = two();
     assert!(m.unprotect((ROOT + 3) << 12 | 0x123));

@@ -25,6 +25,7 @@ pub(super) const CASES: &[Case] = &[
     case("a-log-that-was-taken", "A17 B08", slots::log_taken),
     case("data-becomes-a-table", "B04 B06", tables::data_becomes_a_table),
     case("data-becomes-a-root", "B04 B06", tables::data_becomes_a_root),
+    case("data-becomes-a-root-in-long-mode", "B04 B06", tables::data_becomes_a_long_root),
     case("a-table-written-through-a-lost-entry", "B04 B06", tables::through_a_stale_entry),
     case("a-table-written-through-a-lost-right", "B04 B06", tables::through_a_stale_right),
     case("a-table-that-an-odd-instruction-writes", "B06 C09", tables::odd_instruction),

@@ -1,9 +1,15 @@
 //! Page tables in frames that can be written through translations made before: the hypervisor has to see the writes.
 use abi::KVM_SET_NR_MMU_PAGES;
-use iced_x86::code_asm::{cr3, dword_ptr, eax, ebx, ecx, ptr, qword_ptr};
+use iced_x86::{
+    IcedError,
+    code_asm::{CodeAssembler, cr3, dword_ptr, eax, ebx, ecx, ptr, qword_ptr},
+};
 
 use super::{DIRECTORY, FRAMES, PWU, Paged, TABLE, WINDOW, store};
-use crate::{device::Device, vm::Exit};
+use crate::{
+    device::Device,
+    vm::{Exit, assemble},
+};
 
 /// Frames with values.
 const A: u32 = FRAMES;
@@ -54,6 +60,68 @@ pub(super) fn data_becomes_a_root(device: &Device) {
             a.mov(ebx, dword_ptr(WINDOW))
         });
         assert_eq!(regs.rbx as u32, expected);
+    }
+}
+
+/// The same in long mode, whose tables from the root on are made of the guest's at the load of CR3.
+pub(super) fn data_becomes_a_long_root(device: &Device) {
+    use iced_x86::code_asm::{rax, rbx, rcx};
+    let vm = device.vm();
+    let memory = vm.memory(0, 0, 0x10_0000);
+    // Top tables at 0x2000 (the writer's) and 0x3000; both lead to a large page of everything, the second in its entry 1
+    // to one of two tables of 1 GiB more: their first page is A or B.
+    let (tops, low) = ([0x2000usize, 0x3000], 0x4000usize);
+    for top in tops {
+        memory.set_u64(top, 0x4007);
+    }
+    memory.set_u64(low, 0x5007);
+    memory.set_u64(0x5000, 0x87);
+    for (n, frame) in [A, B].into_iter().enumerate() {
+        let table = 0x6000 + n * 0x3000;
+        memory.set_u64(table, (table as u64 + 0x1000) | 7);
+        memory.set_u64(table + 0x1000, (table as u64 + 0x2000) | 7);
+        memory.set_u64(table + 0x2000, u64::from(frame) | 7);
+        memory.set_u32(frame as usize, [0xaaaa, 0xbbbb][n]);
+    }
+    let cpuid = crate::vm::cpuid2(&device.fd, abi::KVM_GET_SUPPORTED_CPUID);
+    let vcpus = [0, 1].map(|id| {
+        let vcpu = vm.vcpu(id);
+        vcpu.set_cpuid(&cpuid).expect("KVM_SET_CPUID2");
+        vcpu.edit_sregs(|s| {
+            let flat = abi::KvmSegment { limit: u32::MAX, present: 1, s: 1, g: 1, ..abi::KvmSegment::default() };
+            s.cs = abi::KvmSegment { selector: 8, type_: 11, l: 1, ..flat };
+            for segment in [&mut s.ds, &mut s.es, &mut s.fs, &mut s.gs, &mut s.ss] {
+                *segment = abi::KvmSegment { selector: 16, type_: 3, db: 1, ..flat };
+            }
+            (s.cr0, s.cr3, s.cr4, s.efer) = (0x8001_0031, tops[0] as u64, 0x20, 0x500);
+        });
+        vcpu
+    });
+    let mut at = 0xc000;
+    let mut execute = |vcpu: &crate::vm::Vcpu, code: &dyn Fn(&mut CodeAssembler) -> Result<(), IcedError>| {
+        let bytes = assemble(64, at, |a| {
+            code(a)?;
+            a.hlt()
+        });
+        memory.write(at as usize, &bytes);
+        vcpu.edit_regs(|r| (r.rip, r.rsp, r.rflags) = (at, 0x8000, 2));
+        at += 0x100;
+        vcpu.run_to_hlt();
+        vcpu.regs()
+    };
+    for (table, expected) in [(0x6000u64, 0xaaaa), (0x9000, 0xbbbb), (0x6000, 0xaaaa)] {
+        execute(&vcpus[1], &|a| {
+            a.mov(rax, table | 7)?;
+            a.mov(rcx, tops[1] as u64 + 8)?;
+            a.mov(qword_ptr(rcx), rax)
+        });
+        let regs = execute(&vcpus[0], &|a| {
+            a.mov(eax, tops[1] as u32)?;
+            a.mov(cr3, rax)?;
+            a.mov(rcx, 1u64 << 39)?;
+            a.mov(rbx, qword_ptr(rcx))
+        });
+        assert_eq!(regs.rbx & 0xffff_ffff, expected);
     }
 }
 
