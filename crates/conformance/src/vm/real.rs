@@ -40,6 +40,14 @@ impl RealMode {
         Self::with_code(device.vm(), &assemble(16, CODE, code))
     }
 
+    /// With code that may run for long without an exit: interrupts are allowed, though none comes. Bochs 2.7 lets no
+    /// interrupt of the host's end a guest that blocks its own.
+    pub fn spinning(device: &Device, code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Self {
+        let machine = Self::new(device, code);
+        machine.vcpu.edit_regs(|r| r.rflags = 0x202);
+        machine
+    }
+
     /// In a VM that has been prepared (interrupt controllers, capabilities), with code as bytes.
     pub fn with_code(vm: Vm, code: &[u8]) -> Self {
         let memory = vm.memory(0, 0, 0x10000);

@@ -4,7 +4,7 @@ use iced_x86::code_asm::*;
 
 use crate::{
     device::{Device, Memory},
-    vm::{CODE, Exit, RealMode, assemble, at, until, while_running},
+    vm::{CODE, Exit, RealMode, at, until, while_running},
 };
 
 const LOG: u32 = KVM_MEM_LOG_DIRTY_PAGES;
@@ -162,15 +162,12 @@ pub(super) fn vcpus(device: &Device) {
 }
 
 pub(super) fn running(device: &Device) {
-    let machine = RealMode::with_code(
-        device.vm(),
-        &assemble(16, CODE, |a| {
-            let mut start = a.create_label();
-            a.set_label(&mut start)?;
-            a.inc(dword_ptr(0x3000))?;
-            a.jmp(start)
-        }),
-    );
+    let machine = RealMode::spinning(device, |a| {
+        let mut start = a.create_label();
+        a.set_label(&mut start)?;
+        a.inc(dword_ptr(0x3000))?;
+        a.jmp(start)
+    });
     let memory = Memory::new(PAGES << 12);
     machine.vm.set_slot(1, LOG, 0x20000, memory).expect("a slot");
     machine.vcpu.edit_sregs(|s| at(&mut s.ds, 0x20000));

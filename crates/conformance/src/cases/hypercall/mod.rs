@@ -111,6 +111,9 @@ fn machine_2007(device: &Device, para: &KvmVcpuPara) -> RealMode {
     });
     machine.vcpu.support_all(device);
     machine.memory.set_pod(0x2000, para);
+    // Where the MSR is not known.
+    machine.set_vector(13, 0x3000);
+    machine.put_code(0x3000, |a| a.hlt());
     machine.vcpu.run_to_hlt();
     machine
 }

@@ -39,7 +39,7 @@ fn outs() -> Vec<u8> {
 
 /// Counts at 0x500 for ever.
 pub(crate) fn counter(device: &Device) -> RealMode {
-    RealMode::new(device, |a| {
+    RealMode::spinning(device, |a| {
         let mut start = a.create_label();
         a.set_label(&mut start)?;
         a.inc(dword_ptr(0x500))?;

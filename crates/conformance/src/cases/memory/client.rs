@@ -13,7 +13,7 @@ const BOTH: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
 pub(super) fn shared(device: &Device) {
     // Waits for a word, answers with its double, until zero comes.
-    let machine = RealMode::new(device, |a| {
+    let machine = RealMode::spinning(device, |a| {
         let (mut wait, mut end) = (a.create_label(), a.create_label());
         a.set_label(&mut wait)?;
         a.mov(ax, word_ptr(0x500))?;
@@ -86,7 +86,7 @@ pub(super) fn discarded(device: &Device) {
 }
 
 pub(super) fn taken_away_live(device: &Device) {
-    let machine = RealMode::new(device, |a| {
+    let machine = RealMode::spinning(device, |a| {
         let mut start = a.create_label();
         a.set_label(&mut start)?;
         a.inc(word_ptr(0))?;

@@ -9,7 +9,7 @@ use crate::{
 
 /// Counts in the word at 0x20000 for ever, in slot 1.
 fn counter(device: &Device) -> (RealMode, Memory) {
-    let machine = RealMode::new(device, |a| {
+    let machine = RealMode::spinning(device, |a| {
         let mut start = a.create_label();
         a.set_label(&mut start)?;
         a.inc(word_ptr(0))?;

@@ -7,7 +7,7 @@ use iced_x86::code_asm::*;
 use super::lifetime::counter;
 use crate::{
     device::{Device, Errno},
-    runner::{Case, case},
+    runner::{Case, Target, Why, case},
     vm::{CODE, Exit, RealMode, RunPage, Vcpu, until, while_running},
 };
 
@@ -16,7 +16,11 @@ mod shared_regs;
 
 pub(super) const CASES: &[Case] = &[
     case("hlt-exits-and-goes-on", "A05 D06", hlt),
-    case("a-triple-fault-is-a-shutdown", "A05", shutdown),
+    case("a-triple-fault-is-a-shutdown", "A05", shutdown).not_on(
+        Target::LINUX_AMD_SHADOW.or(Target::MODULE_AMD_SHADOW),
+        Why::Below,
+        "hangs: where #PF is intercepted, QEMU's TCG makes no double fault of one met while another is delivered",
+    ),
     case("immediate-exit-executes-nothing", "A05 A09", immediate_exit),
     case("what-every-exit-shows", "A04 A05 A12", what_exits_show),
     case("an-unmapped-run-page-is-kept", "A04", unmapped),

@@ -136,7 +136,7 @@ fn sizes(device: &Device) {
 }
 
 fn many(device: &Device) {
-    let machine = RealMode::new(device, |a| {
+    let machine = RealMode::spinning(device, |a| {
         let mut start = a.create_label();
         a.set_label(&mut start)?;
         a.inc(ebx)?;
