@@ -11,6 +11,8 @@ pub enum Why {
     Below,
     /// Linux documents or does something else that clients do not rely on.
     Differs,
+    /// A defect that is known and open: ours, or one whose cause is not known yet.
+    Open,
 }
 
 /// A place where a case is expected to fail, or is not run.

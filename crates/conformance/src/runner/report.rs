@@ -52,6 +52,7 @@ fn why(why: Why) -> &'static str {
         Why::Dropped => "dropped by Linux",
         Why::Below => "fault of the emulator below",
         Why::Differs => "Linux differs",
+        Why::Open => "open defect",
     }
 }
 
