@@ -64,6 +64,8 @@ const MACHINERY: &[&str] = &[
     "if change.flush",
     "let mut flushed",
     "flushed = true;",
+    // The request is a line below.
+    "fulfil(due, || {",
     "if effects.flush",
     "if notes.flush",
     "flush: false",
@@ -413,6 +415,17 @@ struct Judge {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whatever_speaks_of_flushing_in_the_core_is_known() {
+        let mut requests = 0;
+        for file in sources(&root()).unwrap() {
+            let (sites, strange) = sites_of(&fs::read_to_string(root().join(&file)).unwrap());
+            assert_eq!(strange, [], "{}", file.display());
+            requests += sites.len();
+        }
+        assert!(requests > 25, "{requests}");
+    }
 
     #[test]
     fn requests_are_told_from_machinery() {
