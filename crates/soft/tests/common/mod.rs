@@ -2,7 +2,7 @@
 #![allow(dead_code)]
 use std::{
     ptr,
-    sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst},
+    sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst},
 };
 
 use abi::KvmUserspaceMemoryRegion;
@@ -10,9 +10,9 @@ use hv::backend::{Backend, BackendVcpu, Env, Exit, Groups};
 use iced_x86::code_asm::CodeAssembler;
 use mmu::{AddressSpace, shadow::Root, slots::Region};
 use platform::{
-    BadAddress, EventCallback, EventFd, EventFdError, HostFrame, Hva, Level, MaySleep, Memory, OutOfMemory, Pages,
-    Platform, RawLock, TablePage, Timer, TimerCallback, WaitEnd, Waiter, Word,
+    BadAddress, HostFrame, Hva, Level, MaySleep, Memory, Platform, TablePage, TimerCallback, Word,
     table::{CheckedTablePage, identity_frame},
+    testing::{NoEventFd, NoPages, TestLock, TestTimer, TestWaiter},
 };
 use soft::{Options, Soft, SoftVcpu, SoftVm};
 use x86::{Attr, CpuState, Cr0, Cr4, Efer, Features, Segment, flags};
@@ -111,81 +111,14 @@ impl Memory for Plain {
     }
 }
 
-pub struct Lock(AtomicBool);
-impl RawLock for Lock {
-    fn new(_rank: u8) -> Result<Self, OutOfMemory> {
-        Ok(Self(AtomicBool::new(false)))
-    }
-    fn lock(&self) {
-        while !self.try_lock() {
-            std::thread::yield_now();
-        }
-    }
-    fn try_lock(&self) -> bool {
-        !self.0.swap(true, SeqCst)
-    }
-    unsafe fn unlock(&self) {
-        self.0.store(false, SeqCst);
-    }
-}
-
-pub struct NoWait;
-impl Waiter for NoWait {
-    fn new() -> Result<Self, OutOfMemory> {
-        Ok(Self)
-    }
-    fn wait(&self, _word: &AtomicU32, _value: u32, _cx: &MaySleep) -> WaitEnd {
-        WaitEnd::Woken
-    }
-    fn wake(&self, _word: &AtomicU32) {}
-    fn kick(&self) {}
-    fn attach(&self, _word: Option<&AtomicU32>) {}
-}
-
-pub struct NoTimer;
-impl<C: TimerCallback> Timer<C> for NoTimer {
-    fn new(_callback: C) -> Result<Self, OutOfMemory> {
-        Ok(Self)
-    }
-    fn arm(&self, _deadline_ns: u64) {}
-    fn cancel(&self) {}
-}
-
-/// Nobody here makes a VM that has eventfds.
-pub enum NoEventFd {}
-impl EventFd for NoEventFd {
-    type Watch<C: EventCallback> = ();
-    fn get(_fd: i32, _cx: &MaySleep) -> Result<Self, EventFdError> {
-        Err(EventFdError::BadDescriptor)
-    }
-    fn same(&self, _other: &Self) -> bool {
-        match *self {}
-    }
-    fn signal(&self) {}
-    fn watch<C: EventCallback>(&self, _callback: C, _cx: &MaySleep) -> Result<(), OutOfMemory> {
-        match *self {}
-    }
-}
-
-/// Nobody here makes a VM that owns memory.
-pub enum NoPages {}
-impl Pages for NoPages {
-    fn new(_bytes: u64, _cx: &MaySleep) -> Result<Self, OutOfMemory> {
-        Err(OutOfMemory)
-    }
-    fn at(&self) -> Hva {
-        match *self {}
-    }
-}
-
 impl Platform for Test {
     type Memory = Plain;
     type Pages = NoPages;
     type EventFd = NoEventFd;
-    type RawMutex = Lock;
-    type RawSpin = Lock;
-    type Waiter = NoWait;
-    type Timer<C: TimerCallback> = NoTimer;
+    type RawMutex = TestLock;
+    type RawSpin = TestLock;
+    type Waiter = TestWaiter;
+    type Timer<C: TimerCallback> = TestTimer;
     type TablePage = CheckedTablePage;
     fn now_ns() -> u64 {
         0
