@@ -12,9 +12,13 @@ use crate::{
     layout::{BASED_CS32, BASED_DS32, CODE, CS16, CS32, CS64, DOWN16, DS16, FLAT, WRITABLE, selector},
 };
 
+/// Where targets of branches begin, from the start of the code: behind the instruction itself and the jump out that follows it,
+/// which may reach over the middle.
+const TARGETS: u64 = 0x1040;
+
 /// A selector and an offset for a far branch from the code segment `from`.
 pub fn far_target(from: u16, random: &mut Random) -> (u16, u64) {
-    let offset = 0x1000 + random.below(0xf00);
+    let offset = TARGETS + random.below(0xf00);
     let to = random.of(&[CS64, CS32, CS16, BASED_CS32, CS16, BASED_CS32, CS32, FLAT, 0, 3, 0x10, selector(9), 0x7fff]);
     // Whether a call to 64-bit code pushes with the old base of the stack or with none is told by no manual.
     let to = if to == CS64 && from & 4 != 0 { CS32 } else { to };
@@ -238,7 +242,7 @@ fn flow(case: &mut Case, encoded: &Encoded, address: Option<u64>, random: &mut R
     use Mnemonic::*;
     let insn = &encoded.insn;
     let bits = encoded.setting.bits;
-    let near = CODE - encoded.setting.code_base() + 0x1000 + random.below(0xf00);
+    let near = CODE - encoded.setting.code_base() + TARGETS + random.below(0xf00);
     let far = far_target(encoded.setting.selectors[1], random);
     let top = stack_top(case, encoded);
     match insn.mnemonic() {
@@ -247,6 +251,10 @@ fn flow(case: &mut Case, encoded: &Encoded, address: Option<u64>, random: &mut R
             let wide = insn.op0_register().size() as u32;
             if r != 4 || insn.mnemonic() == Jmp {
                 set_low(&mut case.before.gpr[r], wide, near);
+            } else {
+                // The stack is called; what lies there must end at once.
+                let target = case.before.gpr[4] & u64::MAX >> (64 - 8 * wide);
+                patch(case, target.wrapping_add(encoded.setting.code_base()), &[0xcc]);
             }
         }
         Jmp | Call if insn.op0_kind() == OpKind::Memory => {
