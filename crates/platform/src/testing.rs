@@ -22,13 +22,31 @@ std::thread_local! {
     static FRAMES: RefCell<BTreeMap<u64, u64>> = const { RefCell::new(BTreeMap::new()) };
     static NEXT_FRAME: Cell<u64> = const { Cell::new(0x10_0000) };
     static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
+    static UNLOCK_HOOK: RefCell<Option<(u8, UnlockHook)>> = const { RefCell::new(None) };
 }
 
 type Hook = Box<dyn FnOnce()>;
+type UnlockHook = Box<dyn FnMut() -> bool>;
 
 /// The next time the core asks for a host page (without any lock), `hook` runs first.
 pub fn at_next_host_frame(hook: impl FnOnce() + 'static) {
     HOOK.set(Some(Box::new(hook)));
+}
+
+/// Each time this thread has given back a lock of `rank`, `hook` runs, until it returns true: what other threads may do
+/// there, at a place that is known. It does not interrupt itself.
+pub fn at_unlock(rank: u8, hook: impl FnMut() -> bool + 'static) {
+    UNLOCK_HOOK.set(Some((rank, Box::new(hook))));
+}
+
+fn unlocked(rank: u8) {
+    let Some((wanted, mut hook)) = UNLOCK_HOOK.take() else { return };
+    let over = wanted == rank && hook();
+    UNLOCK_HOOK.with_borrow_mut(|next| {
+        if !over && next.is_none() {
+            *next = Some((wanted, hook));
+        }
+    });
 }
 
 /// The host takes away what is behind `count` pages of the client at `at`: their contents are elsewhere from now on.
@@ -111,11 +129,14 @@ impl Memory for TestMemory {
 
 /// A lock that gives the processor away while it waits.
 #[derive(Debug)]
-pub struct TestLock(AtomicBool);
+pub struct TestLock {
+    taken: AtomicBool,
+    rank: u8,
+}
 
 impl RawLock for TestLock {
-    fn new(_rank: u8) -> Result<Self, OutOfMemory> {
-        Ok(Self(AtomicBool::new(false)))
+    fn new(rank: u8) -> Result<Self, OutOfMemory> {
+        Ok(Self { taken: AtomicBool::new(false), rank })
     }
     fn lock(&self) {
         while !self.try_lock() {
@@ -123,10 +144,11 @@ impl RawLock for TestLock {
         }
     }
     fn try_lock(&self) -> bool {
-        !self.0.swap(true, Ordering::Acquire)
+        !self.taken.swap(true, Ordering::Acquire)
     }
     unsafe fn unlock(&self) {
-        self.0.store(false, Ordering::Release);
+        self.taken.store(false, Ordering::Release);
+        unlocked(self.rank);
     }
 }
 

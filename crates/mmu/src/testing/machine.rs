@@ -5,6 +5,7 @@ use core::{cell::RefCell, ops::Range};
 use abi::{KvmDirtyLog, KvmUserspaceMemoryRegion};
 use platform::{
     Hva, MaySleep, Memory, Word,
+    lock::rank,
     testing::{self, Test, TestMemory},
 };
 use x86::{CpuState, Features, paging::PAGE_SHIFT};
@@ -62,6 +63,11 @@ impl Access {
         }
     }
 
+    fn at(self) -> Try {
+        let Self { gva, write, fetch, user, ac } = self;
+        Try { gva, write: write.is_some(), fetch, user, ac }
+    }
+
     fn bytes(self) -> usize {
         if self.gva & 0xfff <= 0xff8 { 8 } else { 1 }
     }
@@ -94,6 +100,8 @@ struct Vm {
     shadow: Shadow<Test>,
     cpus: RefCell<Vec<Cpu>>,
     flushes: RefCell<usize>,
+    /// Frames written since each slot's log was last taken, as the guest knows it.
+    written: RefCell<BTreeSet<u64>>,
 }
 
 impl Vm {
@@ -128,12 +136,11 @@ impl TableMemory for Settled<'_> {
     }
 }
 
-/// The machine.
+/// The machine. A clone is the same machine, for hooks that do what another thread does.
+#[derive(Clone)]
 pub struct Machine {
     vm: Rc<Vm>,
     features: Features,
-    /// Frames written since each slot's log was last taken, as the guest knows it.
-    written: BTreeSet<u64>,
 }
 
 impl core::fmt::Debug for Machine {
@@ -154,9 +161,9 @@ impl Machine {
             Cpu { state, paging, root: Root::NONE, cache: Cache::default(), processor: Processor::default() }
         });
         let cpus = RefCell::new(all.collect());
-        let vm = Vm { memory, shadow, cpus, flushes: RefCell::new(0) };
+        let vm = Vm { memory, shadow, cpus, flushes: RefCell::new(0), written: RefCell::default() };
         testing::map(BITMAP, 16);
-        Self { vm: Rc::new(vm), features, written: BTreeSet::new() }
+        Self { vm: Rc::new(vm), features }
     }
 
     /// KVM_SET_USER_MEMORY_REGION; false if it was refused. New memory is mapped in the client, and stays when the
@@ -174,7 +181,7 @@ impl Machine {
         if kind == ChangeKind::Flags {
             vm.settle(vm.shadow.log_writes(region.frames()));
             // A new log.
-            self.written.retain(|gfn| !region.frames().contains(gfn));
+            vm.written.borrow_mut().retain(|gfn| !region.frames().contains(gfn));
         }
         if kind == ChangeKind::Create {
             for page in 0..pages {
@@ -184,7 +191,7 @@ impl Machine {
             }
         }
         if stale {
-            self.written.clear();
+            vm.written.borrow_mut().clear();
         }
         kind != ChangeKind::Nothing
     }
@@ -206,6 +213,24 @@ impl Machine {
     /// A processor makes an access. What it does and where it ends are held against the walker.
     pub fn access(&mut self, index: usize, access: Access) -> End {
         let end = self.try_access(index, access);
+        self.look_at(access, end);
+        end
+    }
+
+    /// A processor that is in the guest at this moment makes an access: with what it remembers and the tables that it
+    /// walks. None: it leaves with a fault, and nothing has happened.
+    pub fn access_inside(&mut self, index: usize, access: Access) -> Option<End> {
+        let mut cpus = self.vm.cpus.borrow_mut();
+        let cpu = &mut cpus[index];
+        let translated = cpu.processor.translate(cpu.root, &cpu.paging, access.at());
+        drop(cpus);
+        let end = self.touch(index, access, translated.ok()?);
+        self.look_at(access, end);
+        Some(end)
+    }
+
+    /// What was written is there, and is remembered for the dirty log.
+    fn look_at(&self, access: Access, end: End) {
         if let Some(value) = access.write
             && let End::Done(gpa) = end
         {
@@ -213,9 +238,8 @@ impl Machine {
             let wanted = if access.bytes() == 8 { value } else { value & 0xff };
             assert_eq!(got, wanted, "{access:x?} wrote elsewhere");
             let gfn = self.vm.memory.locked(&CX).unalias(gpa >> PAGE_SHIFT);
-            self.written.insert(gfn);
+            self.vm.written.borrow_mut().insert(gfn);
         }
-        end
     }
 
     fn try_access(&mut self, index: usize, access: Access) -> End {
@@ -233,14 +257,7 @@ impl Machine {
                 cpu.root = root;
                 cpu.processor.tlb.clear();
             }
-            let at = Try {
-                gva: access.gva,
-                write: access.write.is_some(),
-                fetch: access.fetch,
-                user: access.user,
-                ac: access.ac,
-            };
-            let translated = cpu.processor.translate(root, &paging, at);
+            let translated = cpu.processor.translate(root, &paging, access.at());
             drop(cpus);
             let code = match translated {
                 Ok(hpa) => {
@@ -322,7 +339,7 @@ impl Machine {
             return;
         }
         let gfn = view.unalias(gpa >> PAGE_SHIFT);
-        self.written.insert(gfn);
+        vm.written.borrow_mut().insert(gfn);
         if vm.shadow.is_plain(gfn) {
             return;
         }
@@ -372,6 +389,13 @@ impl Machine {
         });
     }
 
+    /// Runs `hook` each time that the MMU lock has been given back, until it returns true: what other processors and the
+    /// host do between a change and its flush.
+    pub fn at_unlock(&self, mut hook: impl FnMut(&mut Self) -> bool + 'static) {
+        let mut same = self.clone();
+        testing::at_unlock(rank::MMU, move || hook(&mut same));
+    }
+
     /// Whether pages of the client were used since this was last asked.
     pub fn take_young(&self, hva: u64, pages: u64) -> bool {
         let range = Hva(hva)..Hva(hva + (pages << PAGE_SHIFT));
@@ -390,7 +414,7 @@ impl Machine {
         let Some(found) = view.slot(slot) else { return false };
         for page in 0..found.pages {
             let byte = <TestMemory as Memory>::load::<u8>(Hva(BITMAP + page / 8)).expect("bitmap");
-            if self.written.remove(&(found.base + page)) {
+            if vm.written.borrow_mut().remove(&(found.base + page)) {
                 assert!(byte >> (page % 8) & 1 != 0, "the write to page {page} of slot {slot} is not in its log");
             }
         }

@@ -7,5 +7,6 @@ mod cves;
 mod host;
 mod logging;
 mod modes;
+mod races;
 mod tables;
 mod writes;
