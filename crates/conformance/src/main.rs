@@ -31,6 +31,9 @@ enum Action {
         /// Seconds that a case may take.
         #[arg(long, default_value_t = 20)]
         limit: u64,
+        /// Only the cases that come after this one.
+        #[arg(long, value_name = "NAME")]
+        after: Option<String>,
     },
     /// Runs one case in this process.
     One {
@@ -117,8 +120,12 @@ fn act(action: Action) -> Result<bool, String> {
             println!("{} cases", cases.len());
             Ok(true)
         }
-        Action::Run { on, selection, format, limit } => {
-            let (target, cases) = (on.target()?, selection.cases()?);
+        Action::Run { on, selection, format, limit, after } => {
+            let (target, mut cases) = (on.target()?, selection.cases()?);
+            if let Some(last) = after {
+                let last = cases.iter().position(|(name, _)| *name == last);
+                cases.drain(..=last.ok_or("the case of --after is not among those selected")?);
+            }
             Device::open(&on.on, target)?;
             let options = Options { on: on.on, target, limit: limit * u64::from(on.slow), slow: on.slow };
             let mut report = Report::new(format, cases.len());

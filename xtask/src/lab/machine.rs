@@ -26,6 +26,11 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// The emulator's process, or one that started it.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether the emulator has ended by itself.
     pub fn ended(&mut self) -> Result<bool> {
         Ok(self.child.try_wait()?.is_some())

@@ -2,6 +2,7 @@
 //! "L1" is a stock Debian kernel in an emulator; the guests that the program makes with `/dev/kvm` are its L2.
 //!
 //! No processor with virtualization is needed, and the host's own `/dev/kvm` is never touched.
+mod clock;
 mod image;
 mod machine;
 mod watch;
@@ -76,7 +77,8 @@ pub struct Options {
     /// Memory of L1 in MiB.
     #[arg(long, default_value_t = 1024)]
     memory: u32,
-    /// Seconds after which the program is given up, counted from when it starts.
+    /// Seconds after which the program is given up, counted from when it starts, without those in which the emulator had to
+    /// wait for a processor.
     #[arg(long, default_value_t = 600)]
     timeout: u64,
     /// A file or folder to carry along, under its own path or under GUEST; a program brings its libraries.
@@ -105,8 +107,10 @@ pub struct Job {
     pub smp: u32,
     /// MiB.
     pub memory: u32,
-    /// For the program, from when it starts.
+    /// For the program, from when it starts, without the time in which the emulator waits for a processor.
     pub timeout: Duration,
+    /// How long the program may write nothing, if that is bounded; in the same time.
+    pub quiet: Option<Duration>,
     /// What is carried along: its place here, its place in L1.
     pub files: Vec<(PathBuf, String)>,
     /// `NAME=VALUE`.
@@ -129,6 +133,7 @@ impl Job {
             smp: 1,
             memory: 1024,
             timeout: Duration::from_secs(600),
+            quiet: None,
             files: Vec::new(),
             environment: Vec::new(),
             module: "linux".into(),
@@ -142,6 +147,8 @@ impl Job {
 /// How a job ended.
 pub struct Outcome {
     pub ending: Ending,
+    /// How long its program ran, in the time that [`Job::timeout`] is in.
+    pub took: Duration,
     /// Everything that L1's kernel said.
     pub console: PathBuf,
 }
@@ -164,7 +171,7 @@ pub fn command(options: &Options) -> ExitCode {
     });
     match result {
         Ok(Outcome { ending: Ending::Exit(status), .. }) => ExitCode::from(status),
-        Ok(Outcome { ending, console }) => {
+        Ok(Outcome { ending, console, .. }) => {
             eprintln!("xtask: {ending}");
             let late = matches!(ending, Ending::TimedOut(_));
             if !late {
@@ -214,10 +221,11 @@ fn run_in(job: &Job, work: &Path, sink: &mut dyn FnMut(Stream, &[u8])) -> Result
     let (kernel, initrd) = image::prepare(job, work)?;
     let append = format!("console=ttyS0 panic=-1 oops=panic {}", job.append);
     let mut machine = machine::start(job, &kernel, &initrd, append.trim_end(), work)?;
-    let ending = watch::watch(&mut machine, job.timeout, sink);
+    let watched = watch::watch(&mut machine, job, sink);
     machine.end();
     let console = keep(&machine, job.cpu)?;
-    Ok(Outcome { ending: ending?, console })
+    let (ending, took) = watched?;
+    Ok(Outcome { ending, took, console })
 }
 
 /// How many console logs are kept.
@@ -231,7 +239,9 @@ const KNOWN: &str = "TCG doesn't support requested feature";
 fn keep(machine: &machine::Machine, cpu: Cpu) -> Result<PathBuf> {
     let dir = target_dir().join("lab-logs");
     fs::create_dir_all(&dir)?;
-    let path = dir.join(format!("{}-{}.log", cpu.name(), std::process::id()));
+    // A job of several boots leaves several logs.
+    let name = |n: u32| dir.join(format!("{}-{}-{n}.log", cpu.name(), std::process::id()));
+    let path = (1..).map(name).find(|path| !path.exists()).context("no free name for the console log")?;
     // Neither file is there if the emulator could not even begin.
     let mut log = fs::read(&machine.console).unwrap_or_default();
     let messages = fs::read(&machine.messages).unwrap_or_default();

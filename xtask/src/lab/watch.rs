@@ -13,7 +13,7 @@ use std::{
 use anyhow::Result;
 use rekvm_lab_init::Frame;
 
-use super::machine::Machine;
+use super::{Job, clock::Clock, machine::Machine};
 
 /// Where the program wrote something to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub enum Ending {
     Vanished,
     /// L1 said nothing for this time, not even that it is alive.
     Hang(Duration),
+    /// The program wrote nothing for this time, while L1 was alive.
+    Quiet(Duration),
     /// The program did not end within this time, while L1 was alive.
     TimedOut(Duration),
 }
@@ -52,50 +54,55 @@ impl fmt::Display for Ending {
         match self {
             Self::Exit(status) => write!(f, "the program ended with status {status}"),
             Self::NotRun(why) => write!(f, "the program was not run: {why}"),
-            Self::Panic(line) => write!(f, "L1's kernel panicked: {line}"),
+            Self::Panic(line) => write!(f, "L1 panicked: {line}"),
             Self::Vanished => write!(f, "L1 ended without a word: a triple fault, or the emulator crashed"),
-            Self::Hang(time) => write!(f, "L1 hangs: no sign of life for {time:?}"),
+            Self::Hang(time) => write!(f, "L1 hung: no sign of life for {time:?}"),
+            Self::Quiet(time) => write!(f, "the program hung: not a word for {time:?}, though L1 is alive"),
             Self::TimedOut(limit) => write!(f, "time-out: the program was not done after {limit:?}, L1 is alive"),
         }
     }
 }
 
-/// How long L1 may be silent. Its first process speaks every second, but the machine that we run on may be busy.
-const SILENCE: Duration = Duration::from_secs(180);
+/// How long L1 may be silent, in the emulator's time. Its first process speaks every second.
+const SILENCE: Duration = Duration::from_secs(120);
 /// How long a kernel that panics has for its last words.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(20);
 
-/// Follows `machine` to its end, which it may not have reached by itself.
-pub fn watch(machine: &mut Machine, limit: Duration, sink: &mut dyn FnMut(Stream, &[u8])) -> Result<Ending> {
+/// Follows `machine` to its end, which it may not have reached by itself: how it ended, and how long the program ran.
+pub fn watch(machine: &mut Machine, job: &Job, sink: &mut dyn FnMut(Stream, &[u8])) -> Result<(Ending, Duration)> {
     let mut state = State::default();
     let (mut console, mut frames) = (Follower::default(), Follower::default());
-    let (mut heard, mut started) = (Instant::now(), None);
+    let mut clock = Clock::of(machine.id());
+    // When L1 was last heard, when its program was, and when that started.
+    let (mut heard, mut spoke, mut started) = (Duration::ZERO, Duration::ZERO, None);
     loop {
         // Asked before reading, so that nothing is missed of what was written before the end.
         let ended = machine.ended()?;
+        let now = clock.now();
         let said = console.read(&machine.console)?;
         let sent = frames.read(&machine.frames)?;
         if !said.is_empty() || !sent.is_empty() {
-            heard = Instant::now();
+            heard = now;
         }
         state.console(&said);
-        if let Some(ending) = state.frames(sent, sink) {
-            return Ok(ending);
+        let ending = state.frames(sent, &mut |stream, bytes| {
+            spoke = now;
+            sink(stream, bytes);
+        });
+        if state.started && started.is_none() {
+            (started, spoke) = (Some(now), now);
         }
-        if let Some((line, since)) = &state.panic
-            && (ended || since.elapsed() > LAST_WORDS)
-        {
-            return Ok(Ending::Panic(line.clone()));
-        }
-        if ended {
-            return Ok(Ending::Vanished);
-        }
-        if heard.elapsed() > SILENCE {
-            return Ok(Ending::Hang(SILENCE));
-        }
-        if state.started && started.get_or_insert_with(Instant::now).elapsed() > limit {
-            return Ok(Ending::TimedOut(limit));
+        let ran = started.map_or(Duration::ZERO, |start| now - start);
+        let ending = ending.or_else(|| state.panicked(ended)).or_else(|| match job.quiet {
+            _ if ended => Some(Ending::Vanished),
+            _ if now - heard > SILENCE => Some(Ending::Hang(SILENCE)),
+            _ if ran > job.timeout => Some(Ending::TimedOut(job.timeout)),
+            Some(quiet) if started.is_some() && now - spoke > quiet => Some(Ending::Quiet(quiet)),
+            _ => None,
+        });
+        if let Some(ending) = ending {
+            return Ok((ending, ran));
         }
         sleep(POLL);
     }
@@ -125,6 +132,12 @@ impl State {
                 self.panic = Some((String::from_utf8_lossy(&line).trim().to_owned(), Instant::now()));
             }
         }
+    }
+
+    /// A panic that has been said, once no more is to come.
+    fn panicked(&self, ended: bool) -> Option<Ending> {
+        let (line, since) = self.panic.as_ref()?;
+        (ended || since.elapsed() > LAST_WORDS).then(|| Ending::Panic(line.clone()))
     }
 
     /// Takes what came over the second port; the ending, if there is one in it.

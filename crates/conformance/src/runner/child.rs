@@ -32,21 +32,27 @@ fn scratch() -> io::Result<File> {
     }
 }
 
-/// Waits for a child until `end`; None if it had to be killed.
-fn wait(child: &mut Child, end: Instant) -> io::Result<Option<ExitStatus>> {
-    let mut pause = Duration::from_millis(1);
+/// Waits for a child for at most `limit`; None if it has not ended by then.
+fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+    let (start, mut pause) = (Instant::now(), Duration::from_millis(1));
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        if Instant::now() >= end {
-            child.kill()?;
-            child.wait()?;
+        if start.elapsed() >= limit {
             return Ok(None);
         }
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
     }
+}
+
+/// Ends a child that takes too long, and says so. One that is stuck in the device below cannot be killed; it stays behind.
+fn end(child: &mut Child, options: &Options) -> io::Result<String> {
+    child.kill()?;
+    let late = format!("did not end in {} s", options.limit);
+    let dead = wait(child, Duration::from_secs(options.limit))?.is_some();
+    Ok(if dead { late } else { late + ", and cannot be killed" })
 }
 
 /// Runs one case in a child.
@@ -64,7 +70,8 @@ fn run_one(name: &str, case: &Case, options: &Options) -> io::Result<Outcome> {
         .stdout(output.try_clone()?)
         .stderr(output.try_clone()?)
         .spawn()?;
-    let status = wait(&mut child, Instant::now() + Duration::from_secs(options.limit))?;
+    let status = wait(&mut child, Duration::from_secs(options.limit))?;
+    let late = if status.is_none() { end(&mut child, options)? } else { String::new() };
     let mut said = Vec::new();
     output.rewind()?;
     output.read_to_end(&mut said)?;
@@ -77,7 +84,7 @@ fn run_one(name: &str, case: &Case, options: &Options) -> io::Result<Outcome> {
             (_, Some(signal)) => Some(format!("killed by signal {signal}\n{said}")),
             _ => Some(said),
         },
-        None => Some(format!("did not end in {} s\n{said}", options.limit)),
+        None => Some(format!("{late}\n{said}")),
     };
     Ok(match (failed, except) {
         (None, None) => Outcome::Passed,
@@ -93,6 +100,7 @@ fn run_one(name: &str, case: &Case, options: &Options) -> io::Result<Outcome> {
 /// If a child cannot be started.
 pub fn run(cases: &[(String, &'static Case)], options: &Options, report: &mut Report) -> io::Result<()> {
     for (name, case) in cases {
+        report.begin(name);
         let start = Instant::now();
         let outcome = run_one(name, case, options)?;
         report.add(name, case, outcome, start.elapsed());

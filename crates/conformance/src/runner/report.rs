@@ -29,7 +29,8 @@ pub enum Outcome {
 pub enum Format {
     /// A line a case, for people.
     Table,
-    /// The Test Anything Protocol.
+    /// The Test Anything Protocol. A comment names each case before it runs, and a YAML block after its result says
+    /// all that is known of it, so that whoever reads it loses nothing when the machine goes down with a case.
     Tap,
 }
 
@@ -66,20 +67,28 @@ impl Report {
         Self { format, total, number: 0, passed: 0, failed, known: 0, not_run: 0, lacking: 0, inapplicable: 0 }
     }
 
+    /// This one is about to run.
+    pub fn begin(&self, name: &str) {
+        if self.format == Format::Tap {
+            println!("# run {name}");
+        }
+    }
+
     /// One more.
     pub fn add(&mut self, name: &str, case: &Case, outcome: Outcome, took: Duration) {
         self.number += 1;
+        let mut details = String::new();
         let (word, note) = match outcome {
             Outcome::Passed => ("pass", String::new()),
             Outcome::Failed(said) => {
                 let first = said.lines().filter(|line| !line.contains("panicked at") && !line.is_empty()).take(3);
                 let first = first.collect::<Vec<_>>().join("; ");
-                self.failed.push((name.to_owned(), said));
+                details = said;
                 ("FAIL", first)
             }
             Outcome::Unexpected(reason) => {
                 let note = format!("passes although: {reason}");
-                self.failed.push((name.to_owned(), note.clone()));
+                details.clone_from(&note);
                 ("FAIL", note)
             }
             Outcome::Known(kind, reason) => ("known", format!("{}: {reason}", why(kind))),
@@ -107,15 +116,23 @@ impl Report {
                     _ => format!(" # SKIP {word}: {note}"),
                 };
                 println!("{not}ok {} - {name}{skip}", self.number);
+                println!("  ---\n  rows: {}\n  duration_ms: {}\n  said: |", case.rows, took.as_millis());
+                details.lines().for_each(|line| println!("    {line}"));
+                println!("  ...");
             }
+        }
+        if word == "FAIL" {
+            self.failed.push((name.to_owned(), details));
         }
     }
 
     /// Writes what failed and the counts. Whether all is well.
     pub fn finish(&self, target: super::Target) -> bool {
-        for (name, said) in &self.failed {
-            println!("\n---- {name}");
-            said.lines().for_each(|line| println!("     {line}"));
+        if self.format == Format::Table {
+            for (name, said) in &self.failed {
+                println!("\n---- {name}");
+                said.lines().for_each(|line| println!("     {line}"));
+            }
         }
         let prefix = if self.format == Format::Tap { "# " } else { "\n" };
         println!(

@@ -1,0 +1,121 @@
+//! `cargo xtask conformance`: builds the program of the conformance suite and runs it here, on the software CPU, or in
+//! the lab, on Linux's own KVM. With several targets a table is written with a column for each.
+mod run;
+mod suite;
+mod table;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use self::suite::Results;
+use crate::lab::{Cpu, Ending};
+
+/// What the suite is run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Target {
+    /// The software CPU.
+    Soft,
+    /// The software CPU with a TLB that keeps every stale entry.
+    SoftAdversarial,
+    /// The software CPU on shadow tables.
+    SoftShadow,
+    /// Both.
+    SoftShadowAdversarial,
+    /// Linux's kvm-amd with nested paging, in QEMU.
+    LinuxAmdNpt,
+    /// Linux's kvm-amd with shadow paging, in QEMU.
+    LinuxAmdShadow,
+    /// Linux's kvm-intel with EPT, in Bochs.
+    LinuxIntelEpt,
+    /// Linux's kvm-intel without EPT, in Bochs.
+    LinuxIntelShadow,
+}
+
+impl Target {
+    /// As the command line, and the suite, spell it.
+    fn name(self) -> String {
+        self.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// The lab's processor for it; none if it runs here.
+    fn cpu(self) -> Option<Cpu> {
+        match self {
+            Self::Soft | Self::SoftAdversarial | Self::SoftShadow | Self::SoftShadowAdversarial => None,
+            Self::LinuxAmdNpt => Some(Cpu::AmdNpt),
+            Self::LinuxAmdShadow => Some(Cpu::AmdShadow),
+            Self::LinuxIntelEpt => Some(Cpu::IntelEpt),
+            Self::LinuxIntelShadow => Some(Cpu::IntelShadow),
+        }
+    }
+
+    /// By how much time limits inside cases are stretched. QEMU's guest sees the time of this machine, which may be busy; Bochs's
+    /// clock counts instructions, and is as slow as the guest itself.
+    fn slowness(self) -> u32 {
+        match self.cpu() {
+            None => 1,
+            Some(Cpu::AmdNpt | Cpu::AmdShadow) => 5,
+            Some(Cpu::IntelEpt | Cpu::IntelShadow) => 2,
+        }
+    }
+}
+
+/// Options of `conformance`.
+#[derive(clap::Args)]
+pub struct Options {
+    /// What to run on; given several times, a table with a column for each is written.
+    #[arg(long, required = true)]
+    on: Vec<Target>,
+    /// Only cases whose name or rows contain this.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Only the case with this name (may be repeated).
+    #[arg(long = "case", value_name = "NAME")]
+    cases: Vec<String>,
+    /// Stretches time limits; if not given, 1 here, 5 in QEMU and 2 in Bochs.
+    #[arg(long)]
+    slow: Option<u32>,
+    /// Seconds after which a run in the lab is given up, in all its boots, without those in which the emulator had to wait for
+    /// a processor.
+    #[arg(long, default_value_t = 7200)]
+    timeout: u64,
+}
+
+/// One run of the suite.
+struct Run {
+    target: Target,
+    results: Results,
+    /// How it ended, the last time.
+    ending: Ending,
+    /// How often L1 had to be booted again.
+    restarts: u32,
+}
+
+/// See the module.
+pub fn command(options: &Options) -> Result<ExitCode> {
+    let alone = options.on.len() == 1;
+    let mut runs = Vec::new();
+    for &target in &options.on {
+        if !alone {
+            eprintln!("xtask: conformance on {}", target.name());
+        }
+        runs.push(run::run(options, target, alone)?);
+    }
+    if !alone {
+        table::table(&runs);
+    }
+    table::end(&runs);
+    Ok(if runs.iter().all(|run| run.results.all_well()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_called_what_the_suite_calls_them() {
+        assert_eq!(Target::SoftShadowAdversarial.name(), "soft-shadow-adversarial");
+        assert_eq!(Target::LinuxAmdNpt.name(), "linux-amd-npt");
+    }
+}
