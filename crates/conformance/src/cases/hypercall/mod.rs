@@ -5,31 +5,32 @@ use iced_x86::code_asm::*;
 use crate::{
     device::Device,
     runner::{Case, case},
-    vm::{CODE, Exit, RealMode},
+    vm::{CODE, Exit, RealMode, cpuid2},
 };
 
 pub(super) const CASES: &[Case] = &[
     case("unknown-ones-are-refused", "A18", unknown),
     case("registers-survive", "A18", registers),
     case("either-vendors-instruction", "A18", either_instruction),
+    case("in-real-mode", "A18", real_mode),
     case("poll-irq-is-nothing", "A18", poll),
     case("not-from-level-3", "A18", privileged),
     case("page-of-2007", "A18 A05", of_2007).dropped("2007's hypercall page"),
     case("page-of-2007-that-is-not-good", "A18", of_2007_bad).dropped("2007's hypercall page"),
 ];
 
-const ENOSYS: u64 = -KVM_ENOSYS as u32 as u64;
+const ENOSYS: u64 = -KVM_ENOSYS as u64;
 
-/// The instruction of the vendor that the guest's CPUID names, in a loop of call and HLT.
+/// A loop of VMMCALL and HLT in 64-bit mode, where a processor without the instruction leaves it to the hypervisor.
 fn machine(device: &Device) -> RealMode {
-    let machine = RealMode::new(device, |a| {
+    let machine = RealMode::new(device, |a| a.hlt());
+    machine.go_long(device, CODE, |a| {
         let mut start = a.create_label();
         a.set_label(&mut start)?;
         a.vmmcall()?;
         a.hlt()?;
         a.jmp(start)
     });
-    machine.vcpu.support_all(device);
     machine
 }
 
@@ -54,15 +55,37 @@ fn registers(device: &Device) {
     assert_eq!(after, KvmRegs { rax: ENOSYS, rip: CODE + 4, ..before });
 }
 
+const VMCALL: [u8; 3] = [0x0f, 0x01, 0xc1];
+const VMMCALL: [u8; 3] = [0x0f, 0x01, 0xd9];
+
 fn either_instruction(device: &Device) {
-    // VMCALL and VMMCALL: the one that the processor does not have is mended by the hypervisor.
-    for bytes in [[0x0f, 0x01, 0xc1, 0xf4], [0x0f, 0x01, 0xd9, 0xf4]] {
-        let machine = RealMode::with_code(device.vm(), &bytes);
-        machine.vcpu.support_all(device);
+    // The one that the processor does not have is mended by the hypervisor.
+    for bytes in [VMCALL, VMMCALL] {
+        let machine = RealMode::new(device, |a| a.hlt());
+        machine.go_long(device, CODE, |a| {
+            a.db(&bytes)?;
+            a.hlt()
+        });
         machine.vcpu.edit_regs(|r| r.rax = 99);
         machine.vcpu.run_to_hlt();
         assert_eq!((machine.vcpu.regs().rax, machine.vcpu.regs().rip), (ENOSYS, CODE + 4), "{bytes:x?}");
     }
+}
+
+fn real_mode(device: &Device) {
+    // Only the processor's own: Linux on Intel's answers VMMCALL with #UD outside of protected mode.
+    let intel = cpuid2(&device.fd, KVM_GET_SUPPORTED_CPUID)
+        .iter()
+        .any(|entry| entry.function == 0 && entry.ebx.to_le_bytes() == *b"Genu");
+    let machine = RealMode::new(device, |a| {
+        a.db(&if intel { VMCALL } else { VMMCALL })?;
+        a.hlt()
+    });
+    machine.vcpu.support_all(device);
+    machine.vcpu.edit_regs(|r| r.rax = 99);
+    machine.vcpu.run_to_hlt();
+    // Outside of 64-bit mode the answer is 32 bits wide.
+    assert_eq!((machine.vcpu.regs().rax, machine.vcpu.regs().rip), (ENOSYS & 0xffff_ffff, CODE + 4));
 }
 
 fn poll(device: &Device) {
