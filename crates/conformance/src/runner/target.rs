@@ -55,6 +55,8 @@ impl Target {
     pub const IN_QEMU: Self = Self::LINUX_AMD.or(Self::MODULE_AMD_NPT).or(Self::MODULE_AMD_SHADOW);
     /// Whatever runs on Bochs's VT-x.
     pub const IN_BOCHS: Self = Self::LINUX_INTEL.or(Self::MODULE_INTEL_EPT).or(Self::MODULE_INTEL_SHADOW);
+    /// Whatever runs on it with EPT.
+    pub const IN_BOCHS_EPT: Self = Self::LINUX_INTEL_EPT.or(Self::MODULE_INTEL_EPT);
 
     /// Either of two sets.
     pub const fn or(self, other: Self) -> Self {
