@@ -134,21 +134,19 @@ fn a_vcpu_that_ends_as_the_last_on_an_old_root() {
     assert!(notes.contains(&Note::Flushed(FlushTlb::Physical)), "its root was freed: {notes:?}");
 }
 
-#[test]
-fn tables_that_a_processor_walks_outlive_its_stay() {
-    let m = Machine::on(Translation::Shadow);
-    m.set_slot(1, 0x10_0000, 4096, m.ram.at()).unwrap();
-    m.script.exit(Exit::PageFault { gva: CODE, code: pf::FETCH, implicit: false });
-    let (inside, alive) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let (entered, found) = (inside.clone(), alive.clone());
+/// While the vCPU is in the guest, and its processor knows the tables that `tables` finds from the root, `change` is made.
+/// They outlive it until the processor has left the guest.
+fn outlive_a_stay(m: &Machine, tables: fn(u64) -> Vec<u64>, change: impl FnOnce()) {
+    let [inside, changed, alive] = [(); 3].map(|()| Arc::new(AtomicBool::new(false)));
+    let (entered, over, found) = (inside.clone(), changed.clone(), alive.clone());
     m.script.entry(move |_, env| {
-        // A processor knows the table that it has walked until it leaves the guest.
-        let table = CheckedTablePage::live_entry(env.root.hpa, 0).load(SeqCst) & !0xfff;
+        let tables = tables(env.root.hpa);
         entered.store(true, SeqCst);
-        while env.requests.load(SeqCst) == 0 {
+        // The change waits for this processor to leave; or it does not, which will show.
+        while env.requests.load(SeqCst) == 0 && !over.load(SeqCst) {
             thread::yield_now();
         }
-        let walk = catch_unwind(|| CheckedTablePage::live_entry(table, 0).load(SeqCst));
+        let walk = catch_unwind(|| tables.iter().for_each(|table| _ = CheckedTablePage::live_entry(*table, 0)));
         found.store(walk.is_ok(), SeqCst);
         Exit::Shutdown
     });
@@ -157,9 +155,32 @@ fn tables_that_a_processor_walks_outlive_its_stay() {
         while !inside.load(SeqCst) {
             thread::yield_now();
         }
-        m.set_slot(1, 0x10_0000, 0, m.ram.at()).unwrap();
+        change();
+        changed.store(true, SeqCst);
     });
     assert!(alive.load(SeqCst), "a table was freed under a processor");
+}
+
+/// Where the entries of the table at `hpa` lead.
+fn below(hpa: u64, entries: impl Iterator<Item = usize>) -> Vec<u64> {
+    entries.map(|n| CheckedTablePage::live_entry(hpa, n).load(SeqCst) & 0x000f_ffff_ffff_f000).collect()
+}
+
+#[test]
+fn tables_that_a_processor_walks_outlive_its_stay() {
+    let m = Machine::on(Translation::Shadow);
+    m.set_slot(1, 0x10_0000, 4096, m.ram.at()).unwrap();
+    m.script.exit(Exit::PageFault { gva: CODE, code: pf::FETCH, implicit: false });
+    let change = || _ = m.set_slot(1, 0x10_0000, 0, m.ram.at()).unwrap();
+    outlive_a_stay(&m, |root| below(root, 0..1), change);
+}
+
+#[test]
+fn tables_that_the_host_wants_back_outlive_the_stay_too() {
+    let m = Machine::on(Translation::Shadow);
+    m.script.exit(Exit::PageFault { gva: CODE, code: pf::FETCH, implicit: false });
+    let change = || assert_ne!(m.vm.shrink_shadow(1000), 0);
+    outlive_a_stay(&m, |root| below(root, 0..1), change);
 }
 
 #[test]
@@ -172,26 +193,6 @@ fn tables_beyond_a_new_bound_outlive_the_stay_too() {
         m.script.exit(Exit::PageFault { gva: n << 21, code: 0, implicit: false });
     }
     m.vm.ioctl(KVM_SET_NR_MMU_PAGES, 1000, &cx()).unwrap();
-    let (inside, alive) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let (entered, found) = (inside.clone(), alive.clone());
-    m.script.entry(move |_, env| {
-        let directory = CheckedTablePage::live_entry(env.root.hpa, 0).load(SeqCst) & !0xfff;
-        let entries = (1..=SLOTS).map(|n| CheckedTablePage::live_entry(directory, n as usize).load(SeqCst));
-        let tables: Vec<u64> = entries.map(|entry| entry & 0x000f_ffff_ffff_f000).collect();
-        entered.store(true, SeqCst);
-        while env.requests.load(SeqCst) == 0 {
-            thread::yield_now();
-        }
-        let walk = catch_unwind(|| tables.iter().for_each(|table| _ = CheckedTablePage::live_entry(*table, 0)));
-        found.store(walk.is_ok(), SeqCst);
-        Exit::Shutdown
-    });
-    thread::scope(|s| {
-        s.spawn(|| m.run().unwrap());
-        while !inside.load(SeqCst) {
-            thread::yield_now();
-        }
-        m.vm.ioctl(KVM_SET_NR_MMU_PAGES, 64, &cx()).unwrap();
-    });
-    assert!(alive.load(SeqCst), "a table was freed under a processor");
+    let change = || _ = m.vm.ioctl(KVM_SET_NR_MMU_PAGES, 64, &cx()).unwrap();
+    outlive_a_stay(&m, |root| below(below(root, 0..1)[0], 1..=SLOTS as usize), change);
 }
