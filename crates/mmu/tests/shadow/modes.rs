@@ -128,6 +128,24 @@ fn a_supervisor_without_wp_writes_large_read_only_pages() {
     }
 }
 
+/// A read by user mode takes the supervisor's right to write back. Were it remembered elsewhere, nothing would say so: when
+/// the frame becomes a table, no entry is found that can be written.
+#[test]
+fn what_a_supervisor_without_wp_could_write_is_forgotten_when_a_user_reads_it() {
+    let mut m = paged(2);
+    for cpu in [0, 1] {
+        m.set_registers(cpu, |state| state.cr0 &= !Cr0::WP.bits());
+    }
+    map(&mut m, 0x5000, 0x100, P | U);
+    write(&mut m, 1, 0x5000, 0x123 << 12 | PWU, 0x10_0000);
+    assert_eq!(m.access(0, Access { user: true, ..Access::read(0x5000) }), End::Done(0x10_0000));
+    m.put(entry_at(0x20_0000, 2), 0x100 << 12 | PWU);
+    read(&mut m, 0, 0x20_0000, 0x12_3000);
+    write(&mut m, 1, 0x5000, 0x124 << 12 | PWU, 0x10_0000);
+    m.guest_flush();
+    read(&mut m, 0, 0x20_0000, 0x12_4000);
+}
+
 #[test]
 fn smep_and_smap_hold() {
     let mut m = paged(1);
