@@ -6,6 +6,7 @@
 //! as machinery ([`MACHINERY`]), so that a new form is not overlooked. All of them are changed at once in a copy of the
 //! tree, each to a question whether it is the one to be left out: one build serves all mutants.
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -28,8 +29,11 @@ const MODES: [&str; 2] = ["soft-adversarial", "soft-shadow-adversarial"];
 const CRATES: [&str; 2] = ["rekvm-mmu", "rekvm-hv"];
 /// The environment variable that says which request is left out.
 const CHOSEN: &str = "REKVM_FLUSH_MUTANT";
-/// A judge takes no longer than this, or hangs.
-const LIMIT: Duration = Duration::from_secs(1800);
+/// A judge takes no longer than this, or hangs. (The suite's cases have limits of their own.)
+const LIMIT: Duration = Duration::from_secs(300);
+const SUITE_LIMIT: Duration = Duration::from_secs(1800);
+/// Cases that know most of translations, asked before the whole suite.
+const FIRST: [&str; 3] = ["flush/", "mmu/", "dirty/"];
 
 /// Lines that speak of flushing and request nothing, by what they contain.
 const MACHINERY: &[&str] = &[
@@ -118,8 +122,6 @@ pub fn flush_mutants(options: &Options) -> Result<()> {
         return Ok(());
     }
     let mut judges = Judges::build(&tree, &cache)?;
-    eprintln!("xtask: nothing left out");
-    judges.learn()?;
     let chosen = |n: &usize| options.only.is_empty() || options.only.contains(n);
     let mut survivors = Vec::new();
     for n in (0..names.len()).filter(chosen) {
@@ -312,8 +314,8 @@ struct Judges {
     tests: Vec<PathBuf>,
     log: PathBuf,
     tree: PathBuf,
-    /// Who fails whatever is left out.
-    known: Vec<String>,
+    /// What each judge finds with every request in its place, once it has been asked.
+    known: BTreeMap<usize, Vec<String>>,
 }
 
 impl Judges {
@@ -340,45 +342,49 @@ impl Judges {
         let tests: Vec<_> = tests.collect();
         ensure!(!tests.is_empty(), "no test programs were built");
         let suite = build.join("debug/conformance");
-        Ok(Self { suite, tests, log: cache.join("last.log"), tree: tree.to_owned(), known: Vec::new() })
-    }
-
-    /// What fails with every request in its place says nothing later. Of the cases that are made for this none may.
-    fn learn(&mut self) -> Result<()> {
-        for judge in self.all() {
-            let failed = self.run(&judge, None)?;
-            ensure!(judge.tolerant || failed.is_empty(), "fail with every flush in its place: {failed:?}");
-            failed.iter().for_each(|name| eprintln!("xtask: not asked, as it fails anyway: {name}"));
-            self.known.extend(failed);
-        }
-        Ok(())
+        Ok(Self { suite, tests, log: cache.join("last.log"), tree: tree.to_owned(), known: BTreeMap::new() })
     }
 
     /// Who notices that request `n` is missing.
-    fn judge(&self, n: usize) -> Result<Option<String>> {
-        for judge in self.all() {
-            let failed = self.run(&judge, Some(n))?;
-            if let Some(name) = failed.into_iter().find(|name| !self.known.contains(name)) {
+    fn judge(&mut self, n: usize) -> Result<Option<String>> {
+        for (number, judge) in self.all().iter().enumerate() {
+            if !self.known.contains_key(&number) {
+                let known = self.learn(judge)?;
+                self.known.insert(number, known);
+            }
+            let failed = self.run(judge, Some(n))?;
+            if let Some(name) = failed.into_iter().find(|name| !self.known[&number].contains(name)) {
                 return Ok(Some(name));
             }
         }
         Ok(None)
     }
 
-    /// The cases made for this first, the whole suite last.
+    /// What fails with every request in its place says nothing later. Of the cases that are made for this none may.
+    fn learn(&self, judge: &Judge) -> Result<Vec<String>> {
+        let failed = self.run(judge, None)?;
+        ensure!(judge.tolerant || failed.is_empty(), "fail with every flush in its place: {failed:?}");
+        failed.iter().for_each(|name| eprintln!("xtask: not asked, as it fails anyway: {name}"));
+        Ok(failed)
+    }
+
+    /// The quickest first, the whole suite last.
     fn all(&self) -> Vec<Judge> {
         let suite = |filter: &str, tolerant| {
             MODES.map(|mode| {
                 let arguments = ["run", "--format", "tap", "--on", mode, "--filter", filter].map(String::from).to_vec();
-                Judge { program: self.suite.clone(), arguments, name: mode.into(), failed: failed_case, tolerant }
+                let (program, limit) = (self.suite.clone(), SUITE_LIMIT);
+                Judge { program, arguments, name: mode.into(), failed: failed_case, tolerant, limit }
             })
         };
         let tests = self.tests.iter().map(|program| {
             let file = program.file_name().unwrap_or_default().to_string_lossy();
             let name = file.rsplit_once('-').map_or(&*file, |(name, _)| name).to_owned();
-            Judge { program: program.clone(), arguments: Vec::new(), name, failed: failed_test, tolerant: false }
+            let (program, arguments) = (program.clone(), Vec::new());
+            Judge { program, arguments, name, failed: failed_test, tolerant: false, limit: LIMIT }
         });
-        suite("flush/", false).into_iter().chain(tests).chain(suite("", true)).collect()
+        let first = FIRST.iter().flat_map(|folder| suite(folder, *folder != "flush/"));
+        first.chain(tests).chain(suite("", true)).collect()
     }
 
     /// Runs a judge: who fails in it.
@@ -390,7 +396,7 @@ impl Judges {
         if let Some(n) = n {
             command.env(CHOSEN, n.to_string());
         }
-        let ended = within(&mut command, LIMIT)?;
+        let ended = within(&mut command, judge.limit)?;
         let text = String::from_utf8_lossy(&fs::read(&self.log)?).into_owned();
         let mut failed: Vec<_> =
             text.lines().filter_map(judge.failed).map(|name| format!("{name} on {}", judge.name)).collect();
@@ -410,6 +416,7 @@ struct Judge {
     failed: fn(&str) -> Option<&str>,
     /// It may fail with every request in its place.
     tolerant: bool,
+    limit: Duration,
 }
 
 #[cfg(test)]
