@@ -9,13 +9,13 @@ use crate::Errno;
 /// Copies a structure from the client's address `arg`.
 pub(crate) fn get<M: Memory, T: Pod>(arg: u64) -> Result<T, Errno> {
     let mut value = T::zeroed();
-    M::copy_from(Hva(arg), value.bytes_mut())?;
+    M::copy_from(Hva::of_client(arg)?, value.bytes_mut())?;
     Ok(value)
 }
 
 /// Copies a structure to the client's address `arg`.
 pub(crate) fn put<M: Memory, T: Pod>(arg: u64, value: &T) -> Result<(), Errno> {
-    Ok(M::copy_to(Hva(arg), value.bytes())?)
+    Ok(M::copy_to(Hva::of_client(arg)?, value.bytes())?)
 }
 
 /// Copies the `count` elements that follow the header `H` at `arg`; more than `most` is E2BIG.
@@ -25,7 +25,7 @@ pub(crate) fn get_tail<M: Memory, H, T: Pod>(arg: u64, count: u32, most: usize) 
         return Err(Errno::E2BIG);
     }
     let mut tail = platform::fallible::try_vec(T::zeroed(), count)?;
-    let mut at = tail_of::<H>(arg);
+    let mut at = tail_of::<H>(arg)?;
     for element in &mut tail {
         M::copy_from(at, element.bytes_mut())?;
         at = at.add(size_of::<T>() as u64);
@@ -35,7 +35,7 @@ pub(crate) fn get_tail<M: Memory, H, T: Pod>(arg: u64, count: u32, most: usize) 
 
 /// Copies `elements` behind the header `H` at `arg`.
 pub(crate) fn put_tail<M: Memory, H, T: Pod>(arg: u64, elements: &[T]) -> Result<(), Errno> {
-    let mut at = tail_of::<H>(arg);
+    let mut at = tail_of::<H>(arg)?;
     for element in elements {
         M::copy_to(at, element.bytes())?;
         at = at.add(size_of::<T>() as u64);
@@ -43,6 +43,6 @@ pub(crate) fn put_tail<M: Memory, H, T: Pod>(arg: u64, elements: &[T]) -> Result
     Ok(())
 }
 
-fn tail_of<H>(arg: u64) -> Hva {
-    Hva(arg).add(size_of::<H>() as u64)
+fn tail_of<H>(arg: u64) -> Result<Hva, Errno> {
+    Ok(Hva::of_client(arg)?.add(size_of::<H>() as u64))
 }

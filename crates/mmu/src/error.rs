@@ -1,7 +1,7 @@
 //! What can go wrong with guest memory.
 use core::fmt;
 
-use platform::OutOfMemory;
+use platform::{BadAddress, OutOfMemory};
 
 /// Why an ioctl on memory slots, aliases or the dirty log was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,12 @@ impl SlotError {
             Self::BadAddress => 14,
             Self::OutOfMemory => 12,
         }
+    }
+}
+
+impl From<BadAddress> for SlotError {
+    fn from(_: BadAddress) -> Self {
+        Self::BadAddress
     }
 }
 

@@ -14,6 +14,7 @@ extern crate alloc;
 pub mod context;
 pub mod eventfd;
 pub mod fallible;
+pub mod hardware;
 pub mod lock;
 pub mod memory;
 pub mod published;
@@ -26,6 +27,7 @@ pub mod wait;
 pub use context::{Atomic, MaySleep};
 pub use eventfd::{EventCallback, EventFd, EventFdError};
 pub use fallible::{OutOfMemory, Shared};
+pub use hardware::Hardware;
 pub use lock::{Mutex, RawLock, SpinLock};
 pub use memory::{BadAddress, Hva, Memory, Pages, Word};
 pub use published::Published;
@@ -51,6 +53,8 @@ pub trait Platform: Sized + Send + Sync + 'static {
     type Timer<C: TimerCallback>: Timer<C>;
     /// A page of paging structures.
     type TablePage: TablePage;
+    /// While it lives, the calling thread keeps its processor; it is dropped on the thread that got it.
+    type Pin;
 
     /// Monotonic nanoseconds.
     fn now_ns() -> u64;
@@ -66,6 +70,9 @@ pub trait Platform: Sized + Send + Sync + 'static {
     fn signal_pending() -> bool;
     /// Gives the processor to others if they wait for it; between two entries of a guest.
     fn relax(cx: &MaySleep);
+    /// Keeps the processor: others wait in a loop for a vCPU that is inside the guest, and must not do so while its thread
+    /// waits for a processor. Nothing sleeps while the answer lives.
+    fn pin() -> Self::Pin;
     /// One turn of a loop that waits for another processor for moments only, in any context.
     fn spin() {
         core::hint::spin_loop();

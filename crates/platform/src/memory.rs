@@ -3,12 +3,18 @@
 //! Rust reference to it; it is read and written by these accessors, each of which can fail.
 use crate::{MaySleep, OutOfMemory};
 
-/// A host virtual address: an address in the client.
+/// A host virtual address: an address in the client, or one of memory that the hypervisor has made for a VM ([`Pages`]). In a
+/// kernel the latter have bit 63 set, and no address that comes from a client has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct Hva(pub u64);
 
 impl Hva {
+    /// An address that a client names: one in its own half of the address space.
+    pub const fn of_client(address: u64) -> Result<Self, BadAddress> {
+        if address >> 63 == 0 { Ok(Self(address)) } else { Err(BadAddress) }
+    }
+
     /// The address `bytes` further on; wraps, and a wrapped address fails when it is used.
     #[inline]
     #[must_use]
@@ -85,8 +91,8 @@ pub trait Pages: Sized + Send + Sync + 'static {
 /// The family of accessors. Each is one access as other processors see it, as far as the host's processor
 /// makes a plain move of that size and alignment so; none orders other accesses except the locked ones.
 ///
-/// The addresses come from memory slots and from ioctl arguments, that is from the client, who may only name
-/// its own memory; an implementation refuses addresses outside the client's half of the address space.
+/// The addresses come from memory slots and from ioctl arguments ([`Hva::of_client`]), or are those of [`Pages`] and of a
+/// vCPU's shared pages. An offset that is added to one never reaches from the client's half into the other.
 pub trait Memory: Sized + 'static {
     /// Reads a word.
     fn load<T: Word>(at: Hva) -> Result<T, BadAddress>;
@@ -108,4 +114,15 @@ pub trait Memory: Sized + 'static {
     fn copy_within(from: Hva, to: Hva, bytes: u64) -> u64;
     /// Writes `count` copies of `value`. Returns how many were written.
     fn fill<T: Word>(at: Hva, value: T, count: u64) -> u64;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_names_no_address_of_the_hypervisor() {
+        assert_eq!(Hva::of_client(u64::MAX >> 1), Ok(Hva(u64::MAX >> 1)));
+        assert_eq!(Hva::of_client(1 << 63), Err(BadAddress));
+    }
 }

@@ -220,6 +220,7 @@ impl Platform for Test {
     type Waiter = TestWaiter;
     type Timer<C: TimerCallback> = TestTimer;
     type TablePage = CheckedTablePage;
+    type Pin = ();
     fn now_ns() -> u64 {
         0
     }
@@ -239,6 +240,7 @@ impl Platform for Test {
     fn relax(_: &MaySleep) {
         thread::yield_now();
     }
+    fn pin() {}
     fn host_frame(hva: Hva, _write: bool, _cx: &MaySleep) -> Result<HostFrame, BadAddress> {
         if let Some(hook) = HOOK.take() {
             hook();

@@ -24,6 +24,7 @@ impl Platform for User {
     type Waiter = FutexWaiter;
     type Timer<C: TimerCallback> = ThreadTimer<C>;
     type TablePage = HeapTablePage;
+    type Pin = ();
 
     fn now_ns() -> u64 {
         time::monotonic_ns()
@@ -55,6 +56,9 @@ impl Platform for User {
     fn relax(_cx: &MaySleep) {
         relax();
     }
+
+    #[inline]
+    fn pin() {}
 
     #[inline]
     fn spin() {

@@ -30,7 +30,15 @@ pub(crate) fn handle<B: Backend>(run: &mut Run<'_, B>, exit: Exit, cx: &MaySleep
         run.inner.mmu.unprotected = None;
     }
     match exit {
-        Exit::Interrupted | Exit::InterruptWindow | Exit::NmiWindow => Ok(Step::Continue),
+        Exit::Interrupted => {
+            B::Platform::relax(cx);
+            // In a kernel nothing but the signal itself tells of it.
+            if B::Platform::signal_pending() {
+                run.interrupted()?;
+            }
+            Ok(Step::Continue)
+        }
+        Exit::InterruptWindow | Exit::NmiWindow => Ok(Step::Continue),
         Exit::Hlt { len } => run.hlt(len),
         Exit::Pause { len } => {
             run.skip(len);

@@ -60,6 +60,7 @@ impl Platform for Host {
     type Waiter = Sleeper;
     type Timer<C: TimerCallback> = Alarmed;
     type TablePage = CheckedTablePage;
+    type Pin = ();
 
     fn now_ns() -> u64 {
         NOW.get()
@@ -82,6 +83,7 @@ impl Platform for Host {
     fn relax(_cx: &MaySleep) {
         std::thread::yield_now();
     }
+    fn pin() {}
     fn host_frame(hva: Hva, _write: bool, _cx: &MaySleep) -> Result<HostFrame, BadAddress> {
         identity_frame(hva)
     }

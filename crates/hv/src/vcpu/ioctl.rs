@@ -138,7 +138,7 @@ impl<B: Backend> Vcpu<B> {
             return Err(Errno::EINVAL);
         }
         let mut set = [0; 8];
-        Mem::<B>::copy_from(Hva(arg).add(size_of::<KvmSignalMask>() as u64), &mut set)?;
+        Mem::<B>::copy_from(Hva::of_client(arg)?.add(size_of::<KvmSignalMask>() as u64), &mut set)?;
         self.set_signal_mask(Some(u64::from_le_bytes(set)));
         Ok(Outcome::OK)
     }

@@ -142,18 +142,22 @@ impl<B: Backend> Run<'_, B> {
             let root = self.load_root(cx)?;
             self.prepare_events();
             self.show_vapic();
+            let pin = B::Platform::pin();
             if !self.in_use.enter_guest() {
+                drop(pin);
                 self.take_back();
                 continue;
             }
             if self.root_is_stale() {
                 self.in_use.left_guest();
+                drop(pin);
                 self.take_back();
                 continue;
             }
             let env = Env { memory: &self.vm.memory, reader: self.index, requests: &self.shared.requests, root };
             let exit = self.inner.cpu.enter(&env);
             self.in_use.left_guest();
+            drop(pin);
             self.exits = self.exits.wrapping_add(1);
             if self.exits.is_multiple_of(COUNT_EVERY) {
                 self.take_counters();
@@ -185,7 +189,7 @@ impl<B: Backend> Run<'_, B> {
     }
 
     /// A signal ends KVM_RUN.
-    fn interrupted(&mut self) -> Result<(), Errno> {
+    pub(crate) fn interrupted(&mut self) -> Result<(), Errno> {
         self.shared.stats.count(Counter::SignalExits);
         self.page.reason(KVM_EXIT_INTR)?;
         Err(Errno::EINTR)

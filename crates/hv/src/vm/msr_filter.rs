@@ -32,7 +32,7 @@ impl Range {
             return Err(Errno::EINVAL);
         }
         let mut bitmap = try_vec(0, bytes)?;
-        M::copy_from(Hva(range.bitmap), &mut bitmap)?;
+        M::copy_from(Hva::of_client(range.bitmap)?, &mut bitmap)?;
         Ok(Self { flags, base: range.base, count: range.nmsrs, bitmap })
     }
 

@@ -279,7 +279,7 @@ impl<P: Platform> AddressSpace<P> {
         let take = !settings.manual.enabled;
         let (base, log) = Self::log(&now, arg.slot)?;
         let cleaned = cleaned_from(base, cleaned);
-        log.copy_out::<P::Memory>(Hva(arg.dirty_bitmap), take, cleaned).map(|any| any && take)
+        log.copy_out::<P::Memory>(Hva::of_client(arg.dirty_bitmap)?, take, cleaned).map(|any| any && take)
     }
 
     /// `KVM_CLEAR_DIRTY_LOG`: cleans the pages that the client names. The result is as of
@@ -293,7 +293,7 @@ impl<P: Platform> AddressSpace<P> {
         let (_settings, now) = self.lock();
         let (base, log) = Self::log(&now, arg.slot)?;
         let cleaned = cleaned_from(base, cleaned);
-        log.clear::<P::Memory>(arg.first_page, arg.num_pages.into(), Hva(arg.dirty_bitmap), cleaned)
+        log.clear::<P::Memory>(arg.first_page, arg.num_pages.into(), Hva::of_client(arg.dirty_bitmap)?, cleaned)
     }
 
     fn log(now: &Snapshot<P>, id: u32) -> Result<(u64, &Bitmap), SlotError> {

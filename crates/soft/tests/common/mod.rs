@@ -120,6 +120,7 @@ impl Platform for Test {
     type Waiter = TestWaiter;
     type Timer<C: TimerCallback> = TestTimer;
     type TablePage = CheckedTablePage;
+    type Pin = ();
     fn now_ns() -> u64 {
         0
     }
@@ -141,6 +142,7 @@ impl Platform for Test {
     fn relax(_cx: &MaySleep) {
         std::thread::yield_now();
     }
+    fn pin() {}
     fn host_frame(hva: Hva, _write: bool, _cx: &MaySleep) -> Result<HostFrame, BadAddress> {
         identity_frame(hva)
     }

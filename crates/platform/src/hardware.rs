@@ -1,0 +1,119 @@
+//! What a back end that uses the processor's own virtualization asks of a host beside [`Platform`]: the services of a
+//! kernel. User space has none of them, and no such back end.
+use core::fmt;
+
+use crate::{Atomic, MaySleep, OutOfMemory, Platform};
+
+/// A host that runs at the processor's highest privilege. As in [`Platform`], all methods are associated functions.
+pub trait Hardware: Platform {
+    /// Contiguous pages.
+    type Frames: Frames;
+    /// The x87, SSE and AVX registers of a guest.
+    type GuestFpu: GuestFpu;
+
+    /// The number of the processor that runs this, below [`Self::cpus`].
+    fn cpu(cx: &Atomic) -> usize;
+    /// How many processors the host can ever have.
+    fn cpus() -> usize;
+    /// Switches interrupts of this processor off. Calls do not nest.
+    fn irqs_off(cx: &Atomic);
+    /// Switches them on again.
+    fn irqs_on(cx: &Atomic);
+    /// Asked with interrupts off, right before the guest is entered: whether the host has other work for this thread
+    /// (another thread is due, a signal is pending). Then the back end answers `Exit::Interrupted` instead.
+    fn must_leave(cx: &Atomic) -> bool;
+    /// With interrupts off: the guest is about to run. For the host's accounting of time.
+    fn guest_begins(cx: &Atomic);
+    /// With interrupts off: the guest has left. The host's own breakpoints are in the debug registers again afterwards,
+    /// whatever the back end left there.
+    fn guest_ended(cx: &Atomic);
+    /// With interrupts off: the guest left for a machine check, which is the host's to handle.
+    fn machine_check(cx: &Atomic);
+    /// What the host does, and wants done, against flaws of its processors. The answer never changes.
+    fn mitigations() -> Mitigations;
+}
+
+/// Measures against speculation attacks that the host has chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mitigations {
+    /// Branch predictions of one guest must not reach another: IBPB (MSR 0x49) when a processor changes to another vCPU.
+    pub ibpb: bool,
+    /// The return stack buffer is to be filled after every exit.
+    pub fill_rsb: bool,
+    /// Buffers are to be cleared by VERW before every entry.
+    pub clear_buffers: bool,
+    /// Return predictions are to be untrained after every exit.
+    pub untrain_returns: bool,
+    /// What the host keeps in IA32_SPEC_CTRL (MSR 0x48), where that register exists and is used.
+    pub spec_ctrl: Option<u64>,
+}
+
+/// Pages of 4 KiB, zeroed and one behind the other in host-physical memory: what a processor is told about by physical
+/// address (control blocks, permission maps). They are given back when the value goes.
+pub trait Frames: Sized + Send + Sync + 'static {
+    /// `count` of them, below 2^32 if `below_4g` is set.
+    fn new(count: usize, below_4g: bool, cx: &MaySleep) -> Result<Self, OutOfMemory>;
+    /// Host-physical address of the first byte.
+    fn hpa(&self) -> u64;
+    /// Where the first byte is to be reached, writable for as long as the value lives.
+    fn as_ptr(&self) -> *mut u8;
+}
+
+/// XSAVE area in standard form with x87, SSE and the upper halves of YMM (SDM vol. 1, 13.4).
+pub type FpuArea = [u8; 832];
+
+/// The floating-point and vector registers of a guest. Between [`Self::load`] and [`Self::put`] they are the calling
+/// thread's, which the host's scheduler saves and restores by itself.
+pub trait GuestFpu: Sized + Send + 'static {
+    /// Initial state.
+    fn new(cx: &MaySleep) -> Result<Self, OutOfMemory>;
+    /// KVM_RUN begins.
+    fn load(&mut self);
+    /// KVM_RUN ends, on the thread that has loaded them.
+    fn put(&mut self);
+    /// With interrupts off, right before the guest is entered: they are in the processor's registers afterwards.
+    fn ready(&mut self, cx: &Atomic);
+    /// Copies them out, also while they are loaded by the calling thread. XSTATE_BV says which components are not initial.
+    fn save(&mut self, area: &mut FpuArea);
+    /// Replaces them, also while they are loaded by the calling thread. A component whose bit in XSTATE_BV is clear becomes
+    /// initial. The host refuses a state that would fault when it is loaded: false, and nothing has changed.
+    fn restore(&mut self, area: &FpuArea) -> bool;
+}
+
+/// The processors' virtualization, switched on and off by whoever knows when they come and go.
+pub trait Processors: Send + Sync + 'static {
+    /// Switches it on for the processor that runs this, number `cpu`, with interrupts off.
+    fn enable(&self, cpu: usize, cx: &Atomic) -> Result<(), Refusal>;
+    /// Switches it off, with interrupts off. Nothing happens if it is not on.
+    fn disable(&self, cpu: usize, cx: &Atomic);
+}
+
+/// Why the processors cannot run guests. `Display` is what the operator reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The processor has no such virtualization.
+    NotThere,
+    /// The firmware has switched it off and locked the switch.
+    DisabledByFirmware,
+    /// Another hypervisor has it switched on.
+    AlreadyInUse,
+    /// No memory for what each processor needs.
+    OutOfMemory,
+}
+
+impl From<OutOfMemory> for Refusal {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotThere => "the processor has no AMD-V",
+            Self::DisabledByFirmware => "AMD-V is disabled by the firmware (BIOS setup)",
+            Self::AlreadyInUse => "AMD-V is in use by another hypervisor",
+            Self::OutOfMemory => "out of memory",
+        })
+    }
+}
