@@ -29,8 +29,10 @@ pub enum Target {
     LinuxAmdShadow,
     /// Linux's kvm-intel with EPT, in Bochs.
     LinuxIntelEpt,
-    /// Linux's kvm-intel without EPT, in Bochs.
+    /// Linux's kvm-intel with shadow paging, in Bochs.
     LinuxIntelShadow,
+    /// Linux's kvm-intel on a processor without EPT and unrestricted guest, in Bochs.
+    LinuxIntelPenryn,
 }
 
 impl Target {
@@ -47,6 +49,7 @@ impl Target {
             Self::LinuxAmdShadow => Some(Cpu::AmdShadow),
             Self::LinuxIntelEpt => Some(Cpu::IntelEpt),
             Self::LinuxIntelShadow => Some(Cpu::IntelShadow),
+            Self::LinuxIntelPenryn => Some(Cpu::IntelPenryn),
         }
     }
 
@@ -56,7 +59,7 @@ impl Target {
         match self.cpu() {
             None => 1,
             Some(Cpu::AmdNpt | Cpu::AmdShadow) => 5,
-            Some(Cpu::IntelEpt | Cpu::IntelShadow) => 2,
+            Some(Cpu::IntelEpt | Cpu::IntelShadow | Cpu::IntelPenryn) => 2,
         }
     }
 }

@@ -32,8 +32,8 @@ pub fn run(options: &Options, target: Target, live: bool) -> Result<Run> {
 /// The suite's arguments.
 fn arguments(options: &Options, target: Target, on: &str, after: Option<&str>) -> Vec<String> {
     let slow = options.slow.unwrap_or(target.slowness());
-    let mut words = vec!["run".to_owned(), "--on".into(), on.into(), "--slow".into(), slow.to_string()];
-    words.extend(["--format".into(), "tap".into()]);
+    let mut words = vec!["run".to_owned(), "--on".into(), on.into(), "--as".into(), target.name()];
+    words.extend(["--slow".into(), slow.to_string(), "--format".into(), "tap".into()]);
     words.extend(options.filter.iter().flat_map(|text| ["--filter".into(), text.clone()]));
     words.extend(options.cases.iter().flat_map(|name| ["--case".into(), name.clone()]));
     words.extend(after.iter().flat_map(|name| ["--after".into(), (*name).to_owned()]));

@@ -46,8 +46,8 @@ impl Machine {
 pub fn start(job: &Job, kernel: &Path, initrd: &Path, append: &str, work: &Path) -> Result<Machine> {
     match job.cpu {
         Cpu::AmdNpt | Cpu::AmdShadow => qemu(job, kernel, initrd, append, work),
-        Cpu::IntelEpt => in_bochs(job, "corei7_skylake_x", kernel, initrd, append, work),
-        Cpu::IntelShadow => in_bochs(job, "core2_penryn_t9600", kernel, initrd, append, work),
+        Cpu::IntelEpt | Cpu::IntelShadow => in_bochs(job, "corei7_skylake_x", kernel, initrd, append, work),
+        Cpu::IntelPenryn => in_bochs(job, "core2_penryn_t9600", kernel, initrd, append, work),
     }
 }
 

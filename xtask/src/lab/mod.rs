@@ -31,8 +31,10 @@ pub enum Cpu {
     AmdShadow,
     /// VT-x with EPT and unrestricted guest, in Bochs.
     IntelEpt,
-    /// VT-x without either, in Bochs.
+    /// The same processor with shadow paging.
     IntelShadow,
+    /// VT-x without EPT and unrestricted guest, in Bochs: a processor of 2007.
+    IntelPenryn,
 }
 
 impl Cpu {
@@ -43,6 +45,7 @@ impl Cpu {
             Self::AmdShadow => "amd-shadow",
             Self::IntelEpt => "intel-ept",
             Self::IntelShadow => "intel-shadow",
+            Self::IntelPenryn => "intel-penryn",
         }
     }
 
@@ -50,17 +53,18 @@ impl Cpu {
     fn module(self) -> &'static str {
         match self {
             Self::AmdNpt | Self::AmdShadow => "kvm-amd",
-            Self::IntelEpt | Self::IntelShadow => "kvm-intel",
+            Self::IntelEpt | Self::IntelShadow | Self::IntelPenryn => "kvm-intel",
         }
     }
 
-    /// What Linux's module is told. The processor of `intel-shadow` leaves it no choice.
+    /// What Linux's module is told. The processor of `intel-penryn` leaves it no choice.
     fn parameters(self) -> &'static str {
         match self {
             Self::AmdNpt => "npt=1",
             Self::AmdShadow => "npt=0",
             Self::IntelEpt => "ept=1",
-            Self::IntelShadow => "",
+            Self::IntelShadow => "ept=0",
+            Self::IntelPenryn => "",
         }
     }
 }

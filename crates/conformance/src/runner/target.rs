@@ -29,7 +29,7 @@ places! {
     LINUX_AMD_SHADOW = 5, "linux-amd-shadow";
     /// Linux's kvm-intel with EPT, in Bochs.
     LINUX_INTEL_EPT = 6, "linux-intel-ept";
-    /// Linux's kvm-intel without EPT, in Bochs.
+    /// Linux's kvm-intel with shadow paging, in Bochs.
     LINUX_INTEL_SHADOW = 7, "linux-intel-shadow";
     /// rekvm's module on AMD-V with nested paging, in QEMU.
     MODULE_AMD_NPT = 8, "rekvm-amd-npt";
@@ -37,8 +37,12 @@ places! {
     MODULE_AMD_SHADOW = 9, "rekvm-amd-shadow";
     /// rekvm's module on VT-x with EPT, in Bochs.
     MODULE_INTEL_EPT = 10, "rekvm-intel-ept";
-    /// rekvm's module on VT-x without EPT, in Bochs.
+    /// rekvm's module on VT-x with shadow paging, in Bochs.
     MODULE_INTEL_SHADOW = 11, "rekvm-intel-shadow";
+    /// Linux's kvm-intel on a processor without EPT and unrestricted guest, in Bochs.
+    LINUX_INTEL_PENRYN = 12, "linux-intel-penryn";
+    /// rekvm's module on such a processor, in Bochs.
+    MODULE_INTEL_PENRYN = 13, "rekvm-intel-penryn";
 }
 
 impl Target {
@@ -47,14 +51,15 @@ impl Target {
     /// Linux's kvm-amd.
     pub const LINUX_AMD: Self = Self::LINUX_AMD_NPT.or(Self::LINUX_AMD_SHADOW);
     /// Linux's kvm-intel.
-    pub const LINUX_INTEL: Self = Self::LINUX_INTEL_EPT.or(Self::LINUX_INTEL_SHADOW);
+    pub const LINUX_INTEL: Self = Self::LINUX_INTEL_EPT.or(Self::LINUX_INTEL_SHADOW).or(Self::LINUX_INTEL_PENRYN);
     /// The software CPU in every mode.
     pub const SOFT: Self =
         Self::SOFT_SLOTS.or(Self::SOFT_ADVERSARIAL).or(Self::SOFT_SHADOW).or(Self::SOFT_SHADOW_ADVERSARIAL);
     /// Whatever runs on QEMU's AMD-V.
     pub const IN_QEMU: Self = Self::LINUX_AMD.or(Self::MODULE_AMD_NPT).or(Self::MODULE_AMD_SHADOW);
     /// Whatever runs on Bochs's VT-x.
-    pub const IN_BOCHS: Self = Self::LINUX_INTEL.or(Self::MODULE_INTEL_EPT).or(Self::MODULE_INTEL_SHADOW);
+    pub const IN_BOCHS: Self =
+        Self::LINUX_INTEL.or(Self::MODULE_INTEL_EPT).or(Self::MODULE_INTEL_SHADOW).or(Self::MODULE_INTEL_PENRYN);
     /// Whatever runs on it with EPT.
     pub const IN_BOCHS_EPT: Self = Self::LINUX_INTEL_EPT.or(Self::MODULE_INTEL_EPT);
 

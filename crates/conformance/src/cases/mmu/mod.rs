@@ -29,7 +29,7 @@ mod code {
 pub(in crate::cases) const NESTED_AMD: Target = Target::LINUX_AMD_NPT.or(Target::MODULE_AMD_NPT);
 
 /// Linux with shadow paging.
-const LINUX_SHADOW: Target = Target::LINUX_AMD_SHADOW.or(Target::LINUX_INTEL_SHADOW);
+const LINUX_SHADOW: Target = Target::LINUX_AMD_SHADOW.or(Target::LINUX_INTEL_SHADOW).or(Target::LINUX_INTEL_PENRYN);
 
 /// Why what loads page-directory pointers fails in a guest on QEMU's nested paging.
 pub(in crate::cases) const ACCESSED_POINTERS: &str = "QEMU's TCG sets the accessed bit in page-directory pointers, where it is reserved, so that they cannot be loaded again";
