@@ -35,7 +35,8 @@ pub(in crate::cases) const CASES: &[Case] = &[
     case("smep-with-pae", "B01", smep_pae).fails_below(NESTED_AMD, ACCESSED_POINTERS),
     case("smap-keeps-the-kernel-out-of-user-data", "B01", smap),
     case("smap-does-not-let-ac-excuse-implicit-accesses", "B01", smap_implicit)
-        .fails_below(Target::IN_QEMU, "QEMU's TCG lets EFLAGS.AC excuse implicit accesses, too"),
+        .fails_below(Target::IN_QEMU, "QEMU's TCG lets EFLAGS.AC excuse implicit accesses, too")
+        .fails_below(Target::IN_BOCHS, "Bochs lets EFLAGS.AC excuse implicit accesses, too"),
     case("page-size-bit-without-pse", "B01", without_pse),
     case("gigabyte-pages", "B01", gigabyte),
 ];
