@@ -23,6 +23,7 @@ mod msr_filter;
 mod pio;
 mod run;
 mod signal;
+mod smm;
 mod state;
 mod stats;
 mod translate;
@@ -69,6 +70,7 @@ pub const FOLDERS: &[Folder] = &[
     ("msr_filter", msr_filter::CASES),
     ("hypercall", hypercall::CASES),
     ("clock", clock::CASES),
+    ("smm", smm::CASES),
     ("stats", stats::CASES),
     ("translate", translate::CASES),
     ("bad_input", bad_input::CASES),

@@ -65,6 +65,8 @@ pub(crate) struct Guest<'a, P: Platform> {
     pub(super) vm: &'a VmShared<P>,
     shared: &'a VcpuShared<P>,
     pub(super) reader: usize,
+    /// In system management mode, with its memory.
+    smm: bool,
     features: Features,
     physical_bits: u32,
     xcr0: u64,
@@ -103,6 +105,7 @@ impl<'a, P: Platform> Guest<'a, P> {
             vm,
             shared,
             reader,
+            smm: inner.smm.inside,
             features: inner.features,
             physical_bits: inner.physical_bits,
             xcr0: inner.xcr0,
@@ -147,7 +150,7 @@ impl<'a, P: Platform> Guest<'a, P> {
                 paging
             }
         };
-        let Some(view) = self.vm.memory.view(self.reader) else { return Err(self.stop(Why::BadAddress)) };
+        let Some(view) = self.vm.space(self.smm).view(self.reader) else { return Err(self.stop(Why::BadAddress)) };
         let walked = walk(&view, &paging, linear, request);
         drop(view);
         match walked {
@@ -191,7 +194,7 @@ impl<'a, P: Platform> Guest<'a, P> {
         &mut self,
         f: impl FnOnce(&mmu::View<'_, P>) -> Result<R, MemoryError>,
     ) -> Res<Result<R, MemoryError>> {
-        let Some(view) = self.vm.memory.view(self.reader) else { return Err(self.stop(Why::BadAddress)) };
+        let Some(view) = self.vm.space(self.smm).view(self.reader) else { return Err(self.stop(Why::BadAddress)) };
         let result = f(&view);
         drop(view);
         match result {
@@ -207,7 +210,7 @@ impl<'a, P: Platform> Guest<'a, P> {
         new: &[u8],
         write: impl FnOnce(&mmu::View<'_, P>) -> Result<R, MemoryError>,
     ) -> Res<Result<R, MemoryError>> {
-        match self.vm.write_by(self.reader, gpa, new, write) {
+        match self.vm.write_by(self.reader, self.smm, gpa, new, write) {
             None | Some(Err(MemoryError::BadAddress(_))) => Err(self.stop(Why::BadAddress)),
             Some(other) => Ok(other),
         }

@@ -80,7 +80,7 @@ impl<B: Backend> Run<'_, B> {
         let paging = mmu::Paging::new(state, inner.features, inner.physical_bits);
         let linear = state.seg[Seg::Cs as usize].base.wrapping_add(state.rip);
         let linear = if state.mode == Mode::Long64 { state.rip } else { linear & 0xffff_ffff };
-        let Some(view) = self.vm.memory.view(self.index) else { return 0 };
+        let Some(view) = self.vm.space(inner.smm.inside).view(self.index) else { return 0 };
         let mut len = 0;
         for (offset, byte) in to.iter_mut().enumerate() {
             let at = linear.wrapping_add(offset as u64);

@@ -8,10 +8,11 @@ use crate::{
 };
 
 impl<B: Backend> Run<'_, B> {
-    /// HLT: the vCPU sleeps in the hypervisor if its local APIC is there, else in the client (row D06).
+    /// HLT: the vCPU sleeps in the hypervisor if its local APIC is there or the client wants no exit, else in the client
+    /// (row D06).
     pub(super) fn hlt(&mut self, len: u8) -> Result<Step, Errno> {
         self.skip(len);
-        if self.inner.apic.is_some() {
+        if self.inner.apic.is_some() || self.vm.exit_disabled(KVM_X86_DISABLE_EXITS_HLT) {
             self.inner.mp = MpState::Halted;
             return Ok(Step::Continue);
         }

@@ -18,7 +18,7 @@ impl<B: Backend> Run<'_, B> {
         table_walk: bool,
         cx: &MaySleep,
     ) -> Result<Step, Errno> {
-        if let Some(frame) = self.vm.memory.resolve(self.index, gpa >> 12)
+        if let Some(frame) = self.vm.space(self.inner.smm.inside).resolve(self.index, gpa >> 12)
             && (access != Access::Write || !frame.read_only || table_walk)
         {
             return Ok(Step::Continue);

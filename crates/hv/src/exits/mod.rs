@@ -42,7 +42,9 @@ pub(crate) fn handle<B: Backend>(run: &mut Run<'_, B>, exit: Exit, cx: &MaySleep
         Exit::Hlt { len } => run.hlt(len),
         Exit::Pause { len } => {
             run.skip(len);
-            B::Platform::relax(cx);
+            if !run.vm.exit_disabled(KVM_X86_DISABLE_EXITS_PAUSE) {
+                B::Platform::relax(cx);
+            }
             Ok(Step::Continue)
         }
         Exit::Cpuid { len } => run.cpuid(len),
@@ -58,8 +60,7 @@ pub(crate) fn handle<B: Backend>(run: &mut Run<'_, B>, exit: Exit, cx: &MaySleep
         Exit::MonitorMwait { len, .. } => run.monitor_mwait(len),
         Exit::TaskSwitch if let Some(event) = run.inner.events.injected => run.deliver(event),
         Exit::Xsetbv { .. } | Exit::TaskSwitch | Exit::Emulate => run.emulate(cx),
-        // There is no system management mode: RSM outside of it is #UD.
-        Exit::Rsm => run.undefined(),
+        Exit::Rsm => run.rsm(),
         Exit::Pio(pio) => run.pio(pio, cx),
         Exit::Cr { op, len } => run.control(op, len, cx),
         Exit::NestedPageFault { gpa, access, table_walk } => run.nested_page_fault(gpa, access, table_walk, cx),

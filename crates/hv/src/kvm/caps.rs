@@ -7,7 +7,7 @@ use super::Kvm;
 use crate::{
     backend::Backend,
     vcpu::{GUEST_DEBUG, NESTED_STATE_SIZE},
-    vm::{MAX_VCPUS, QUIRKS},
+    vm::{ADDRESS_SPACES, DISABLE_EXITS, MAX_VCPUS, QUIRKS},
 };
 
 impl<B: Backend> Kvm<B> {
@@ -69,10 +69,13 @@ impl<B: Backend> Kvm<B> {
             | KVM_CAP_SREGS2
             | KVM_CAP_BINARY_STATS_FD
             | KVM_CAP_DISABLE_QUIRKS
+            | KVM_CAP_X86_SMM
             | KVM_CAP_KVMCLOCK_CTRL => 1,
+            KVM_CAP_MULTI_ADDRESS_SPACE => ADDRESS_SPACES as i32,
             KVM_CAP_COALESCED_MMIO => KVM_COALESCED_MMIO_PAGE_OFFSET as i32,
             KVM_CAP_EXIT_HYPERCALL => KVM_EXIT_HYPERCALL_MAP_GPA_RANGE as i32,
             KVM_CAP_DISABLE_QUIRKS2 => QUIRKS as i32,
+            KVM_CAP_X86_DISABLE_EXITS => DISABLE_EXITS as i32,
             KVM_CAP_MCE => crate::msr::MCE_BANKS as i32,
             KVM_CAP_NR_VCPUS | KVM_CAP_MAX_VCPUS | KVM_CAP_MAX_VCPU_ID => MAX_VCPUS as i32,
             KVM_CAP_NR_MEMSLOTS => NR_MEMSLOTS as i32,

@@ -20,6 +20,8 @@ const PROCESSOR: &[u32] = &[
     msr::TSC_DEADLINE,
     msr::ARCH_CAPABILITIES,
     msr::UCODE_REV,
+    msr::SMBASE,
+    msr::SMI_COUNT,
     msr::KVM_WALL_CLOCK,
     msr::KVM_SYSTEM_TIME,
     msr::KVM_WALL_CLOCK_NEW,

@@ -253,3 +253,26 @@ fn a_guest_of_2007_has_its_own_hypercalls() {
         assert_eq!(m.script.take_injected(), [event(GP)]);
     }
 }
+
+#[test]
+fn a_client_that_wants_no_exit_for_hlt_has_its_vcpu_sleep_inside() {
+    let m = Machine::new();
+    let mut cap = KvmEnableCap { cap: KVM_CAP_X86_DISABLE_EXITS, ..KvmEnableCap::default() };
+    cap.args[0] = KVM_X86_DISABLE_EXITS_HLT;
+    let enable = |vm: &crate::Vm<_>, cap: &mut KvmEnableCap| {
+        m.client.with_bytes(cap.bytes_mut(), |arg| vm.ioctl(KVM_ENABLE_CAP, arg, &crate::testing::cx())).err()
+    };
+    // Before there is a vCPU, and nothing that is not offered.
+    assert_eq!(enable(&m.vm, &mut cap), Some(Errno::EINVAL));
+    let Ok(crate::Outcome::NewVm(vm)) = m.kvm.ioctl(KVM_CREATE_VM, 0, &crate::testing::cx()) else { panic!("no VM") };
+    let mut cstate = cap;
+    cstate.args[0] = KVM_X86_DISABLE_EXITS_CSTATE;
+    assert_eq!((enable(&vm, &mut cstate), enable(&vm, &mut cap)), (Some(Errno::EINVAL), None));
+    // A second interrupt of the client's is there already: it ends HLT at once, and no exit was seen.
+    m.vm.shared().settings.disabled_exits.store(KVM_X86_DISABLE_EXITS_HLT, core::sync::atomic::Ordering::SeqCst);
+    m.state(|s| s.flags.set_control(x86::flags::IF, x86::flags::IF));
+    m.script.entry(|_, _| Exit::Hlt { len: 1 });
+    m.script.entry(|_, _| Exit::Shutdown);
+    m.vcpu.with_inner(|inner| [0x40, 0x41].map(|vector| inner.events.add_client_irq(vector)));
+    assert_eq!((m.run(), m.state(|s| s.rip)), (Ok(KVM_EXIT_SHUTDOWN), CODE + 1));
+}

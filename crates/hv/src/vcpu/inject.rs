@@ -50,7 +50,7 @@ impl<B: Backend> Run<'_, B> {
         self.inner.apic.as_ref().is_none_or(|apic| apic.lapic.accepts_pic())
     }
 
-    fn next_event(&mut self) -> Option<Event> {
+    pub(super) fn next_event(&mut self) -> Option<Event> {
         let stats = &self.shared.stats;
         if let Some(event) = self.inner.events.injected.take() {
             stats.count(Counter::Reinjections);
@@ -119,7 +119,8 @@ impl<B: Backend> Run<'_, B> {
     /// Whether an event would end HLT.
     pub(super) fn has_event(&mut self) -> bool {
         let nmi_blocked = self.inner.cpu.nmi_blocked();
-        if self.shared.lapic.nmi_count() != 0 && !nmi_blocked {
+        let smi = self.shared.lapic.smi_pending() && !self.inner.smm.inside;
+        if smi || self.shared.lapic.nmi_count() != 0 && !nmi_blocked {
             return true;
         }
         let state = self.inner.cpu.registers(Groups::GENERAL);
@@ -148,6 +149,11 @@ impl<B: Backend> Run<'_, B> {
             if let MpState::SipiReceived(vector) = self.inner.mp {
                 self.inner.start_at(vector);
             }
+            return;
+        }
+        if self.inner.smm.inside {
+            // INIT waits for RSM, and a processor that has not seen it ignores SIPI.
+            self.shared.lapic.take_sipi();
             return;
         }
         if self.shared.lapic.take_init() {

@@ -57,6 +57,11 @@ impl<B: Backend> Vcpu<B> {
                 self.shared().lapic.queue_nmi();
                 Ok(Outcome::OK)
             }
+            KVM_SMI => {
+                none()?;
+                self.shared().lapic.queue_smi();
+                Ok(Outcome::OK)
+            }
             KVM_GET_MP_STATE => {
                 inner.pull_init_sipi(vm, index);
                 put::<B, _>(arg, &KvmMpState { mp_state: inner.mp.to_abi() })

@@ -17,6 +17,7 @@ pub mod request;
 mod run;
 mod run_page;
 mod shared;
+mod smm;
 mod state_ioctl;
 mod sync_regs;
 mod tpr;
@@ -47,6 +48,7 @@ pub(crate) use nested_state::SIZE as NESTED_STATE_SIZE;
 pub(crate) use run::{Run, Step};
 pub(crate) use run_page::{PIO_DATA, RunPage};
 pub(crate) use shared::VcpuShared;
+pub(crate) use smm::Smm;
 pub(crate) use tpr::{Tpr, TprAccess};
 
 /// A guest processor. It keeps its VM alive.
@@ -100,6 +102,7 @@ pub(crate) struct Inner<B: Backend> {
     /// IA32_APIC_BASE without a local APIC in the hypervisor.
     pub(crate) apic_base: u64,
     pub(crate) mp: MpState,
+    pub(crate) smm: Smm,
     pub(crate) debug: GuestDebug,
     pub(crate) tsc: Tsc,
     pub(crate) pv: PvClock,
@@ -141,6 +144,7 @@ impl<B: Backend> Vcpu<B> {
                 | irqchip::lapic::APIC_BASE_ENABLE
                 | if boot { irqchip::lapic::APIC_BASE_BSP } else { 0 },
             mp: if waits { MpState::Uninitialized } else { MpState::Runnable },
+            smm: Smm::default(),
             debug: GuestDebug::default(),
             tsc: Tsc::new(shared.clock.tsc_offset(rate), rate),
             pv: PvClock::default(),

@@ -25,6 +25,8 @@ pub(crate) fn is_active(index: u32) -> bool {
         index,
         msr::TSC | msr::TSC_ADJUST | msr::TSC_DEADLINE | msr::APIC_BASE | msr::X2APIC_FIRST
             ..=msr::X2APIC_LAST
+                | msr::SMBASE
+                | msr::SMI_COUNT
                 | msr::KVM_WALL_CLOCK
                 | msr::KVM_SYSTEM_TIME
                 | msr::KVM_WALL_CLOCK_NEW
@@ -46,6 +48,8 @@ impl<B: Backend> Inner<B> {
             msr::TSC => return Ok(self.tsc.read::<B::Platform>()),
             msr::TSC_ADJUST if by == By::Client || self.cpuid.has_tsc_adjust() => return Ok(self.tsc.adjust()),
             msr::APIC_BASE => return Ok(self.apic_base()),
+            msr::SMBASE if by == By::Client => return Ok(self.smm.base.into()),
+            msr::SMI_COUNT => return Ok(self.smm.count),
             msr::KVM_API_MAGIC_2007 => return Ok(self.para_2007.unwrap_or(0)),
             msr::TSC_DEADLINE if by == By::Client || self.cpuid.has_tsc_deadline() => {
                 return Ok(self.apic.as_ref().map_or(0, |apic| apic.lapic.tsc_deadline()));
@@ -91,6 +95,14 @@ impl<B: Backend> Inner<B> {
                 return Ok(());
             }
             msr::APIC_BASE => return self.set_apic_base(value, by),
+            msr::SMBASE if by == By::Client => {
+                self.smm.base = u32::try_from(value).map_err(|_| Refused::Invalid)?;
+                return Ok(());
+            }
+            msr::SMI_COUNT if by == By::Client => {
+                self.smm.count = value;
+                return Ok(());
+            }
             msr::KVM_API_MAGIC_2007 => {
                 self.para_2007 = para_2007::announce(value, self.features, vm, reader)?.then_some(value);
                 return Ok(());

@@ -135,9 +135,18 @@ impl<B: Backend> Run<'_, B> {
                 self.inner.events.triple_fault = false;
                 return self.page.reason(KVM_EXIT_SHUTDOWN);
             }
+            if self.accept_smi()? == Step::ToClient {
+                return Ok(());
+            }
             if self.window && self.ready_for_interrupt() {
                 self.shared.stats.count(Counter::RequestIrqExits);
                 return self.page.reason(KVM_EXIT_IRQ_WINDOW_OPEN);
+            }
+            if self.executes_smm() {
+                if self.step_smm(cx)? == Step::ToClient {
+                    return Ok(());
+                }
+                continue;
             }
             let root = self.load_root(cx)?;
             self.prepare_events();
@@ -154,7 +163,8 @@ impl<B: Backend> Run<'_, B> {
                 self.take_back();
                 continue;
             }
-            let env = Env { memory: &self.vm.memory, reader: self.index, requests: &self.shared.requests, root };
+            let memory = self.vm.space(self.inner.smm.inside);
+            let env = Env { memory, reader: self.index, requests: &self.shared.requests, root };
             let exit = self.inner.cpu.enter(&env);
             self.in_use.left_guest();
             drop(pin);
@@ -306,7 +316,7 @@ impl<B: Backend> Run<'_, B> {
         let page = self.page;
         page.store(KVM_RUN_IF_FLAG_OFFSET, u8::from(if_flag))?;
         page.store(KVM_RUN_READY_FOR_INTERRUPT_INJECTION_OFFSET, u8::from(ready))?;
-        page.store(KVM_RUN_FLAGS_OFFSET, 0u16)?;
+        page.store(KVM_RUN_FLAGS_OFFSET, if self.inner.smm.inside { KVM_RUN_X86_SMM } else { 0 })?;
         page.store(KVM_RUN_CR8_OFFSET, cr8)?;
         page.store(KVM_RUN_APIC_BASE_OFFSET, self.inner.apic_base())?;
         self.show_sync_regs()

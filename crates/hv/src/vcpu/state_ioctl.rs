@@ -62,7 +62,7 @@ impl<B: Backend> Inner<B> {
         self.events.set_interrupt_bitmap(new.interrupt_bitmap, self.apic.is_some());
         let state = self.cpu.registers_mut(Groups::CONTROL);
         if is_pae(state)
-            && let Some(view) = vm.memory.view(reader)
+            && let Some(view) = vm.space(self.smm.inside).view(reader)
         {
             // Tables that cannot be read leave no PDPTE present: the guest faults, nobody else.
             state.pdptr = load_pdptes(&view, state.cr3, self.physical_bits).ok().flatten().unwrap_or([0; 4]);
@@ -120,7 +120,7 @@ impl<B: Backend> Inner<B> {
     }
 
     /// What control registers may ask for: before KVM_SET_CPUID2 everything.
-    fn known_features(&self) -> Features {
+    pub(super) fn known_features(&self) -> Features {
         if self.cpuid.entries().is_empty() { Features::all() } else { self.features }
     }
 
@@ -179,7 +179,7 @@ impl<B: Backend> Inner<B> {
         let mut answer: KvmTranslation = uaccess::get::<Mem<B>, _>(arg)?;
         let state = self.cpu.registers(Groups::CONTROL);
         let paging = Paging::new(state, self.features, self.physical_bits);
-        let view = vm.memory.view(reader).ok_or(Errno::EIO)?;
+        let view = vm.space(self.smm.inside).view(reader).ok_or(Errno::EIO)?;
         let found = mmu::translate(&view, &paging, answer.linear_address);
         drop(view);
         answer.physical_address = found.map_or(u64::MAX, |t| t.gpa);
@@ -190,7 +190,11 @@ impl<B: Backend> Inner<B> {
     }
 
     pub(super) fn set_mp_state(&mut self, new: &KvmMpState, lapic: &LapicShared) -> Result<Outcome<B>, Errno> {
-        self.mp = MpState::from_abi(new.mp_state, lapic.sipi_vector(), self.apic.is_some())?;
+        let mp = MpState::from_abi(new.mp_state, lapic.sipi_vector(), self.apic.is_some())?;
+        if mp.is_after_init() && (self.smm.inside || lapic.smi_pending()) {
+            return Err(Errno::EINVAL);
+        }
+        self.mp = mp;
         if self.mp != MpState::Runnable {
             self.unhalted = false;
         }
@@ -253,7 +257,7 @@ impl<B: Backend> Inner<B> {
     /// INIT and SIPI that have come, as KVM_GET_MP_STATE shows them.
     pub(super) fn pull_init_sipi(&mut self, vm: &VmShared<B::Platform>, index: usize) {
         let lapic = &vm.vcpu(index).lapic;
-        if self.apic.is_none() || !lapic.has_init_or_sipi() {
+        if self.apic.is_none() || self.smm.inside || !lapic.has_init_or_sipi() {
             return;
         }
         if lapic.take_init() {
@@ -272,7 +276,7 @@ fn is_pae(state: &CpuState) -> bool {
 }
 
 /// Whether a processor with `features` can be in this state.
-fn valid_sregs(s: &KvmSregs, features: Features) -> bool {
+pub(super) fn valid_sregs(s: &KvmSregs, features: Features) -> bool {
     let paging = s.cr0 & Cr0::PG.bits() != 0;
     let (pae, lme, lma) =
         (s.cr4 & Cr4::PAE.bits() != 0, s.efer & Efer::LME.bits() != 0, s.efer & Efer::LMA.bits() != 0);

@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering::SeqCst;
 use irqchip::LapicShared;
 use x86::{Exception, Shadow, Vector};
 
-use super::Inner;
+use super::{Inner, MpState};
 use crate::{
     Errno, Outcome,
     backend::{Backend, BackendVcpu, Event, EventKind, Groups},
@@ -53,7 +53,13 @@ impl<B: Backend> Inner<B> {
         e.nmi.pending = lapic.nmi_count();
         e.nmi.masked = self.cpu.nmi_blocked().into();
         e.sipi_vector = lapic.sipi_vector().into();
-        e.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
+        e.smi = KvmEventSmi {
+            smm: self.smm.inside.into(),
+            pending: lapic.smi_pending().into(),
+            smm_inside_nmi: self.smm.inside_nmi.into(),
+            latched_init: (self.apic.is_some() && lapic.init_pending()).into(),
+        };
+        e.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
         if payloads {
             e.flags |= KVM_VCPUEVENT_VALID_PAYLOAD;
         }
@@ -82,7 +88,9 @@ impl<B: Backend> Inner<B> {
             known |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
         }
         let exception = e.exception.injected != 0 || payloads && e.exception.pending != 0;
-        let smm = e.flags & KVM_VCPUEVENT_VALID_SMM != 0 && (e.smi.smm | e.smi.pending | e.smi.smm_inside_nmi) != 0;
+        let smm = (e.flags & KVM_VCPUEVENT_VALID_SMM != 0).then_some(e.smi);
+        // INIT waits while an SMI is handled.
+        let lost_init = smm.is_some_and(|smi| smi.smm | smi.pending != 0) && self.mp == MpState::InitReceived;
         let shadow = if e.flags & KVM_VCPUEVENT_VALID_SHADOW != 0 {
             Some(match e.interrupt.shadow {
                 0 => Shadow::None,
@@ -94,7 +102,7 @@ impl<B: Backend> Inner<B> {
         };
         // NMI is no exception, and vectors above 31 are none.
         if e.flags & !known != 0
-            || smm
+            || lost_init
             || exception && (e.exception.nr > 31 || e.exception.nr == 2)
             || e.exception.injected != 0 && payloads && e.exception.pending != 0
         {
@@ -133,6 +141,20 @@ impl<B: Backend> Inner<B> {
         self.cpu.set_nmi_blocked(e.nmi.masked != 0);
         if e.flags & KVM_VCPUEVENT_VALID_NMI_PENDING != 0 {
             lapic.set_nmi_count(e.nmi.pending);
+        }
+        if let Some(smi) = smm {
+            self.set_inside_smm(smi.smm != 0);
+            self.smm.inside_nmi = smi.smm != 0 && smi.smm_inside_nmi != 0;
+            lapic.take_smi();
+            if smi.pending != 0 {
+                lapic.queue_smi();
+            }
+            if self.apic.is_some() {
+                lapic.take_init();
+                if smi.latched_init != 0 {
+                    lapic.queue_init();
+                }
+            }
         }
         if e.flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR != 0 {
             lapic.set_sipi_vector(e.sipi_vector as u8);

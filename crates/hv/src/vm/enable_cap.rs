@@ -15,6 +15,10 @@ pub(crate) const QUIRKS: u64 = KVM_X86_QUIRK_LINT0_REENABLED
     | KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
     | KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS;
 
+/// The exits that a client can do without. What the processor does meanwhile is the same to the guest: a halted vCPU sleeps in the
+/// hypervisor, and a pause is no occasion for others to run.
+pub(crate) const DISABLE_EXITS: u64 = KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_PAUSE;
+
 type Mem<B> = <<B as Backend>::Platform as Platform>::Memory;
 
 impl<B: Backend> Vm<B> {
@@ -60,6 +64,14 @@ impl<B: Backend> Vm<B> {
                 only(1)?;
                 shared.settings.triple_fault_event.store(value != 0, SeqCst);
             }
+            KVM_CAP_X86_DISABLE_EXITS => {
+                only(DISABLE_EXITS)?;
+                let _config = self.0.config.lock();
+                if self.vcpus().iter().next().is_some() {
+                    return Err(Errno::EINVAL);
+                }
+                shared.settings.disabled_exits.fetch_or(value, SeqCst);
+            }
             KVM_CAP_EXCEPTION_PAYLOAD => shared.settings.exception_payload.store(value != 0, SeqCst),
             KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => {
                 only(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET)?;
@@ -68,7 +80,9 @@ impl<B: Backend> Vm<B> {
                 if initially_set && !enabled {
                     return Err(Errno::EINVAL);
                 }
-                shared.memory.set_manual_protect(ManualProtect { enabled, initially_set }, cx);
+                for space in [&shared.memory, &shared.smram] {
+                    space.set_manual_protect(ManualProtect { enabled, initially_set }, cx);
+                }
             }
             _ => return Err(Errno::EINVAL),
         }

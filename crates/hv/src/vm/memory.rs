@@ -23,16 +23,39 @@ impl<P: Platform> Default for Owned<P> {
     }
 }
 
+/// Address spaces of a VM: a slot's number has its own in bits 31:16. 1 is what a vCPU in system management mode sees.
+pub(crate) const ADDRESS_SPACES: u32 = 2;
+
+/// Takes the address space from a slot's number: true for system management mode's.
+fn take_address_space(slot: &mut u32) -> Result<bool, Errno> {
+    let space = *slot >> 16;
+    *slot &= 0xffff;
+    if space < ADDRESS_SPACES { Ok(space == 1) } else { Err(Errno::EINVAL) }
+}
+
 type Mem<B> = <<B as Backend>::Platform as Platform>::Memory;
 
 impl<B: Backend> Vm<B> {
     pub(super) fn set_user_memory_region(&self, arg: u64, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
-        let region: KvmUserspaceMemoryRegion = uaccess::get::<Mem<B>, _>(arg)?;
+        let mut region: KvmUserspaceMemoryRegion = uaccess::get::<Mem<B>, _>(arg)?;
+        let smm = take_address_space(&mut region.slot)?;
         let region = Region::user(&region)?;
+        if smm {
+            return self.set_smram(&region, cx);
+        }
         // It may delete a slot of the other kind.
         let mut owned = self.0.owned.lock();
         let change = self.change_slots(|memory| memory.set_user_region(&region, cx), region.frames(), cx)?;
         Self::give_back(&mut owned, &change);
+        Ok(Outcome::OK)
+    }
+
+    /// A slot of system management mode. No tables are made of them.
+    fn set_smram(&self, region: &Region, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
+        let vm = self.shared();
+        if vm.smram.set_user_region(region, cx)?.flush {
+            vm.vcpus.flush_physical(cx);
+        }
         Ok(Outcome::OK)
     }
 
@@ -113,27 +136,32 @@ impl<B: Backend> Vm<B> {
     }
 
     pub(super) fn get_dirty_log(&self, arg: u64, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
-        let log: KvmDirtyLog = uaccess::get::<Mem<B>, _>(arg)?;
-        self.clean(|memory, cleaned| memory.get_dirty_log(&log, cx, cleaned), cx)
+        let mut log: KvmDirtyLog = uaccess::get::<Mem<B>, _>(arg)?;
+        let smm = take_address_space(&mut log.slot)?;
+        self.clean(smm, |memory, cleaned| memory.get_dirty_log(&log, cx, cleaned), cx)
     }
 
     pub(super) fn clear_dirty_log(&self, arg: u64, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
-        let log: KvmClearDirtyLog = uaccess::get::<Mem<B>, _>(arg)?;
-        self.clean(|memory, cleaned| memory.clear_dirty_log(&log, cx, cleaned), cx)
+        let mut log: KvmClearDirtyLog = uaccess::get::<Mem<B>, _>(arg)?;
+        let smm = take_address_space(&mut log.slot)?;
+        self.clean(smm, |memory, cleaned| memory.clear_dirty_log(&log, cx, cleaned), cx)
     }
 
     /// Takes write translations away, so that the next write to a clean page is logged. What failed half-way has
     /// cleaned pages too.
     fn clean(
         &self,
+        smm: bool,
         take: impl FnOnce(&AddressSpace<B::Platform>, &mut dyn FnMut(u64, u64)) -> Result<bool, SlotError>,
         cx: &MaySleep,
     ) -> Result<Outcome<B>, Errno> {
         let vm = self.shared();
+        // Tables are only made of the other slots.
+        let shadow = vm.shadow.as_ref().filter(|_| !smm);
         let mut protected = Ok(());
         let mut due = None;
-        let any = take(&vm.memory, &mut |first, bits| {
-            if let Some(shadow) = &vm.shadow {
+        let any = take(vm.space(smm), &mut |first, bits| {
+            if let Some(shadow) = shadow {
                 let (result, next) = shadow.pages_cleaned(first, bits);
                 protected = protected.and(result);
                 due = Some(match due.take() {
@@ -142,7 +170,7 @@ impl<B: Backend> Vm<B> {
                 });
             }
         });
-        match (&vm.shadow, due) {
+        match (shadow, due) {
             // Whoever writes does so by the tables' leave.
             (Some(shadow), Some(due)) => shadow.fulfil(due, || vm.vcpus.flush_physical(cx)),
             (None, _) if any != Ok(false) => vm.vcpus.flush_physical(cx),

@@ -27,9 +27,10 @@ pub(crate) use bus::{Bus, Device, Space};
 pub(crate) use chips::{Chips, Irqchip};
 pub(crate) use clock::Clock;
 pub(crate) use coalesced::Coalesced;
-pub(crate) use enable_cap::QUIRKS;
+pub(crate) use enable_cap::{DISABLE_EXITS, QUIRKS};
 pub(crate) use ioeventfd::Ioeventfds;
 use irqfd::Irqfds;
+pub(crate) use memory::ADDRESS_SPACES;
 use memory::Owned;
 pub(crate) use msr_filter::MsrFilter;
 pub(crate) use vcpus::{MAX_VCPUS, Vcpus};
@@ -67,6 +68,8 @@ struct Machine<B: Backend> {
 /// timer, which the end of [`Machine`] takes away.
 pub(crate) struct VmShared<P: Platform> {
     pub(crate) memory: AddressSpace<P>,
+    /// What a vCPU in system management mode sees instead.
+    pub(crate) smram: AddressSpace<P>,
     /// For back ends whose processors walk shadow tables.
     pub(crate) shadow: Option<Shadow<P>>,
     pub(crate) vcpus: Vcpus<P>,
@@ -94,6 +97,8 @@ pub(crate) struct Settings {
     pub(crate) exit_hypercalls: AtomicU64,
     /// KVM_CAP_X86_TRIPLE_FAULT_EVENT.
     pub(crate) triple_fault_event: AtomicBool,
+    /// KVM_CAP_X86_DISABLE_EXITS: what does not exit.
+    pub(crate) disabled_exits: AtomicU64,
     /// KVM_CAP_DISABLE_QUIRKS: the quirks that are off.
     pub(crate) disabled_quirks: AtomicU64,
     /// Guest TSC frequency for new vCPUs in kHz; 0 is the host's.
@@ -107,6 +112,7 @@ impl<B: Backend> Vm<B> {
     pub(crate) fn create(kvm: &Kvm<B>, number: u32, cx: &MaySleep) -> Result<Self, Errno> {
         let shared = Shared::try_new(VmShared {
             memory: AddressSpace::new(MAX_VCPUS, cx)?,
+            smram: AddressSpace::new(MAX_VCPUS, cx)?,
             shadow: match kvm.backend().translation() {
                 Translation::Slots => None,
                 Translation::Shadow => Some(Shadow::new(MAX_VCPUS, cx)?),
@@ -126,6 +132,7 @@ impl<B: Backend> Vm<B> {
                 user_space_msr: AtomicU32::new(0),
                 exit_hypercalls: AtomicU64::new(0),
                 triple_fault_event: AtomicBool::new(false),
+                disabled_exits: AtomicU64::new(0),
                 disabled_quirks: AtomicU64::new(0),
                 tsc_khz: AtomicU32::new(0),
                 mmu_pages: AtomicU64::new(0),
@@ -180,6 +187,16 @@ impl<P: Platform> VmShared<P> {
             0 => P::tsc_khz(),
             khz => khz,
         }
+    }
+
+    /// Whether the client wants no exit for this (KVM_CAP_X86_DISABLE_EXITS).
+    pub(crate) fn exit_disabled(&self, exit: u64) -> bool {
+        self.settings.disabled_exits.load(SeqCst) & exit != 0
+    }
+
+    /// Guest-physical memory, as a vCPU sees it that is in system management mode or not.
+    pub(crate) fn space(&self, smm: bool) -> &AddressSpace<P> {
+        if smm { &self.smram } else { &self.memory }
     }
 
     /// Whether the client switched a quirk off (KVM_CAP_DISABLE_QUIRKS).

@@ -39,21 +39,30 @@ impl<P: Platform> VmShared<P> {
         Ok(result?)
     }
 
-    /// Writes `len` bytes at `gpa` by `write`, as reader `reader`, and tells the shadow tables. None: the reader cannot
-    /// be used.
+    /// Writes `new` at `gpa` by `write`, as reader `reader` in system management mode (`smm`) or not, and tells the shadow
+    /// tables. None: the reader cannot be used.
     pub(crate) fn write_by<R>(
         &self,
         reader: usize,
+        smm: bool,
         gpa: u64,
         new: &[u8],
         write: impl FnOnce(&View<'_, P>) -> Result<R, MemoryError>,
     ) -> Option<Result<R, MemoryError>> {
-        let Some(shadow) = &self.shadow else { return Some(write(&self.memory.view(reader)?)) };
+        let space = self.space(smm);
+        let Some(shadow) = &self.shadow else { return Some(write(&space.view(reader)?)) };
         let mut old = [0; PART];
-        let view = self.memory.view(reader)?;
-        let known = old.get_mut(..new.len()).is_some_and(|old| view.read(gpa, old).is_ok());
+        let view = space.view(reader)?;
+        let known = !smm && old.get_mut(..new.len()).is_some_and(|old| view.read(gpa, old).is_ok());
         let old = if known { old.get(..new.len()).unwrap_or_default() } else { &[] };
         let result = write(&view);
+        let view = if smm {
+            // The tables may be made of the same memory or of other: it is looked at as it is there.
+            drop(view);
+            self.memory.view(reader)?
+        } else {
+            view
+        };
         let mut due: Option<FlushDue<P>> = None;
         // Each page for itself.
         let first = new.len().min((PAGE_SIZE - gpa % PAGE_SIZE) as usize);
@@ -78,9 +87,19 @@ impl<P: Platform> VmShared<P> {
 
     /// Writes `bytes` at `gpa`, as reader `reader`, for the hypervisor's own purposes.
     pub(crate) fn write_guest(&self, reader: usize, gpa: u64, bytes: &[u8]) -> Result<(), MemoryError> {
+        self.write_parts(reader, false, gpa, bytes)
+    }
+
+    /// The same in the memory of system management mode.
+    pub(crate) fn write_smram(&self, reader: usize, gpa: u64, bytes: &[u8]) -> Result<(), MemoryError> {
+        self.write_parts(reader, true, gpa, bytes)
+    }
+
+    fn write_parts(&self, reader: usize, smm: bool, gpa: u64, bytes: &[u8]) -> Result<(), MemoryError> {
         for (n, part) in bytes.chunks(PART).enumerate() {
             let at = gpa.wrapping_add((n * PART) as u64);
-            self.write_by(reader, at, part, |view| view.write(at, part)).unwrap_or(Err(MemoryError::NoMemory(at)))?;
+            let written = self.write_by(reader, smm, at, part, |view| view.write(at, part));
+            written.unwrap_or(Err(MemoryError::NoMemory(at)))?;
         }
         Ok(())
     }

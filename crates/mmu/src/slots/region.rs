@@ -60,7 +60,7 @@ impl Region {
     fn check(id: u32, flags: u32, allowed: u32, gpa: u64, bytes: u64, hva: Option<Hva>) -> Result<Self, SlotError> {
         let end = gpa.checked_add(bytes).ok_or(SlotError::Invalid)?;
         let pages = bytes >> PAGE_SHIFT;
-        // Bits 31:16 of the number name an address space, and there is one. A slot must be addressable by usize.
+        // The caller has taken the address space out of the number. A slot must be addressable by usize.
         if flags & !allowed != 0
             || !(gpa | bytes).is_multiple_of(PAGE_SIZE)
             || id >= NR_MEMSLOTS
