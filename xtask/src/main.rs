@@ -10,6 +10,7 @@ mod conformance;
 mod flush_mutants;
 mod fuzz;
 mod guest;
+mod kvm_unit_tests;
 mod lab;
 mod miri;
 mod mutants;
@@ -45,6 +46,8 @@ enum Command {
     Fuzz(fuzz::Options),
     /// Random instructions on the software CPU and on this machine's processor, compared bit for bit.
     ProveCpu(prove::Options),
+    /// Run kvm-unit-tests in QEMU under `rekvm exec`, and compare with Linux's KVM.
+    KvmUnitTests(kvm_unit_tests::Options),
     /// The tests of the pure crates in Miri.
     Miri(miri::Options),
     /// Change a crate's code in many places, one at a time, and see whether its tests notice.
@@ -67,6 +70,7 @@ fn main() -> Result<ExitCode> {
         Command::Conformance(options) => conformance::command(&options),
         Command::Fuzz(options) => fuzz::fuzz(&options).map(done),
         Command::ProveCpu(options) => prove::command(&options),
+        Command::KvmUnitTests(options) => kvm_unit_tests::kvm_unit_tests(&options).map(done),
         Command::Miri(options) => miri::miri(&options).map(done),
         Command::Mutants(options) => mutants::mutants(&options).map(done),
         Command::FlushMutants(options) => flush_mutants::flush_mutants(&options).map(done),
