@@ -10,6 +10,11 @@ const MSB: u8 = 2;
 const WORD_LOW: u8 = 3;
 const WORD_HIGH: u8 = 4;
 
+/// The ABI's count, by which clients divide, is 1 to 65536. That none has been loaded is told by a mode that does not
+/// exist (Linux says 0xff after a reset).
+const NOTHING_LOADED: u8 = 0x80;
+const LARGEST: u32 = 0x1_0000;
+
 #[derive(Clone, Debug)]
 pub(super) struct Channel {
     /// 1 to 65536; 0 from the control word until a count is loaded.
@@ -103,7 +108,7 @@ impl Channel {
         };
         match value {
             0 if self.bcd => 10_000,
-            0 => 0x1_0000,
+            0 => LARGEST,
             n => n,
         }
     }
@@ -276,8 +281,9 @@ impl Channel {
             Some(passed) => Some(now.saturating_sub(nanoseconds(passed))),
             None => self.start,
         };
+        let loaded = self.count != 0;
         KvmPitChannelState {
-            count: self.count,
+            count: if loaded { self.count } else { LARGEST },
             latched_count: self.latched_count,
             count_latched: self.count_latched,
             status_latched: self.status_latched.into(),
@@ -286,7 +292,7 @@ impl Channel {
             write_state: self.write_state,
             write_latch: self.write_latch,
             rw_mode: self.rw,
-            mode: self.mode,
+            mode: self.mode | if loaded { 0 } else { NOTHING_LOADED },
             bcd: self.bcd.into(),
             gate: self.gate.into(),
             count_load_time: start.and_then(|t| i64::try_from(t).ok()).unwrap_or(0),
@@ -296,7 +302,12 @@ impl Channel {
     pub(super) fn set_state(&mut self, state: &KvmPitChannelState, gate_fixed: bool, now: u64) {
         self.bcd = state.bcd != 0;
         self.mode = normal_mode(state.mode & 7);
-        self.count = state.count.min(if self.bcd { 16_665 } else { 0x1_0000 });
+        self.count = match state.count {
+            _ if state.mode & NOTHING_LOADED != 0 => 0,
+            0 => LARGEST,
+            count => count,
+        };
+        self.count = self.count.min(if self.bcd { 16_665 } else { LARGEST });
         self.rw = match state.rw_mode & 3 {
             0 => 3,
             rw => rw,

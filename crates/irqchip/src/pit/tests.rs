@@ -336,3 +336,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_client_that_divides_by_the_count_can_do_so_before_one_is_loaded() {
+    let mut pit = Pit::new();
+    let state = pit.state2(0);
+    assert!(state.channels.iter().all(|channel| channel.count == 0x1_0000));
+    // It goes on as it was: nothing counts.
+    pit.set_state2(&state, 1000);
+    assert_eq!((pit.state2(2000).channels, pit.next_deadline()), (state.channels, None));
+    // The largest count is written as 0.
+    let mut loaded = state;
+    (loaded.channels[0].mode, loaded.channels[0].count) = (2, 0);
+    pit.set_state2(&loaded, 1000);
+    assert_eq!(pit.state2(1000).channels[0].count, 0x1_0000);
+    assert!(pit.next_deadline().is_some());
+}
