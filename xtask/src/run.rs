@@ -44,7 +44,7 @@ pub struct Options {
 /// Builds rekvm as users build it.
 pub fn build() -> Result<()> {
     eprintln!("xtask: building rekvm");
-    check(cargo().args(["build", "--release", "--package", "rekvm"]))
+    check(cargo().args(["build", "--release", "--package", "rekvm", "--package", "rekvm-preload"]))
 }
 
 /// `rekvm run` with what every boot of `guest` has in common.

@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use vmm::accel::soft::{Options as SoftOptions, PagingKind, TlbKind};
 use vmm::choose::Accel;
@@ -24,6 +25,9 @@ pub enum Command {
     /// Run a guest; its serial console is this terminal
     #[command(after_help = STATUS_HELP)]
     Run(Run),
+    /// Run a client of /dev/kvm, such as QEMU, that finds the software CPU there
+    #[command(after_help = EXEC_HELP)]
+    Exec(Exec),
     /// Show what running guests are doing
     Stat(Stat),
 }
@@ -32,6 +36,59 @@ const STATUS_HELP: &str = "\
 Exit status: 0 the guest switched itself off, 1 the host or a file made it impossible,
 2 wrong usage, 3 the guest asked for a reset, 4 the guest crashed, 5 the back end could
 not run the guest, 128 + n ended by signal n (130 also for the escape key).";
+
+const EXEC_HELP: &str = "\
+The client itself decides the exit status; 1 the host or a file made it impossible, 2 wrong usage,
+126 the client cannot be started, 127 there is none.";
+
+/// `rekvm exec`.
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// Do not say which back end serves the client
+    #[arg(long)]
+    pub quiet: bool,
+    /// Serve the client's child processes too
+    #[arg(long)]
+    pub children: bool,
+    #[command(flatten)]
+    soft: Soft,
+    /// The client and its arguments
+    #[arg(last = true, required = true, value_name = "CLIENT")]
+    pub client: Vec<OsString>,
+}
+
+impl Exec {
+    /// How the software CPU is to work.
+    pub fn soft(&self) -> SoftOptions {
+        self.soft.options()
+    }
+}
+
+/// Options of the software CPU.
+#[derive(Debug, Args)]
+struct Soft {
+    /// For developers: the tables that the software CPU walks
+    #[arg(long, value_enum, value_name = "TABLES", default_value_t = PagingArg::Slots)]
+    soft_paging: PagingArg,
+    /// For developers: what the software CPU's TLB keeps
+    #[arg(long, value_enum, value_name = "KIND", default_value_t = TlbArg::Normal)]
+    soft_tlb: TlbArg,
+}
+
+impl Soft {
+    fn options(&self) -> SoftOptions {
+        SoftOptions {
+            paging: match self.soft_paging {
+                PagingArg::Slots => PagingKind::Slots,
+                PagingArg::Shadow => PagingKind::Shadow,
+            },
+            tlb: match self.soft_tlb {
+                TlbArg::Normal => TlbKind::Normal,
+                TlbArg::Adversarial => TlbKind::Adversarial,
+            },
+        }
+    }
+}
 
 /// `rekvm run`.
 #[derive(Debug, Args)]
@@ -57,12 +114,8 @@ pub struct Run {
     /// Back end; auto takes the device if it can run a test guest
     #[arg(long, value_enum, default_value_t = AccelArg::Auto)]
     accel: AccelArg,
-    /// For developers, with --accel soft: the tables that the software CPU walks
-    #[arg(long, value_enum, value_name = "TABLES", default_value_t = PagingArg::Slots)]
-    soft_paging: PagingArg,
-    /// For developers, with --accel soft: what its TLB keeps
-    #[arg(long, value_enum, value_name = "KIND", default_value_t = TlbArg::Normal)]
-    soft_tlb: TlbArg,
+    #[command(flatten)]
+    soft: Soft,
     /// For developers: look at the end whether the shadow tables are in order
     #[arg(long)]
     audit: bool,
@@ -134,16 +187,7 @@ impl Run {
     /// The options in the monitor's terms.
     pub fn options(&self) -> Result<Options, UsageError> {
         let cpus = self.cpus.parse().ok().filter(|n| *n > 0);
-        let soft = SoftOptions {
-            paging: match self.soft_paging {
-                PagingArg::Slots => PagingKind::Slots,
-                PagingArg::Shadow => PagingKind::Shadow,
-            },
-            tlb: match self.soft_tlb {
-                TlbArg::Normal => TlbKind::Normal,
-                TlbArg::Adversarial => TlbKind::Adversarial,
-            },
-        };
+        let soft = self.soft.options();
         if soft != SoftOptions::default() && !matches!(self.accel, AccelArg::Soft) {
             return Err(UsageError::Soft);
         }

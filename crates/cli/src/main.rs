@@ -1,5 +1,6 @@
-//! The rekvm command: `rekvm run` runs a guest on this terminal, `rekvm stat`
-//! shows what running guests are doing.
+//! The rekvm command: `rekvm run` runs a guest on this terminal, `rekvm exec` a client
+//! of /dev/kvm that finds the software CPU there, `rekvm stat` shows what running guests
+//! are doing.
 //!
 //! Exit status of `run`: 0 the guest switched itself off, 1 the host or a file
 //! made it impossible, 2 wrong usage, 3 the guest asked for a reset, 4 the guest
@@ -7,6 +8,7 @@
 //! (130 also for the escape key).
 
 mod args;
+mod exec;
 mod stat;
 
 use clap::Parser;
@@ -15,6 +17,10 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     match args::Cli::parse().command {
         args::Command::Run(arguments) => run(&arguments),
+        args::Command::Exec(arguments) => {
+            let error = exec::exec(&arguments);
+            fail(&error, error.status())
+        }
         args::Command::Stat(arguments) => match stat::stat(&arguments) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error, 1),

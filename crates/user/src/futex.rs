@@ -1,5 +1,7 @@
 //! The two futex calls that locks and sleepers use, on words that no other process sees.
-use std::{ptr, sync::atomic::AtomicU32};
+use std::sync::atomic::AtomicU32;
+
+use crate::sys;
 
 /// Why [`wait`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,24 +14,15 @@ pub(crate) enum Woken {
 
 /// Sleeps while `*word == value`.
 pub(crate) fn wait(word: &AtomicU32, value: u32) -> Woken {
+    let op = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
     // SAFETY: the word is valid for the length of the call; no timeout.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            word.as_ptr(),
-            libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
-            value,
-            ptr::null::<libc::timespec>(),
-        )
-    };
-    // SAFETY: errno of this thread.
-    if result < 0 && unsafe { *libc::__errno_location() } == libc::EINTR { Woken::Signal } else { Woken::Look }
+    let result = unsafe { sys::raw(libc::SYS_futex, [word.as_ptr().addr(), op as usize, value as usize, 0, 0, 0]) };
+    if result == -libc::EINTR as isize { Woken::Signal } else { Woken::Look }
 }
 
 /// Wakes at most `count` sleepers on `word`.
 pub(crate) fn wake(word: &AtomicU32, count: i32) {
+    let op = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
     // SAFETY: the kernel uses the address only as a key.
-    unsafe {
-        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, count);
-    }
+    unsafe { sys::raw(libc::SYS_futex, [word.as_ptr().addr(), op as usize, count as usize, 0, 0, 0]) };
 }

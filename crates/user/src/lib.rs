@@ -6,7 +6,6 @@
 //!
 //! Almost everything here that is `unsafe` is a system call or one of the memory accessors.
 
-mod chain;
 pub mod device;
 mod eventfd;
 pub mod fault;
@@ -17,6 +16,7 @@ pub mod memory;
 mod pages;
 mod platform;
 pub mod signals;
+pub mod sys;
 mod time;
 mod timer;
 mod wait;

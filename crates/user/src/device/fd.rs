@@ -2,12 +2,14 @@
 use std::{
     ffi::CStr,
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     ptr,
 };
 
 use hv::Errno;
 use platform::{Hva, fallible::Shared};
+
+use crate::sys;
 
 /// The calling thread's `errno`.
 pub(super) fn last_errno() -> Errno {
@@ -33,20 +35,28 @@ pub(super) fn memfd(name: &CStr, bytes: u64) -> Result<OwnedFd, Errno> {
     if failed { Err(last_errno()) } else { Ok(fd) }
 }
 
-/// Maps a descriptor at a place of the kernel's choice.
-pub(super) fn map(fd: RawFd, len: usize, prot: i32, flags: i32, offset: u64) -> Result<*mut u8, Errno> {
-    let offset = libc::off_t::try_from(offset).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: a new mapping at a place of the kernel's choice.
-    let at = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, fd, offset) };
-    if at == libc::MAP_FAILED { Err(last_errno()) } else { Ok(at.cast()) }
+/// Maps a descriptor.
+pub(super) fn map(at: usize, len: usize, prot: i32, flags: i32, fd: RawFd, offset: u64) -> Result<*mut u8, Errno> {
+    let offset = usize::try_from(offset).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: a new mapping; with MAP_FIXED the client has chosen what it replaces.
+    let at = unsafe { sys::call(libc::SYS_mmap, [at, len, prot as usize, flags as usize, fd as usize, offset]) }?;
+    Ok(ptr::with_exposed_provenance_mut(at))
 }
 
-/// Another descriptor of the same file.
+/// Another descriptor of the same file; if the client closed it meanwhile, the call fails or copies another descriptor
+/// of the client's, as dup(2) would.
 pub(super) fn dup(fd: RawFd) -> Result<OwnedFd, Errno> {
-    // SAFETY: the number is only borrowed for the call; if the client closed it meanwhile, the call fails or copies
-    // another descriptor of the client's, as dup(2) would.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    fd.try_clone_to_owned().map_err(|_| last_errno())
+    // SAFETY: the new descriptor is ours.
+    unsafe {
+        let copy = sys::call(libc::SYS_fcntl, [fd as usize, libc::F_DUPFD_CLOEXEC as usize, 0, 0, 0, 0])?;
+        Ok(OwnedFd::from_raw_fd(copy as RawFd))
+    }
+}
+
+/// `close`.
+pub(super) fn close(fd: RawFd) -> Result<(), Errno> {
+    // SAFETY: the client's own descriptor, which it gives up.
+    unsafe { sys::call(libc::SYS_close, [fd as usize, 0, 0, 0, 0, 0]) }.map(drop)
 }
 
 /// The hypervisor's own mapping of the pages that a vCPU shares with its client.
@@ -65,11 +75,7 @@ impl Pages {
     pub(super) fn map(fd: &OwnedFd, bytes: u64) -> Result<Shared<Self>, Errno> {
         let bytes = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping at a place of the kernel's choice.
-        let at = unsafe { libc::mmap(ptr::null_mut(), bytes, prot, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
-        if at == libc::MAP_FAILED {
-            return Err(last_errno());
-        }
+        let at = map(0, bytes, prot, libc::MAP_SHARED, fd.as_raw_fd(), 0)?.cast();
         // Without memory the mapping goes with the value.
         Ok(Shared::try_new(Self { at, bytes })?)
     }

@@ -8,7 +8,13 @@ mod fd;
 mod process;
 mod table;
 
-use std::{ffi::CStr, io, ops::Range, os::fd::RawFd, sync::OnceLock};
+use std::{
+    ffi::CStr,
+    io,
+    ops::{Range, RangeInclusive},
+    os::fd::RawFd,
+    sync::OnceLock,
+};
 
 use abi::KVM_RUN;
 use fd::{Pages, memfd};
@@ -18,7 +24,7 @@ use soft::Soft;
 pub use soft::{Options, PagingKind, TlbKind};
 use table::{Object, TABLE, VcpuFile};
 
-use crate::{User, fault, pages::map_again, signals::Window};
+use crate::{User, fault, pages::map_again, signals::Call};
 
 /// The processor that guests of this device run on.
 type Cpu = Soft<User>;
@@ -43,6 +49,7 @@ pub fn open() -> Result<RawFd, Errno> {
 /// The same for a device whose processors work as `options` say. VMs of different options live side by
 /// side.
 pub fn open_with(options: Options) -> Result<RawFd, Errno> {
+    let _call = Call::begin();
     process::watch()?;
     fault::install()
         .map_err(|error| if error.kind() == io::ErrorKind::OutOfMemory { Errno::ENOMEM } else { Errno::ENODEV })?;
@@ -66,12 +73,17 @@ pub fn open_with(options: Options) -> Result<RawFd, Errno> {
 /// `arg` is what the request asks for. An address that cannot be accessed is EFAULT; one that can is read and written
 /// by the request, at once or (guest memory) for as long as the VM uses it.
 pub unsafe fn ioctl(fd: RawFd, nr: u32, arg: u64) -> Result<i32, Errno> {
+    let mut call = Call::begin();
     let outcome = match TABLE.own(fd)? {
         Object::Device(kvm) => kvm.ioctl(nr, arg, &CX),
         Object::Vm(vm) => vm.ioctl(nr, arg, &CX),
         Object::Vcpu(file) => {
             // The signal mask of KVM_SET_SIGNAL_MASK is in force during KVM_RUN only.
-            let _window = if nr == KVM_RUN { file.vcpu.signal_mask().map(Window::open) } else { None };
+            if nr == KVM_RUN
+                && let Some(mask) = file.vcpu.signal_mask()
+            {
+                call.with_mask(mask);
+            }
             file.vcpu.ioctl(nr, arg, &CX)
         }
         Object::Stats(_) => Err(Errno::ENOTTY),
@@ -99,22 +111,36 @@ fn insert(name: &CStr, object: Object) -> Result<RawFd, Errno> {
 /// A VM's slots are found when this is called: the places of slots that come later, and those where there is none,
 /// are SIGBUS in the mapping that is made now.
 pub fn mmap(fd: RawFd, len: usize, prot: i32, flags: i32, offset: u64) -> Result<*mut u8, Errno> {
-    let object = TABLE.get(fd).ok_or(EBADF)?;
-    let end = offset.checked_add(len as u64).ok_or(Errno::EINVAL)?;
-    if flags & libc::MAP_FIXED != 0 || !offset.is_multiple_of(4096) {
+    if flags & libc::MAP_FIXED != 0 {
         return Err(Errno::EINVAL);
     }
+    // SAFETY: at a place of the kernel's choice.
+    unsafe { mmap_at(0, fd, len, prot, flags, offset) }
+}
+
+/// The same at an address of the client's choice.
+///
+/// # Safety
+/// With MAP_FIXED, what is mapped there now is the client's to replace.
+pub unsafe fn mmap_at(at: usize, fd: RawFd, len: usize, prot: i32, flags: i32, offset: u64) -> Result<*mut u8, Errno> {
+    let _call = Call::begin();
+    let object = TABLE.get(fd).ok_or(EBADF)?;
+    let end = offset.checked_add(len as u64).ok_or(Errno::EINVAL)?;
+    if !offset.is_multiple_of(4096) {
+        return Err(Errno::EINVAL);
+    }
+    // A VM's descriptor is an empty file: a mapping of it is a place where every access is SIGBUS.
+    let map = |offset| fd::map(at, len, prot, flags, fd, offset);
     match object {
-        Object::Vcpu(file) if end <= RUN_BYTES => map_vcpu(&file.vcpu, fd, len, prot, flags, offset),
-        Object::Vm(vm) if flags & libc::MAP_SHARED != 0 => map_owned(&vm, fd, len, prot, flags, offset..end),
+        Object::Vcpu(file) if end <= RUN_BYTES => with_ring(&file.vcpu, map(offset)?, len, prot, offset),
+        Object::Vm(vm) if flags & libc::MAP_SHARED != 0 => with_slots(&vm, map(0)?, len, prot, offset..end),
         Object::Vcpu(_) | Object::Vm(_) => Err(Errno::EINVAL),
         Object::Device(_) | Object::Stats(_) => Err(Errno::ENODEV),
     }
 }
 
-/// Maps the pages that a vCPU shares with its client; the last one is the VM's.
-fn map_vcpu(vcpu: &hv::Vcpu<Cpu>, fd: RawFd, len: usize, prot: i32, flags: i32, offset: u64) -> Result<*mut u8, Errno> {
-    let at = fd::map(fd, len, prot, flags, offset)?;
+/// Puts the VM's page in its place in a mapping of the pages that a vCPU shares with its client: it is the last one.
+fn with_ring(vcpu: &hv::Vcpu<Cpu>, at: *mut u8, len: usize, prot: i32, offset: u64) -> Result<*mut u8, Errno> {
     if offset + len as u64 <= RING_OFFSET {
         return Ok(at);
     }
@@ -128,17 +154,8 @@ fn map_vcpu(vcpu: &hv::Vcpu<Cpu>, fd: RawFd, len: usize, prot: i32, flags: i32, 
     Ok(at)
 }
 
-/// Maps the VM's own memory in the guest-physical `range`.
-fn map_owned(
-    vm: &hv::Vm<Cpu>,
-    fd: RawFd,
-    len: usize,
-    prot: i32,
-    flags: i32,
-    range: Range<u64>,
-) -> Result<*mut u8, Errno> {
-    // The VM's descriptor is an empty file: a mapping of it is a place where every access is SIGBUS.
-    let at = fd::map(fd, len, prot, flags, 0)?;
+/// Puts the VM's own memory in the guest-physical `range` in its place in a mapping of that range.
+fn with_slots(vm: &hv::Vm<Cpu>, at: *mut u8, len: usize, prot: i32, range: Range<u64>) -> Result<*mut u8, Errno> {
     let mut result = Ok(at);
     vm.for_each_owned(
         |memory| {
@@ -174,6 +191,7 @@ pub unsafe fn munmap(at: *mut u8, len: usize) -> Result<(), Errno> {
 
 /// `pread` of a descriptor that KVM_GET_STATS_FD made: how many bytes of `buf` were filled.
 pub fn pread(fd: RawFd, buf: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    let _call = Call::begin();
     match TABLE.get(fd).ok_or(EBADF)? {
         Object::Stats(file) => Ok(file.read_at(offset, buf)),
         _ => Err(Errno::EINVAL),
@@ -182,18 +200,40 @@ pub fn pread(fd: RawFd, buf: &mut [u8], offset: u64) -> Result<usize, Errno> {
 
 /// `dup`: another descriptor of the same object.
 pub fn dup(fd: RawFd) -> Result<RawFd, Errno> {
+    let _call = Call::begin();
     let object = TABLE.get(fd).ok_or(EBADF)?;
     TABLE.insert(fd::dup(fd)?, object)
 }
 
-/// `close`. The object goes with its last descriptor, and with the last call that is using it.
-pub fn close(fd: RawFd) -> Result<(), Errno> {
-    TABLE.remove(fd).ok_or(EBADF)
+/// Tells that the client has made `new` a copy of `old`, which is ours, with dup2 or its kin.
+pub fn copied(old: RawFd, new: RawFd) -> Result<(), Errno> {
+    let _call = Call::begin();
+    if process::shares_memory() { Ok(()) } else { TABLE.copy(old, new) }
 }
 
-/// Whether a descriptor belongs to this device.
+/// `close`. The object goes with its last descriptor, and with the last call that is using it.
+pub fn close(fd: RawFd) -> Result<(), Errno> {
+    let _call = Call::begin();
+    if process::shares_memory() { fd::close(fd) } else { TABLE.remove(fd) }
+}
+
+/// Tells that the client closes the descriptors `numbers`, or makes them stand for something else. They need not be
+/// ours.
+pub fn forget(numbers: RangeInclusive<RawFd>) {
+    let _call = Call::begin();
+    if !process::shares_memory() {
+        TABLE.forget(numbers);
+    }
+}
+
+/// Whether a descriptor belongs to this device. Async-signal-safe.
 pub fn owns(fd: RawFd) -> bool {
-    TABLE.get(fd).is_some()
+    TABLE.has(fd)
+}
+
+/// Whether a descriptor is of the device itself, rather than of a VM or vCPU.
+pub fn is_device(fd: RawFd) -> bool {
+    TABLE.has(fd) && matches!(TABLE.get(fd), Some(Object::Device(_)))
 }
 
 /// Looks whether every invariant of a VM's shadow tables holds, also while its vCPUs run: Ok tells what was looked at, Err

@@ -1,25 +1,22 @@
-//! Keeping signals of the client away from threads of the hypervisor: they inherit the mask of who starts them.
-use std::{mem, ptr};
+//! Keeping signals of the client away: from threads of the hypervisor, which inherit the mask of who starts them, and
+//! from a thread that changes what handlers read.
+use super::{bit, set_mask};
 
-/// While it lives, the calling thread takes no signals but its own faults.
-pub(crate) struct Blocked(libc::sigset_t);
+/// While it lives, the calling thread takes no signals (faults excepted).
+pub(crate) struct Blocked(u64);
 
 /// Blocks all signals that are not faults.
 pub(crate) fn block_all() -> Blocked {
-    // SAFETY: the sets are initialised by the calls.
-    unsafe {
-        let (mut all, mut old): (libc::sigset_t, libc::sigset_t) = (mem::zeroed(), mem::zeroed());
-        libc::sigfillset(&mut all);
-        libc::sigdelset(&mut all, libc::SIGSEGV);
-        libc::sigdelset(&mut all, libc::SIGBUS);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old);
-        Blocked(old)
-    }
+    Blocked(set_mask(libc::SIG_SETMASK, !(bit(libc::SIGSEGV) | bit(libc::SIGBUS))))
+}
+
+/// Blocks all signals; the caller touches no memory of the client's.
+pub(super) fn block_everything() -> Blocked {
+    Blocked(set_mask(libc::SIG_SETMASK, !0))
 }
 
 impl Drop for Blocked {
     fn drop(&mut self) {
-        // SAFETY: restores the mask that was read before.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, ptr::null_mut()) };
+        set_mask(libc::SIG_SETMASK, self.0);
     }
 }

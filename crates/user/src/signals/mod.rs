@@ -5,22 +5,49 @@
 //! instructions, sleeps on the word or is about to, it sees the change. A signal that arrives when the thread is
 //! not inside KVM_RUN leaves no trace, as with a stock kernel.
 //!
-//! A client's own handler knows nothing of [`note`]: [`wrap`] puts one that does in front of it. Signals that only
-//! KVM_SET_SIGNAL_MASK lets through are wrapped without being asked (`Window`).
+//! A client's own handler knows nothing of [`note`]. Ours is put in front of it: of one signal ([`wrap`]), of those that
+//! KVM_SET_SIGNAL_MASK lets through (`call`), or of all, where every change that the client makes is seen
+//! ([`take_over`], [`set`]).
+mod action;
 mod blocked;
-mod window;
+mod call;
 
+pub use action::{Action, set, take_over};
+pub(crate) use action::{carry_out, from_kernel, lock, own, put_in_front};
 pub(crate) use blocked::block_all;
-pub(crate) use window::Window;
-pub use window::wrap;
+pub(crate) use call::Call;
+pub use call::mask_changed;
 
 use std::{
     cell::Cell,
-    ptr,
+    io, ptr,
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use hv::request::SIGNAL;
+use libc::{c_int, c_void, siginfo_t};
+
+use crate::sys;
+
+const fn bit(signal: c_int) -> u64 {
+    1 << (signal - 1)
+}
+
+/// Faults, which must reach their handlers, what cannot be blocked, and the C library's own two.
+const NEVER_BLOCKED: u64 =
+    bit(libc::SIGSEGV) | bit(libc::SIGBUS) | bit(libc::SIGFPE) | bit(libc::SIGILL) | bit(libc::SIGTRAP) | NEVER_TAKEN;
+
+/// What cannot be caught, and the C library's own two.
+const NEVER_TAKEN: u64 = bit(libc::SIGKILL) | bit(libc::SIGSTOP) | bit(32) | bit(33);
+
+/// Changes the thread's signal mask, returns the old one. On the kernel's own format of 64 bits.
+fn set_mask(how: c_int, mask: u64) -> u64 {
+    let mut old = 0u64;
+    let args = [how as usize, (&raw const mask).addr(), (&raw mut old).addr(), size_of::<u64>(), 0, 0];
+    // SAFETY: both sets are valid and have the size given; async-signal-safe.
+    unsafe { sys::raw(libc::SYS_rt_sigprocmask, args) };
+    old
+}
 
 thread_local! {
     /// The request word of the vCPU that this thread runs, or null.
@@ -48,7 +75,29 @@ pub fn note() {
 /// Whether a signal that ends KVM_RUN has arrived for the calling thread.
 #[inline]
 pub(crate) fn pending() -> bool {
-    window::noted() || word().is_some_and(|word| word.load(Ordering::SeqCst) & SIGNAL != 0)
+    call::noted() || word().is_some_and(|word| word.load(Ordering::SeqCst) & SIGNAL != 0)
+}
+
+/// Puts a handler in front of the present disposition of `signal` that makes KVM_RUN, if the thread is inside it,
+/// return EINTR; the client's own is called when the call is over. A later change of the disposition that is not made
+/// with [`set`] undoes it.
+pub fn wrap(signal: c_int) -> io::Result<()> {
+    if !(1..=64).contains(&signal) || NEVER_BLOCKED & bit(signal) != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    put_in_front(signal).map_err(|error| io::Error::from_raw_os_error(error.0))
+}
+
+/// The handler in front of the client's. Async-signal-safe.
+pub(crate) extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    // SAFETY: errno belongs to this thread; the interrupted code must find it unchanged.
+    let errno = unsafe { *libc::__errno_location() };
+    note();
+    if !call::defer(signal, info, context) {
+        carry_out(signal, info, context);
+    }
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = errno };
 }
 
 #[cfg(test)]

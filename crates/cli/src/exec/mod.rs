@@ -1,0 +1,100 @@
+//! `rekvm exec`: becomes the client, with the library in front of its C library that provides /dev/kvm.
+
+mod program;
+
+use std::env;
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::args::Exec;
+use program::{Kind, ProgramError};
+
+/// The library, as it is built.
+const LIBRARY: &str = "librekvm_preload.so";
+/// Where it is looked for: folders relative to that of this program.
+const FOLDERS: [&str; 2] = [".", "../lib/rekvm"];
+/// The program loader's list of libraries.
+const LOADER: &str = "LD_PRELOAD";
+/// Says what is wanted to the library.
+const WISHES: &str = "REKVM_EXEC";
+
+/// The client cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// The client is no program that can be served.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// librekvm_preload.so is not in {0}
+    #[error("{LIBRARY} is not in {}", .0.display())]
+    NoLibrary(PathBuf),
+    /// cannot find myself: {0}
+    #[error("cannot find myself: {0}")]
+    Myself(io::Error),
+    /// {0} holds a space or a colon, with which the program loader cannot cope
+    #[error("{} holds a space or a colon, with which the program loader cannot cope", .0.display())]
+    Separators(PathBuf),
+    /// {0} is linked statically
+    #[error("{} is linked statically, so that nothing can be put in front of its system calls", .0.display())]
+    Static(PathBuf),
+    /// cannot start {0}: {1}
+    #[error("cannot start {}: {}", .0.display(), .1)]
+    Start(PathBuf, io::Error),
+}
+
+impl ExecError {
+    /// The exit status, as a shell has it.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Program(ProgramError::Missing(_)) => 127,
+            Self::Program(_) | Self::Static(_) | Self::Start(..) => 126,
+            _ => 1,
+        }
+    }
+}
+
+/// Becomes the client; returns only if that fails.
+pub fn exec(arguments: &Exec) -> ExecError {
+    let Err(error) = run(arguments);
+    error
+}
+
+fn run(arguments: &Exec) -> Result<std::convert::Infallible, ExecError> {
+    let (name, rest) = arguments.client.split_first().expect("clap demands a client");
+    let client = program::find(name)?;
+    if program::kind(&client)? == Kind::Static {
+        return Err(ExecError::Static(client));
+    }
+    let mut wishes = arguments.soft().name().to_owned();
+    for (word, wanted) in [("quiet", arguments.quiet), ("children", arguments.children)] {
+        if wanted {
+            wishes.push(' ');
+            wishes.push_str(word);
+        }
+    }
+    let mut command = Command::new(&client);
+    command.arg0(name).args(rest).env(WISHES, wishes).env(LOADER, loader(&library()?));
+    Err(ExecError::Start(client, command.exec()))
+}
+
+/// The library, by its whole path.
+fn library() -> Result<PathBuf, ExecError> {
+    let myself = env::current_exe().map_err(ExecError::Myself)?;
+    let folder = myself.parent().unwrap_or(Path::new("/"));
+    let found = FOLDERS.iter().map(|there| folder.join(there).join(LIBRARY)).find(|path| path.is_file());
+    let library = found.and_then(|path| path.canonicalize().ok()).ok_or_else(|| ExecError::NoLibrary(folder.into()))?;
+    let separated = library.as_os_str().as_encoded_bytes().iter().any(|b| b" :".contains(b));
+    if separated { Err(ExecError::Separators(library)) } else { Ok(library) }
+}
+
+/// The loader's list with the library in front of what the user has there.
+fn loader(library: &Path) -> OsString {
+    let mut list = library.as_os_str().to_owned();
+    if let Some(others) = env::var_os(LOADER).filter(|others| !others.is_empty()) {
+        list.push(":");
+        list.push(others);
+    }
+    list
+}

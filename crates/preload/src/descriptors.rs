@@ -1,0 +1,202 @@
+//! Calls that take a descriptor: `ioctl`, `mmap`, `close`, `dup` and their kin.
+use std::ffi::{c_int, c_uint, c_ulong, c_void};
+
+use libc::{off_t, size_t, ssize_t};
+use user::device;
+
+use crate::{answer, fail, next::next};
+
+/// Requests that the kernel itself answers for every descriptor.
+const OF_EVERY_FILE: [u32; 4] =
+    [libc::FIOCLEX as u32, libc::FIONCLEX as u32, libc::FIONBIO as u32, libc::FIOASYNC as u32];
+
+/// `ioctl` of a descriptor of ours.
+///
+/// # Safety
+/// `arg` is what the request asks for.
+pub(crate) unsafe fn ioctl_ours(fd: c_int, request: u32, arg: u64) -> Result<c_int, c_int> {
+    // SAFETY: as the caller promises.
+    unsafe { device::ioctl(fd, request, arg) }.map_err(|error| error.0)
+}
+
+/// Whether a request to `fd` is for the device.
+pub(crate) fn takes(fd: c_int, request: u32) -> bool {
+    device::owns(fd) && !OF_EVERY_FILE.contains(&request)
+}
+
+/// The C library's function of this name.
+///
+/// # Safety
+/// As there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: c_ulong) -> c_int {
+    if takes(fd, request as u32) {
+        // SAFETY: the client's own argument.
+        return answer(unsafe { ioctl_ours(fd, request as u32, arg) });
+    }
+    next!(ioctl: unsafe extern "C" fn(c_int, c_ulong, ...) -> c_int, fd, request, arg)
+}
+
+macro_rules! mmaps {
+    ($($name:ident)*) => {$(
+        /// The C library's function of this name.
+        ///
+        /// # Safety
+        /// As there.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name(
+            at: *mut c_void,
+            len: size_t,
+            prot: c_int,
+            flags: c_int,
+            fd: c_int,
+            offset: off_t,
+        ) -> *mut c_void {
+            if flags & libc::MAP_ANONYMOUS == 0 && device::owns(fd) {
+                // SAFETY: the client's own place.
+                return match unsafe { device::mmap_at(at.addr(), fd, len, prot, flags, offset as u64) } {
+                    Ok(at) => at.cast(),
+                    Err(error) => {
+                        fail(error.0);
+                        libc::MAP_FAILED
+                    }
+                };
+            }
+            next!($name: unsafe extern "C" fn(*mut c_void, size_t, c_int, c_int, c_int, off_t) -> *mut c_void,
+                at, len, prot, flags, fd, offset)
+        }
+    )*};
+}
+mmaps!(mmap mmap64);
+
+/// `close` of a descriptor of ours.
+pub(crate) fn close_ours(fd: c_int) -> Result<c_int, c_int> {
+    device::close(fd).map(|()| 0).map_err(|error| error.0)
+}
+
+macro_rules! closes {
+    ($($name:ident)*) => {$(
+        /// The C library's function of this name.
+        ///
+        /// # Safety
+        /// As there.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name(fd: c_int) -> c_int {
+            if device::owns(fd) {
+                return answer(close_ours(fd));
+            }
+            next!($name: unsafe extern "C" fn(c_int) -> c_int, fd)
+        }
+    )*};
+}
+closes!(close __close);
+
+/// Forgets what is about to be closed, unless it is only marked for exec.
+pub(crate) fn close_range_ours(first: c_uint, last: c_uint, flags: c_int) {
+    const CLOSE_RANGE_CLOEXEC: c_int = 4;
+    if flags & CLOSE_RANGE_CLOEXEC == 0 {
+        let limited = |fd: c_uint| c_int::try_from(fd).unwrap_or(c_int::MAX);
+        device::forget(limited(first)..=limited(last));
+    }
+}
+
+/// The C library's function of this name.
+///
+/// # Safety
+/// As there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
+    close_range_ours(first, last, flags);
+    next!(close_range: unsafe extern "C" fn(c_uint, c_uint, c_int) -> c_int, first, last, flags)
+}
+
+/// The C library's function of this name.
+///
+/// # Safety
+/// As there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn closefrom(first: c_int) {
+    close_range_ours(first.max(0) as c_uint, c_uint::MAX, 0);
+    next!(closefrom: unsafe extern "C" fn(c_int) -> c_int, first);
+}
+
+/// After the kernel has made `new` a copy of `old`: what `new` stands for now.
+pub(crate) fn copied(old: c_int, new: c_int) -> c_int {
+    if new < 0 || new == old {
+        return new;
+    }
+    if device::owns(old) {
+        if let Err(error) = device::copied(old, new) {
+            // SAFETY: made for this call, and told to nobody.
+            unsafe { libc::close(new) };
+            return fail(error.0);
+        }
+    } else if device::owns(new) {
+        device::forget(new..=new);
+    }
+    new
+}
+
+/// The C library's function of this name.
+///
+/// # Safety
+/// As there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dup(old: c_int) -> c_int {
+    copied(old, next!(dup: unsafe extern "C" fn(c_int) -> c_int, old))
+}
+
+/// The C library's function of this name.
+///
+/// # Safety
+/// As there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dup2(old: c_int, new: c_int) -> c_int {
+    copied(old, next!(dup2: unsafe extern "C" fn(c_int, c_int) -> c_int, old, new))
+}
+
+/// The C library's function of this name.
+///
+/// # Safety
+/// As there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int {
+    copied(old, next!(dup3: unsafe extern "C" fn(c_int, c_int, c_int) -> c_int, old, new, flags))
+}
+
+macro_rules! fcntls {
+    ($($name:ident)*) => {$(
+        /// The C library's function of this name.
+        ///
+        /// # Safety
+        /// As there.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name(fd: c_int, command: c_int, arg: c_ulong) -> c_int {
+            let value = next!($name: unsafe extern "C" fn(c_int, c_int, ...) -> c_int, fd, command, arg);
+            if matches!(command, libc::F_DUPFD | libc::F_DUPFD_CLOEXEC) { copied(fd, value) } else { value }
+        }
+    )*};
+}
+fcntls!(fcntl fcntl64);
+
+macro_rules! preads {
+    ($($name:ident)*) => {$(
+        /// The C library's function of this name.
+        ///
+        /// # Safety
+        /// As there.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name(fd: c_int, to: *mut c_void, len: size_t, offset: off_t) -> ssize_t {
+            if device::owns(fd) {
+                // SAFETY: the client's own buffer.
+                let buffer = unsafe { std::slice::from_raw_parts_mut(to.cast(), len) };
+                return match device::pread(fd, buffer, offset as u64) {
+                    Ok(len) => len as ssize_t,
+                    Err(error) => fail(error.0) as ssize_t,
+                };
+            }
+            next!($name: unsafe extern "C" fn(c_int, *mut c_void, size_t, off_t) -> ssize_t, fd, to, len, offset)
+        }
+    )*};
+}
+preads!(pread pread64);
