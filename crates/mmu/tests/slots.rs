@@ -221,6 +221,7 @@ fn physical_memory() {
     kind(set(&s, 0, LOG, 0, 0x1000, 0x10000)).unwrap();
     kind(set(&s, 1, 0, 0x1000, 0x3000, 0x30000)).unwrap();
     kind(set(&s, 2, RO, 0x8000, 0x1000, 0x10000)).unwrap();
+    kind(set(&s, 3, 0, 0x6000, 0x1000, 0x30000)).unwrap();
     let v = s.view(0).unwrap();
     v.store(0xffc, 0x1122_3344_5566_7788u64).unwrap();
     assert_eq!(v.load::<u64>(0xffc), Ok(0x1122_3344_5566_7788));
@@ -239,6 +240,8 @@ fn physical_memory() {
     assert_eq!(v.load::<u8>(0x8ffc), Ok(0x88));
     // The second page has no memory: nothing of the word is written.
     assert_eq!(v.store(0x8fff, 0u16), Err(MemoryError::ReadOnly(0x8fff)));
+    // A word that ends with its page needs none behind it.
+    assert_eq!((v.store(0x6ff8, 9u64), v.load::<u64>(0x6ff8)), (Ok(()), Ok(9)));
     assert_eq!(v.load::<u8>(u64::MAX), Err(MemoryError::NoMemory(u64::MAX)));
     assert!(v.load::<u64>(u64::MAX).is_err() && v.store(u64::MAX, 0u64).is_err());
     drop(v);

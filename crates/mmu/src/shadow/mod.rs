@@ -24,6 +24,8 @@
 //! looks whether everything agrees.
 mod arena;
 mod audit;
+#[cfg(test)]
+mod audit_tests;
 mod cache;
 mod expect;
 mod fault;

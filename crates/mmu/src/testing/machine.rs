@@ -455,6 +455,11 @@ impl Machine {
         self.vm.shadow.counter(index)
     }
 
+    /// The guest's memory.
+    pub fn memory(&self) -> &AddressSpace<Test> {
+        &self.vm.memory
+    }
+
     /// The shadow tables themselves.
     pub fn shadow(&self) -> &Shadow<Test> {
         &self.vm.shadow
