@@ -1,5 +1,6 @@
 //! Whether two outcomes are the same, as far as the manuals define them.
-use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
+use emulate::testing::{result_undefined, undefined_flags};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use x86::{Vector, flags};
 
 use crate::{
@@ -10,60 +11,6 @@ use crate::{
 
 const PF: u64 = Vector::PF.0 as u64;
 const AC: u64 = Vector::AC.0 as u64;
-
-/// Bits of an operand and a masked count, of a shift or rotation.
-fn shift_count(insn: &Instruction, case: &Case) -> Option<(u8, u8)> {
-    use Mnemonic::*;
-    if !matches!(insn.mnemonic(), Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd) {
-        return None;
-    }
-    let by_register = insn.op_kind(insn.op_count() - 1) == OpKind::Register;
-    let count = if by_register { case.before.gpr[1] as u8 } else { insn.immediate8() };
-    let size = match insn.op0_kind() {
-        OpKind::Memory => insn.memory_size().size() as u8,
-        _ => insn.op0_register().size() as u8,
-    };
-    Some((size * 8, count & if size == 8 { 63 } else { 31 }))
-}
-
-/// The flags that the instruction leaves undefined.
-pub fn undefined_flags(insn: &Instruction, case: &Case) -> u64 {
-    let bits = [
-        (RflagsBits::OF, flags::OF),
-        (RflagsBits::SF, flags::SF),
-        (RflagsBits::ZF, flags::ZF),
-        (RflagsBits::AF, flags::AF),
-        (RflagsBits::CF, flags::CF),
-        (RflagsBits::PF, flags::PF),
-    ];
-    let mut mask = 0;
-    for (theirs, ours) in bits {
-        if insn.rflags_undefined() & theirs != 0 {
-            mask |= ours;
-        }
-    }
-    if let Some((bits, count)) = shift_count(insn, case) {
-        if count == 0 {
-            return 0;
-        }
-        if count != 1 {
-            mask |= flags::OF;
-        }
-        if !matches!(insn.mnemonic(), Mnemonic::Rol | Mnemonic::Ror | Mnemonic::Rcl | Mnemonic::Rcr) {
-            mask |= flags::AF;
-            if count >= bits && insn.mnemonic() != Mnemonic::Sar {
-                mask |= flags::CF;
-            }
-        }
-    }
-    mask
-}
-
-/// A double shift of 16 bits by more leaves even its result undefined.
-fn result_undefined(insn: &Instruction, case: &Case) -> bool {
-    matches!(insn.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd)
-        && shift_count(insn, case).is_some_and(|(bits, count)| count > bits)
-}
 
 /// Instructions that access memory in several parts, in an order that is the processor's choice: which of them a page fault
 /// names is not compared.
@@ -210,11 +157,12 @@ pub fn difference(case: &Case, insn: &Instruction, image: &Image, native: &Outco
         all.push(format!("RIP {:#x}, native {:#x}", mine.rip, theirs.rip));
     }
     let completed = native.end == end::COMPLETED;
-    if completed && result_undefined(insn, case) {
+    let cl = case.before.gpr[1] as u8;
+    if completed && result_undefined(insn, cl) {
         return None;
     }
     let ignored = ignored(insn);
-    let undefined = if completed { undefined_flags(insn, case) | ignored.flags } else { 0 };
+    let undefined = if completed { undefined_flags(insn, cl) | ignored.flags } else { 0 };
     let compared = flags::STATUS | flags::DF | flags::AC | flags::ID | flags::NT | flags::IOPL | flags::IF;
     let mask = compared & !undefined;
     if (mine.flags ^ theirs.flags) & mask != 0 {

@@ -2,25 +2,11 @@
 mod common;
 
 use common::{CODE, DATA, Guest, STACK, Test};
+use emulate::testing::Random;
 use hv::backend::{BackendVcpu, Exit, Groups, GuestDebug};
 use soft::SoftVcpu;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
-
-/// Marsaglia's xorshift.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-}
 
 /// Instructions with two bytes of ModRM and displacement or immediate that are left to chance.
 const OPCODES: &[&[u8]] = &[
@@ -61,7 +47,7 @@ fn program(random: &mut Random, soup: bool) -> Vec<u8> {
             code.extend_from_slice(OPCODES[random.below(OPCODES.len() as u64) as usize]);
         }
         for _ in 0..random.below(3) {
-            code.push(random.next() as u8);
+            code.push(random.bits() as u8);
         }
     }
     code.push(0xf4);
@@ -77,14 +63,14 @@ fn guest(code: &[u8], seed: u64) -> (Guest, SoftVcpu<Test>) {
     }
     g.write(CODE, code);
     let mut v = g.long(0);
-    let mut random = Random(seed | 1);
+    let mut random = Random::new(&[seed]);
     let s = v.registers_mut(Groups::ALL);
     for (n, r) in s.gpr.iter_mut().enumerate() {
         *r = match n {
             1 => random.below(40),
             3 | 5 | 6 | 7 => DATA + random.below(0x2000),
             4 => STACK,
-            _ => random.next(),
+            _ => random.bits(),
         };
     }
     (g, v)
@@ -107,10 +93,10 @@ fn run(g: &Guest, v: &mut SoftVcpu<Test>, step: bool, limit: u64) -> Option<Exit
 
 #[test]
 fn blocks_do_what_single_steps_do() {
-    let mut random = Random(0x1234_5678_9abc_def1);
+    let mut random = Random::new(&[0x1234_5678_9abc_def1]);
     for n in 0..150 {
         let code = program(&mut random, n % 5 == 0);
-        let seed = random.next();
+        let seed = random.bits();
         let (g, mut v) = guest(&code, seed);
         // Programs that do not end say nothing.
         let Some(stepped) = run(&g, &mut v, true, 2000) else { continue };
@@ -133,10 +119,10 @@ fn blocks_do_what_single_steps_do() {
 
 #[test]
 fn whatever_runs_can_be_stopped() {
-    let mut random = Random(0x0dd0_1234_5678_9abc);
+    let mut random = Random::new(&[0x0dd0_1234_5678_9abc]);
     for n in 0..100 {
         let code = program(&mut random, n % 2 == 0);
-        let (g, mut v) = guest(&code, random.next());
+        let (g, mut v) = guest(&code, random.bits());
         if n % 4 == 3 {
             // The same in real mode.
             let s = v.registers_mut(Groups::ALL);

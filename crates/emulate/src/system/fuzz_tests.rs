@@ -7,36 +7,19 @@ use super::{
     event::{Delivery, Event, deliver_event},
     testing::*,
 };
-use crate::{Stop, testing::TestCpu};
+use crate::{
+    Stop,
+    testing::{Random, TestCpu},
+};
 
-/// xorshift64*, so that a failure can be repeated.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    /// Mostly something that means something.
-    fn value(&mut self) -> u64 {
-        match self.below(8) {
-            0 => self.next(),
-            1 => self.below(0x100),
-            2 => 1u64.wrapping_shl(self.next() as u32).wrapping_sub(self.below(3)),
-            3 => KERNEL_STACK - self.below(0x40),
-            _ => self.below(0x30) * 8 + self.below(8),
-        }
+/// Mostly something that means something.
+fn value(r: &mut Random) -> u64 {
+    match r.below(8) {
+        0 => r.bits(),
+        1 => r.below(0x100),
+        2 => 1u64.wrapping_shl(r.bits() as u32).wrapping_sub(r.below(3)),
+        3 => KERNEL_STACK - r.below(0x40),
+        _ => r.below(0x30) * 8 + r.below(8),
     }
 }
 
@@ -117,7 +100,7 @@ fn instruction(r: &mut Random) -> Vec<u8> {
     }
     bytes.extend(OPCODES[r.below(OPCODES.len() as u64) as usize]);
     // Operands: a ModRM byte, or a selector that exists.
-    bytes.extend((0..10).map(|_| r.value() as u8));
+    bytes.extend((0..10).map(|_| value(r) as u8));
     bytes
 }
 
@@ -134,35 +117,35 @@ fn machine(r: &mut Random) -> TestCpu {
     for _ in 0..12 {
         let selector = (r.below(32) * 8) as u16;
         let value = match r.below(4) {
-            0 => r.next(),
-            1 => descriptor(r.below(MEMORY as u64), 0xffff, r.next() as u16 & 0xfff | 0x80),
-            _ => gate(r.below(16) as u16, r.value() as u16, HANDLER, 3, r.below(32)),
+            0 => r.bits(),
+            1 => descriptor(r.below(MEMORY as u64), 0xffff, r.bits() as u16 & 0xfff | 0x80),
+            _ => gate(r.below(16) as u16, value(r) as u16, HANDLER, 3, r.below(32)),
         };
         set_gdt(&mut cpu, selector, value);
     }
     for vector in 0..32 {
         let typ = if r.one_in(4) { 5 } else { 14 };
-        set_idt(&mut cpu, vector, gate(typ, r.value() as u16, HANDLER, 3, 0));
+        set_idt(&mut cpu, vector, gate(typ, value(r) as u16, HANDLER, 3, 0));
     }
     for _ in 0..64 {
         let at = r.below(MEMORY as u64 / 8) * 8;
-        cpu.write(at, &r.value().to_le_bytes());
+        cpu.write(at, &value(r).to_le_bytes());
     }
     let s = &mut cpu.state;
     for n in 0..16 {
         if n != 4 || r.one_in(4) {
-            s.gpr[n] = r.value();
+            s.gpr[n] = value(r);
         }
     }
-    s.flags.set(s.flags.get() ^ r.next() & r.next() & !x86::flags::VM);
+    s.flags.set(s.flags.get() ^ r.bits() & r.bits() & !x86::flags::VM);
     if r.one_in(3) {
-        let bits = r.next() & r.next() & 0x0037_06ff & !(1 << 17);
+        let bits = r.bits() & r.bits() & 0x0037_06ff & !(1 << 17);
         s.cr4 |= bits;
     }
-    s.star = r.value() << 32;
-    s.sysenter_cs = r.value();
+    s.star = value(r) << 32;
+    s.sysenter_cs = value(r);
     s.ldtr = Segment { selector: 8, attr: x86::Attr(0x82), limit: 0xff, base: LDT };
-    s.idtr = if r.one_in(8) { Table { base: r.value(), limit: r.next() as u16 } } else { s.idtr };
+    s.idtr = if r.one_in(8) { Table { base: value(r), limit: r.bits() as u16 } } else { s.idtr };
     s.tr.limit = if r.one_in(4) { r.below(0x100) as u32 } else { s.tr.limit };
     s.refresh();
     if r.one_in(4) {
@@ -183,7 +166,7 @@ fn registers(s: &CpuState) -> impl PartialEq + core::fmt::Debug + use<> {
 
 #[test]
 fn instructions_commit_all_or_nothing() {
-    let mut r = Random(0x1234_5678_9abc_def1);
+    let mut r = Random::new(&[0x1234_5678_9abc_def1]);
     let mut done = [0u32; 2];
     for n in 0..150_000 {
         let mut cpu = machine(&mut r);
@@ -205,7 +188,7 @@ fn instructions_commit_all_or_nothing() {
 
 #[test]
 fn events_end_in_a_handler_or_in_shutdown() {
-    let mut r = Random(0xfeed_5678_9abc_def1);
+    let mut r = Random::new(&[0xfeed_5678_9abc_def1]);
     let mut seen = [0u32; 3];
     for n in 0..60_000 {
         let mut cpu = machine(&mut r);
@@ -214,8 +197,8 @@ fn events_end_in_a_handler_or_in_shutdown() {
             0 => Event::Interrupt(vector),
             1 => Event::Nmi,
             2 => Event::Software { vector, len: 2, int3_or_into: r.one_in(2) },
-            3 => Event::Exception(Exception::page_fault(r.value(), pf::WRITE)),
-            4 => Event::Exception(Exception::with_code(Vector::GP, r.next() as u32 & 0xffff)),
+            3 => Event::Exception(Exception::page_fault(value(&mut r), pf::WRITE)),
+            4 => Event::Exception(Exception::with_code(Vector::GP, r.bits() as u32 & 0xffff)),
             _ => Event::Icebp { len: 1 },
         };
         let before = registers(&cpu.state);

@@ -1,9 +1,15 @@
-//! A processor with flat memory, for tests: no paging, no devices, every access recorded, faults where the test wants
-//! them.
+//! For tests of this crate and of others: a processor with flat memory (no paging, no devices, every access recorded, faults
+//! where the test wants them), random numbers that find differences, and what of an instruction's result is not defined.
+mod random;
+mod undefined;
+
 use std::{collections::BTreeMap, vec, vec::Vec};
 
 use platform::Word;
 use x86::{Attr, CpuState, Cr0, Cr4, Efer, Features, Mode, Segment, Vector, exception::pf};
+
+pub use random::Random;
+pub use undefined::{result_undefined, undefined_flags};
 
 use crate::{Access, Cpu, Flush, Intercept, Op, Res, Stop};
 

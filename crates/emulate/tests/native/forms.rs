@@ -1,52 +1,6 @@
 //! Random instructions of a given form.
+use emulate::testing::Random;
 use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind as K, OpKind, Register};
-
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    pub fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 33) % n
-    }
-
-    pub fn of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len() as u64) as usize]
-    }
-
-    /// Often a value at a boundary.
-    pub fn value(&mut self) -> u64 {
-        let r = self.next();
-        match self.below(8) {
-            0 => self.of(&[
-                0,
-                1,
-                0x7f,
-                0x80,
-                0xff,
-                0x7fff,
-                0x8000,
-                0xffff,
-                0x7fff_ffff,
-                0x8000_0000,
-                0xffff_ffff,
-                1 << 63,
-                !0,
-            ]),
-            1 => r & 0xff,
-            2 => r & 0x3f,
-            3 => (r as i8) as u64,
-            4 => 1 << (r & 63),
-            5 => r as u32 as u64,
-            _ => r,
-        }
-    }
-}
 
 fn register(random: &mut Random, size: usize, bitness: u32) -> Register {
     let count = if bitness == 64 { 16 } else { 8 };

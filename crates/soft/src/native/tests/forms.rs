@@ -1,11 +1,11 @@
 //! Every instruction form that the guest can have, with random registers, operands and modes.
+use emulate::testing::Random;
 use iced_x86::{Code, Encoder, EncodingKind, Instruction, OpCodeOperandKind, OpKind, Register};
 use x86::{Exception, Vector, flags, fpu::Legacy};
 
 use super::{
     hardware::{Hardware, Registers},
     machine::{BUFFER, Machine},
-    random::Random,
 };
 
 /// What is not compared here: state images and privileged or integer instructions.
@@ -55,7 +55,7 @@ fn is_candidate(code: Code) -> bool {
 fn instance(code: Code, r: &mut Random, encoder: &mut Encoder) -> Option<(Vec<u8>, Instruction)> {
     use OpCodeOperandKind as K;
     let info = code.op_code();
-    let want_memory = r.coin();
+    let want_memory = r.one_in(2);
     let gprs = [0u32, 1, 2, 3, 5, 6, 8, 9, 12, 13, 14, 15];
     let mut insn = Instruction::new();
     insn.set_code(code);
@@ -63,7 +63,7 @@ fn instance(code: Code, r: &mut Random, encoder: &mut Encoder) -> Option<(Vec<u8
     for i in 0..info.op_count() {
         let gpr = gprs[r.below(12) as usize];
         // Few registers, so that operands coincide now and then.
-        let vector = if r.coin() { r.below(4) } else { r.below(16) } as u32;
+        let vector = if r.one_in(2) { r.below(4) } else { r.below(16) } as u32;
         let register = match info.op_kind(i) {
             K::r32_reg | K::r32_rm | K::r32_vvvv => Register::EAX + gpr,
             K::r64_reg | K::r64_rm | K::r64_vvvv => Register::RAX + gpr,
@@ -82,9 +82,9 @@ fn instance(code: Code, r: &mut Random, encoder: &mut Encoder) -> Option<(Vec<u8
                 let kind = if immediates == 0 { OpKind::Immediate8 } else { OpKind::Immediate8_2nd };
                 insn.try_set_op_kind(i, kind).ok()?;
                 if immediates == 0 {
-                    insn.set_immediate8(r.next() as u8);
+                    insn.set_immediate8(r.bits() as u8);
                 } else {
-                    insn.set_immediate8_2nd(r.next() as u8);
+                    insn.set_immediate8_2nd(r.bits() as u8);
                 }
                 immediates += 1;
                 continue;
@@ -138,24 +138,24 @@ fn prepare(m: &mut Machine, insn: &Instruction, r: &mut Random) {
             (10, _) => at + 2048,
             (11, _) => 64 * r.below(4),
             (_, 0) => r.below(20),
-            _ => r.next(),
+            _ => r.bits(),
         };
     }
-    s.flags.set(r.next() & flags::STATUS);
+    s.flags.set(r.bits() & flags::STATUS);
     let l = &mut s.fpu.legacy;
     l.mxcsr = match r.below(3) {
         0 => 0x1f80,
-        1 => 0x1f80 | r.next() as u32 & 0xe07f,
-        _ => r.next() as u32 & 0xffff,
+        1 => 0x1f80 | r.bits() as u32 & 0xe07f,
+        _ => r.bits() as u32 & 0xffff,
     };
     l.fcw = match r.below(3) {
         0 => 0x37f,
-        1 => 0x7f | r.next() as u16 & 0x1f00,
-        _ => 0x40 | r.next() as u16 & 0x1f3f,
+        1 => 0x7f | r.bits() as u16 & 0x1f00,
+        _ => 0x40 | r.bits() as u16 & 0x1f3f,
     };
-    l.fsw = r.next() as u16 & 0x7f00;
-    if r.coin() {
-        l.fsw |= r.next() as u16 & 0x7f;
+    l.fsw = r.bits() as u16 & 0x7f00;
+    if r.one_in(2) {
+        l.fsw |= r.bits() as u16 & 0x7f;
     }
     // An unmasked exception that is pending keeps nearly everything from running: seldom.
     if r.below(16) != 0 {
@@ -166,18 +166,18 @@ fn prepare(m: &mut Machine, insn: &Instruction, r: &mut Random) {
     }
     l.ftw = match r.below(3) {
         0 => 0xff,
-        1 => r.next() as u8 | r.next() as u8,
-        _ => r.next() as u8,
+        1 => r.bits() as u8 | r.bits() as u8,
+        _ => r.bits() as u8,
     };
     (l.fip, l.fdp, l.fop) = (0, 0, 0);
     for st in &mut l.st {
-        *st = r.f80();
+        *st = r.f80().to_le_bytes();
     }
     for v in l.xmm.iter_mut().chain(&mut s.fpu.ymm_hi) {
-        *v = r.vector();
+        *v = r.vector().to_le_bytes();
     }
     for chunk in m.buffer.0.chunks_exact_mut(16) {
-        let value = if r.below(4) == 0 { r.f80() } else { r.vector() };
+        let value = if r.below(4) == 0 { r.f80().to_le_bytes() } else { r.vector().to_le_bytes() };
         chunk.copy_from_slice(&value);
     }
     let index = insn.memory_index();
@@ -344,7 +344,7 @@ fn every_form_does_what_the_hardware_does() {
     }
     let hardware = Hardware::get();
     let mut m = Machine::new();
-    let mut r = Random::new(0x1234_5678_9abc_def1);
+    let mut r = Random::new(&[0x1234_5678_9abc_def1]);
     let (mut forms, mut runs) = (0, 0);
     let mut failures = Vec::new();
     let rounds = std::env::var("REKVM_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(24);

@@ -3,6 +3,5 @@
 mod forms;
 mod hardware;
 mod machine;
-mod random;
 mod special;
 mod speed;

@@ -1,10 +1,11 @@
 //! Single cases that the comparison with the hardware does not reach.
+use emulate::testing::Random;
 use std::arch::asm;
 
 use emulate::{Res, Stop};
 use x86::{Cr4, Features, Mode, Segment, Vector};
 
-use super::{machine::Machine, random::Random};
+use super::machine::Machine;
 
 const XM: Stop = Stop::fault(Vector::XM);
 const MF: Stop = Stop::fault(Vector::MF);
@@ -206,32 +207,32 @@ fn other_modes_work_too() {
 fn random_bytes_stay_in_the_guest() {
     let mut m = Machine::new();
     m.features = Features::all();
-    let mut r = Random::new(0x0dd0_5eed);
+    let mut r = Random::new(&[0x0dd0_5eed]);
     let before = host_state();
     let mut completed = 0;
     for round in 0..60_000u32 {
         let mut bytes = vec![];
         match r.below(6) {
             0 => bytes.push(0xd8 + r.below(8) as u8),
-            1 => bytes.extend([0xc5, r.next() as u8]),
-            2 => bytes.extend([0xc4, r.next() as u8 & 0xe0 | (1 + r.below(3) as u8), r.next() as u8]),
+            1 => bytes.extend([0xc5, r.bits() as u8]),
+            2 => bytes.extend([0xc4, r.bits() as u8 & 0xe0 | (1 + r.below(3) as u8), r.bits() as u8]),
             _ => {
                 bytes.extend([0x66, 0xf2, 0xf3].get(r.below(4) as usize));
-                if r.coin() {
+                if r.one_in(2) {
                     bytes.push(0x40 + r.below(16) as u8);
                 }
                 bytes.push(0x0f);
                 bytes.extend([0x38, 0x3a].get(r.below(4) as usize));
             }
         }
-        bytes.extend((0..10).map(|_| r.next() as u8));
+        bytes.extend((0..10).map(|_| r.bits() as u8));
         if round % 16 == 0 {
-            m.state.fpu.legacy.mxcsr = r.next() as u32 & 0xffff;
-            m.state.fpu.legacy.fcw = r.next() as u16;
-            m.state.fpu.legacy.fsw = r.next() as u16;
-            m.state.fpu.legacy.ftw = r.next() as u8;
+            m.state.fpu.legacy.mxcsr = r.bits() as u32 & 0xffff;
+            m.state.fpu.legacy.fcw = r.bits() as u16;
+            m.state.fpu.legacy.fsw = r.bits() as u16;
+            m.state.fpu.legacy.ftw = r.bits() as u8;
             for st in &mut m.state.fpu.legacy.st {
-                *st = r.f80();
+                *st = r.f80().to_le_bytes();
             }
         }
         let at = m.at();
