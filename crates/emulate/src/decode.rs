@@ -47,7 +47,10 @@ pub fn decode<C: Cpu>(bytes: &[u8], mode: Mode, features: Features) -> Result<Op
     op.run = match families::lookup::<C>(&insn, &op) {
         Some(run) if families::offered(&insn, features) => Some(run),
         Some(_) => None,
-        None => crate::system::lookup(&insn).or_else(|| crate::fpu::lookup(&insn)),
+        None => crate::system::lookup(&insn).or_else(|| {
+            op.vector = true;
+            crate::fpu::lookup(&insn)
+        }),
     }
     .ok_or(DecodeError::Invalid)?;
     Ok(op)
@@ -139,6 +142,7 @@ fn compact<C: Cpu>(insn: &Instruction, mode: Mode, bytes: &[u8]) -> Op<C> {
         prefix: 0,
         form: form::SEGMENTED,
         mode,
+        vector: false,
     };
     if insn.has_lock_prefix() {
         op.prefix |= prefix::LOCK;

@@ -92,6 +92,8 @@ pub struct Op<C> {
     pub form: u8,
     /// The mode that it was decoded for, and the only one in which it may be executed.
     pub mode: Mode,
+    /// It may use [`CpuState::fpu`].
+    pub vector: bool,
 }
 
 impl<C> Clone for Op<C> {
@@ -102,6 +104,11 @@ impl<C> Clone for Op<C> {
 impl<C> Copy for Op<C> {}
 
 impl<C> Op<C> {
+    /// VMCALL or VMMCALL.
+    pub fn is_hypercall(&self) -> bool {
+        matches!(self.code, Code::Vmcall | Code::Vmmcall)
+    }
+
     /// Whether it has a memory operand.
     #[inline(always)]
     pub fn is_memory(&self) -> bool {

@@ -4,6 +4,7 @@ mod exit;
 
 use core::sync::atomic::AtomicU32;
 
+pub use crate::cpuid::features_from_cpuid;
 pub use event::{Event, EventKind};
 pub use exit::{Access, CrOp, Exit, PioExit};
 use mmu::{AddressSpace, shadow::Root};
@@ -28,6 +29,8 @@ impl Groups {
     /// x87, SSE, AVX, XCR0.
     pub const FPU: Self = Self(1 << 5);
     pub const ALL: Self = Self(0x3f);
+    /// What no instruction but those of x87, SSE and AVX goes beyond.
+    pub const ALL_BUT_FPU: Self = Self(0x1f);
 
     /// Both.
     pub const fn and(self, other: Self) -> Self {

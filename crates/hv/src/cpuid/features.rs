@@ -1,6 +1,8 @@
 //! Which CPUID bit stands for which feature.
 use x86::Features;
 
+use super::supported;
+
 /// A register that CPUID returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reg {
@@ -101,4 +103,43 @@ pub(crate) fn register(features: Features, leaf: u32, sub: u32, reg: Reg) -> u32
         }
     }
     value
+}
+
+/// The features that a processor's own CPUID shows, vendor included; `cpuid` executes it for a leaf and a sub-leaf, and
+/// answers EAX, EBX, ECX, EDX.
+pub fn features_from_cpuid(cpuid: impl Fn(u32, u32) -> [u32; 4]) -> Features {
+    let highest = [cpuid(0, 0)[0], cpuid(0x8000_0000, 0)[0]];
+    let mut features = Features::empty();
+    for (leaf, sub, reg, bit, feature) in BITS {
+        let [eax, ebx, ecx, edx] = if *leaf <= highest[(*leaf >> 31) as usize] { cpuid(*leaf, *sub) } else { [0; 4] };
+        let register = match reg {
+            Reg::Eax => eax,
+            Reg::Ebx => ebx,
+            Reg::Ecx => ecx,
+            Reg::Edx => edx,
+        };
+        features.set(*feature, register & 1 << bit != 0);
+    }
+    let [_, b, c, d] = cpuid(0, 0);
+    features.set(Features::AMD, [supported::AMD, supported::HYGON].contains(&[b, d, c]));
+    features
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_processors_features_are_found_in_its_cpuid() {
+        let processor = |leaf: u32, _: u32| match leaf {
+            0 => [1, supported::AMD[0], supported::AMD[2], supported::AMD[1]],
+            1 => [0, 0, 1, 1 << 25],
+            0x8000_0000 => [0x8000_0001, 0, 0, 0],
+            0x8000_0001 => [0, 0, 0, 1 << 20],
+            // Beyond the highest leaf a processor answers anything.
+            _ => [u32::MAX; 4],
+        };
+        let expected = Features::SSE | Features::SSE3 | Features::NX | Features::AMD;
+        assert_eq!(features_from_cpuid(processor), expected);
+    }
 }

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use platform::OutOfMemory;
 use x86::{CpuState, Cr4, Features, control::xcr0};
 
+pub use features::features_from_cpuid;
 use features::{BITS, Reg};
 pub(crate) use supported::{Offer, PV_CLOCK, PV_CLOCK_NEW, supported};
 

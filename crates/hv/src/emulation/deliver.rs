@@ -21,10 +21,10 @@ impl<B: Backend> Run<'_, B> {
             EventKind::Software { vector, len, int3_or_into } => event::Event::Software { vector, len, int3_or_into },
         };
         let inner = &mut *self.inner;
-        let state = inner.cpu.registers(Groups::ALL);
+        let state = inner.cpu.registers(Groups::ALL_BUT_FPU);
         let at = state.seg[Seg::Cs as usize].base.wrapping_add(state.rip);
         inner.tx.begin(at);
-        let mut guest = Guest::new(inner, self.vm, self.shared, self.index, self.page);
+        let mut guest = Guest::new(inner, Groups::ALL_BUT_FPU, self.vm, self.shared, self.index, self.page);
         let delivery = deliver_event(&mut guest, what);
         let notes = core::mem::take(&mut guest.notes);
         if delivery == Delivery::Delivered {

@@ -92,16 +92,18 @@ struct Piece {
 }
 
 impl<'a, P: Platform> Guest<'a, P> {
-    /// vCPU number `reader`, whose parts are borrowed one by one.
+    /// vCPU number `reader`, whose parts are borrowed one by one. Of its registers those in `groups` may be changed; the
+    /// others are as the last look at them found them.
     pub(super) fn new<B: Backend<Platform = P>>(
         inner: &'a mut Inner<B>,
+        groups: Groups,
         vm: &'a VmShared<P>,
         shared: &'a VcpuShared<P>,
         reader: usize,
         page: RunPage<P>,
     ) -> Self {
         Self {
-            state: inner.cpu.registers_mut(Groups::ALL),
+            state: inner.cpu.registers_mut(groups),
             vm,
             shared,
             reader,

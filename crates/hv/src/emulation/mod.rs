@@ -92,15 +92,21 @@ impl<B: Backend> Run<'_, B> {
     fn emulate_once(&mut self) -> End {
         self.shared.stats.count(Counter::Emulation);
         let inner = &mut *self.inner;
-        let state = inner.cpu.registers_mut(Groups::ALL);
+        let state = inner.cpu.registers_mut(Groups::ALL_BUT_FPU);
         let at = state.seg[Seg::Cs as usize].base.wrapping_add(state.rip);
         let rip = state.rip;
         inner.tx.begin(at);
         // The shadow of STI or MOV SS ends with this instruction, unless it makes a new one.
         let shadow = core::mem::replace(&mut state.shadow, Shadow::None);
         let single_step = state.flags.control(flags::TF);
-        let mut guest = Guest::new(inner, self.vm, self.shared, self.index, self.page);
-        let result = emulate::step(&mut guest);
+        let mut guest = Guest::new(inner, Groups::ALL_BUT_FPU, self.vm, self.shared, self.index, self.page);
+        let mut decoded = emulate::fetch_decode(&mut guest);
+        if decoded.as_ref().is_ok_and(|op| op.vector) {
+            // Few need these registers, which take long to fetch.
+            guest = Guest::new(inner, Groups::ALL, self.vm, self.shared, self.index, self.page);
+            decoded = emulate::fetch_decode(&mut guest);
+        }
+        let result = decoded.and_then(|op| op.execute(&mut guest));
         let (notes, payload) = (core::mem::take(&mut guest.notes), guest.payload);
         if result.is_ok() {
             guest.state.flags.set_control(flags::RF, 0);
@@ -144,7 +150,20 @@ impl<B: Backend> Run<'_, B> {
 
     /// The length of the instruction at CS:RIP, 0 if it cannot be read.
     pub(crate) fn instruction_len(&mut self) -> u8 {
-        let mut guest = Guest::new(&mut *self.inner, self.vm, self.shared, self.index, self.page);
-        emulate::fetch_decode(&mut guest).map_or(0, |op| op.len)
+        self.instruction().map_or(0, |(_, len)| len)
+    }
+
+    /// The length of the instruction at CS:RIP, if it is VMCALL or VMMCALL.
+    pub(crate) fn hypercall_len(&mut self) -> Option<u8> {
+        self.instruction().and_then(|(hypercall, len)| hypercall.then_some(len))
+    }
+
+    /// Whether the instruction at CS:RIP is a hypercall, and its length.
+    fn instruction(&mut self) -> Option<(bool, u8)> {
+        let inner = &mut *self.inner;
+        // All that decoding reads, and nothing of it changes.
+        inner.cpu.registers(Groups::ALL_BUT_FPU);
+        let mut guest = Guest::new(inner, Groups::GENERAL, self.vm, self.shared, self.index, self.page);
+        emulate::fetch_decode(&mut guest).ok().map(|op| (op.is_hypercall(), op.len))
     }
 }

@@ -1,4 +1,4 @@
-//! Exceptions and traps that the client's debugger wants to see (row A14).
+//! Exceptions that were intercepted, and traps that the client's debugger wants to see (row A14).
 use abi::*;
 use x86::{Exception, Seg, Vector, debug};
 
@@ -9,10 +9,17 @@ use crate::{
 };
 
 impl<B: Backend> Run<'_, B> {
-    /// An exception that was intercepted. #BP for the client's breakpoints goes to the client, all others to the guest.
+    /// An exception that was intercepted. #BP for the client's breakpoints goes to the client, all others to the guest. But
+    /// the hypercall instruction of the other vendor, which this processor does not know, is one here too (row A18).
     pub(super) fn exception(&mut self, exception: Exception) -> Result<Step, Errno> {
-        if exception.vector == Vector::BP && self.inner.debug.software_breakpoints {
-            return self.debug_exit(Vector::BP, 0);
+        match exception.vector {
+            Vector::BP if self.inner.debug.software_breakpoints => return self.debug_exit(Vector::BP, 0),
+            Vector::UD => {
+                if let Some(len) = self.hypercall_len() {
+                    return self.hypercall(len);
+                }
+            }
+            _ => {}
         }
         self.raise(exception);
         Ok(Step::Continue)

@@ -37,6 +37,8 @@ pub(crate) struct Script {
     pub(crate) nmi_blocked: Mutex<bool>,
     /// Entries so far.
     entered: Mutex<u64>,
+    /// How often the core wanted FPU registers.
+    fpu_looks: Mutex<u64>,
     /// Offset and ratio of the time-stamp counter.
     pub(crate) tsc: Mutex<(u64, u64)>,
 }
@@ -58,6 +60,11 @@ impl Script {
     /// What has been noted since the last call.
     pub(crate) fn take_notes(&self) -> Vec<Note> {
         core::mem::take(&mut *self.notes.lock().unwrap())
+    }
+
+    /// How often the core wanted FPU registers.
+    pub(crate) fn fpu_looks(&self) -> u64 {
+        *self.fpu_looks.lock().unwrap()
     }
 
     /// The events injected since the last look.
@@ -119,7 +126,8 @@ impl BackendVcpu<Host> for ScriptedVcpu {
     fn registers(&mut self, _need: Groups) -> &CpuState {
         &self.state
     }
-    fn registers_mut(&mut self, _change: Groups) -> &mut CpuState {
+    fn registers_mut(&mut self, change: Groups) -> &mut CpuState {
+        *self.script.fpu_looks.lock().unwrap() += u64::from(change.0 & Groups::FPU.0 != 0);
         &mut self.state
     }
     fn set_features(&mut self, _features: Features, _xcr0: u64, _physical_bits: u32) {}

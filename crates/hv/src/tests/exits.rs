@@ -70,6 +70,40 @@ fn exits_that_are_exceptions_of_the_guest() {
     }
 }
 
+/// A processor that knows only its own hypercall instruction leaves with #UD for the other.
+#[test]
+fn either_vendors_hypercall_is_one() {
+    for (code, is_hypercall) in [([0x0f, 0x01, 0xc1], true), ([0x0f, 0x01, 0xd9], true), ([0x0f, 0x0b, 0x90], false)] {
+        let m = Machine::new();
+        m.poke(CODE, &code);
+        m.state(|s| s.gpr[0] = 999);
+        let exception = Exception::plain(Vector::UD);
+        m.script.exit(Exit::Exception { exception });
+        m.run().unwrap();
+        let (rip, rax) = m.state(|s| (s.rip, s.gpr[0]));
+        let expected = if is_hypercall { (CODE + 3, -1000i32 as u32 as u64) } else { (CODE, 999) };
+        assert_eq!((rip, rax), expected, "{code:x?}");
+        assert_eq!(m.script.take_injected().is_empty(), is_hypercall);
+    }
+}
+
+/// A register that is rarely changed by instructions is not fetched, nor written back, for those that leave it alone.
+#[test]
+fn the_fpu_is_asked_for_by_instructions_that_use_it() {
+    const DEVICE: u64 = 0xd_0000;
+    // mov al, [bx]; movd mm0, [bx]
+    for (code, asked) in [(&[0x8a, 0x07][..], false), (&[0x0f, 0x6e, 0x07], true)] {
+        let m = Machine::new();
+        m.use_supported_cpuid(&m.vcpu);
+        m.poke(CODE, code);
+        m.state(|s| (s.gpr[3], s.seg[3].base) = (0, DEVICE));
+        m.script.exit(Exit::Emulate);
+        let before = m.script.fpu_looks();
+        let _ = m.run();
+        assert_eq!(m.script.fpu_looks() != before, asked, "{code:x?}");
+    }
+}
+
 #[test]
 fn cpuid_is_the_clients_table() {
     let m = Machine::new();

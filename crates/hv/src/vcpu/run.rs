@@ -288,7 +288,7 @@ impl<B: Backend> Run<'_, B> {
     /// found by decoding.
     pub(crate) fn skip(&mut self, len: u8) {
         let len = if len == 0 { self.instruction_len() } else { len };
-        let state = self.inner.cpu.registers_mut(Groups::GENERAL.and(Groups::SEGMENTS));
+        let state = self.inner.cpu.registers_mut(Groups::GENERAL);
         let next = state.rip.wrapping_add(u64::from(len));
         state.rip = if state.mode == x86::Mode::Long64 { next } else { next & 0xffff_ffff };
         state.shadow = x86::Shadow::None;
