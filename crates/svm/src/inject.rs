@@ -1,0 +1,148 @@
+//! Events between the core's form and EVENTINJ's, which is also EXITINTINFO's (APM vol. 2, 15.20).
+use hv::backend::{Event, EventKind};
+use x86::{Exception, Vector, debug::DR6_FIXED};
+
+const VALID: u64 = 1 << 31;
+const ERROR_CODE_VALID: u64 = 1 << 11;
+
+/// Bits 10:8.
+mod kind {
+    pub const INTERRUPT: u64 = 0;
+    pub const NMI: u64 = 2;
+    pub const EXCEPTION: u64 = 3;
+    pub const SOFTWARE: u64 = 4;
+}
+
+const fn pack(kind: u64, vector: u8) -> u64 {
+    VALID | kind << 8 | vector as u64
+}
+
+/// EVENTINJ for an event.
+pub fn encode(event: &Event) -> u64 {
+    match event.kind {
+        EventKind::Interrupt(vector) => pack(kind::INTERRUPT, vector),
+        EventKind::Nmi => pack(kind::NMI, Vector::NMI.0),
+        EventKind::Software { vector, int3_or_into: true, .. } => pack(kind::EXCEPTION, vector),
+        EventKind::Software { vector, .. } => pack(kind::SOFTWARE, vector),
+        EventKind::Exception(Exception { vector, code, .. }) => {
+            // The processor refuses an error code for a vector that has none, and pushes none in real mode.
+            let code = code.filter(|_| vector.has_error_code());
+            pack(kind::EXCEPTION, vector.0) | code.map_or(0, |code| ERROR_CODE_VALID | u64::from(code) << 32)
+        }
+    }
+}
+
+/// What an exit cut short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CutShort {
+    /// Nothing.
+    Nothing,
+    /// An event that is to be injected again.
+    Event(Event),
+    /// INT n, INT3 or INTO: the instruction pointer is still at it, and the guest executes it again.
+    Instruction,
+}
+
+/// What EXITINTINFO says. `cr2` and `dr6` are the guest's: an exception has written them already.
+pub fn decode(info: u64, cr2: u64, dr6: u64) -> CutShort {
+    if info & VALID == 0 {
+        return CutShort::Nothing;
+    }
+    let vector = Vector(info as u8);
+    let kind = match info >> 8 & 7 {
+        kind::INTERRUPT => EventKind::Interrupt(vector.0),
+        kind::NMI => EventKind::Nmi,
+        // Only the instructions raise these.
+        kind::EXCEPTION if matches!(vector, Vector::BP | Vector::OF) => return CutShort::Instruction,
+        kind::EXCEPTION => EventKind::Exception(Exception {
+            vector,
+            code: (info & ERROR_CODE_VALID != 0).then_some((info >> 32) as u32),
+            payload: match vector {
+                Vector::PF => cr2,
+                Vector::DB => dr6 ^ DR6_FIXED,
+                _ => 0,
+            },
+        }),
+        kind::SOFTWARE => return CutShort::Instruction,
+        _ => return CutShort::Nothing,
+    };
+    CutShort::Event(Event { kind })
+}
+
+/// Fault-class exceptions push RFLAGS with RF set (SDM vol. 3, 17.3.1.1), which VMRUN does not do by itself. Among debug
+/// exceptions only general detect is a fault.
+pub fn sets_rf(event: &Event) -> bool {
+    match event.kind {
+        EventKind::Exception(Exception { vector: Vector::DB, payload, .. }) => payload & x86::debug::DR6_BD != 0,
+        EventKind::Exception(Exception { vector, .. }) => {
+            !matches!(vector, Vector::NMI | Vector::BP | Vector::OF | Vector::DF | Vector::MC)
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn event(kind: EventKind) -> Event {
+        Event { kind }
+    }
+
+    #[test]
+    fn events_are_encoded_as_the_manual_says() {
+        let software = |int3_or_into, vector| EventKind::Software { vector, len: 2, int3_or_into };
+        for (kind, expected) in [
+            (EventKind::Interrupt(0x31), 0x8000_0031),
+            (EventKind::Nmi, 0x8000_0202),
+            (EventKind::Exception(Exception::plain(Vector::UD)), 0x8000_0306),
+            (EventKind::Exception(Exception::with_code(Vector::GP, 0x18)), 0x18_8000_0b0d),
+            (EventKind::Exception(Exception::page_fault(0x1000, 2)), 0x2_8000_0b0e),
+            // A client may give #UD an error code.
+            (EventKind::Exception(Exception::with_code(Vector::UD, 1)), 0x8000_0306),
+            (software(false, 0x80), 0x8000_0480),
+            (software(true, 3), 0x8000_0303),
+        ] {
+            assert_eq!(encode(&event(kind)), expected, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_cut_short_comes_again() {
+        for kind in [
+            EventKind::Interrupt(0xff),
+            EventKind::Nmi,
+            EventKind::Exception(Exception::plain(Vector::DE)),
+            EventKind::Exception(Exception::with_code(Vector::DF, 0)),
+            EventKind::Exception(Exception::page_fault(0x1234_5000, 7)),
+            EventKind::Exception(Exception::debug(0x4001)),
+        ] {
+            let info = encode(&event(kind));
+            assert_eq!(decode(info, 0x1234_5000, DR6_FIXED | 0x4001), CutShort::Event(event(kind)), "{kind:?}");
+        }
+        assert_eq!(decode(0, 1, 2), CutShort::Nothing);
+        assert_eq!(decode(0x31, 1, 2), CutShort::Nothing);
+    }
+
+    #[test]
+    fn instructions_are_executed_again() {
+        for info in [0x8000_0480, 0x8000_0303, 0x8000_0304] {
+            assert_eq!(decode(info, 0, 0), CutShort::Instruction, "{info:#x}");
+        }
+    }
+
+    #[test]
+    fn faults_set_rf() {
+        for (exception, expected) in [
+            (Exception::page_fault(0, 0), true),
+            (Exception::with_code(Vector::GP, 0), true),
+            (Exception::plain(Vector::BP), false),
+            (Exception::with_code(Vector::DF, 0), false),
+            (Exception::debug(x86::debug::DR6_BS), false),
+            (Exception::debug(x86::debug::DR6_BD), true),
+        ] {
+            assert_eq!(sets_rf(&event(EventKind::Exception(exception))), expected, "{exception:?}");
+        }
+        assert!(!sets_rf(&event(EventKind::Interrupt(14))));
+    }
+}

@@ -1,0 +1,181 @@
+//! What each processor of the host keeps for its guests. Only the processor itself touches it, with interrupts off.
+use alloc::{boxed::Box, vec::Vec};
+use core::cell::UnsafeCell;
+
+use platform::{
+    Atomic, Hardware, MaySleep, OutOfMemory,
+    fallible::try_push,
+    hardware::{Frames, Refusal},
+};
+use x86::{Efer, msr};
+
+use crate::{asid::Asids, detect::Processor, instructions::Instructions};
+
+/// The ratio of time-stamp counters (APM vol. 2, 15.30.5): 8 bits, and 32 behind the point.
+pub const TSC_RATIO: u32 = 0xc000_0104;
+/// The same rate.
+pub const SAME_RATE: u64 = 1 << 32;
+
+/// What is on a processor.
+#[derive(Debug)]
+pub struct Resident {
+    /// SVM is switched on.
+    pub enabled: bool,
+    /// Address-space identifiers.
+    pub asids: Asids,
+    /// The vCPU that ran last, 0 for none. The processor may have parts of its control block in a cache.
+    pub vcpu: u64,
+    /// The ratio of time-stamp counters in force.
+    pub tsc_ratio: u64,
+    /// The host's TSC_AUX.
+    pub tsc_aux: u64,
+    /// Host-physical address of the page for the host's segment state and system-call registers.
+    pub host_state: u64,
+}
+
+/// One processor.
+struct Local<F> {
+    /// Where VMRUN keeps the host's state.
+    save_area: F,
+    /// Named by [`Resident::host_state`].
+    _host_state: F,
+    resident: UnsafeCell<Resident>,
+}
+
+/// All processors that the host can ever have.
+pub struct Locals<F> {
+    locals: Box<[Local<F>]>,
+}
+
+// SAFETY: `resident` is reached through `with` and the two switches only, each time by the processor that it belongs to,
+// with interrupts off.
+unsafe impl<F: Sync> Sync for Locals<F> {}
+
+impl<F: Frames> Locals<F> {
+    /// For `cpus` processors with `asids` identifiers each; all switched off.
+    pub fn new(cpus: usize, asids: u32, cx: &MaySleep) -> Result<Self, OutOfMemory> {
+        let mut locals = Vec::new();
+        for _ in 0..cpus {
+            let host_state = F::new(1, false, cx)?;
+            let resident = UnsafeCell::new(Resident {
+                enabled: false,
+                asids: Asids::new(asids),
+                vcpu: 0,
+                tsc_ratio: SAME_RATE,
+                tsc_aux: 0,
+                host_state: host_state.hpa(),
+            });
+            try_push(&mut locals, Local { save_area: F::new(1, false, cx)?, _host_state: host_state, resident })?;
+        }
+        Ok(Self { locals: locals.into_boxed_slice() })
+    }
+
+    /// What is on the processor that runs this, if it is switched on. Interrupts are off.
+    #[inline]
+    pub fn with<P: Hardware, R>(&self, cx: &Atomic, f: impl FnOnce(&mut Resident, usize) -> R) -> Option<R> {
+        let cpu = P::cpu(cx);
+        let local = self.locals.get(cpu)?;
+        // SAFETY: this processor's own, and with interrupts off nothing else of it runs; `f` is not entered twice, as nothing
+        // that it is given leads here.
+        let resident = unsafe { &mut *local.resident.get() };
+        resident.enabled.then(|| f(resident, cpu))
+    }
+
+    /// Switches SVM on, on this processor, which is as all others.
+    pub fn enable<I: Instructions>(&self, cpu: usize, processor: &Processor) -> Result<(), Refusal> {
+        let local = self.locals.get(cpu).ok_or(Refusal::NotThere)?;
+        // SAFETY: as in `with`.
+        let resident = unsafe { &mut *local.resident.get() };
+        // SAFETY: the processor has SVM, so it has these registers, and nobody else uses them: SVME was clear.
+        unsafe {
+            let efer = I::read_msr(msr::EFER);
+            if efer & Efer::SVME.bits() != 0 {
+                return Err(Refusal::AlreadyInUse);
+            }
+            I::write_msr(msr::EFER, efer | Efer::SVME.bits());
+            I::write_msr(msr::VM_HSAVE_PA, local.save_area.hpa());
+            if processor.tsc_ratio {
+                I::write_msr(TSC_RATIO, SAME_RATE);
+            }
+            if processor.tsc_aux {
+                resident.tsc_aux = I::read_msr(msr::TSC_AUX);
+            }
+        }
+        // Whatever happened while it was off: nothing that was known of its TLB and caches counts.
+        resident.asids.start_over();
+        resident.vcpu = 0;
+        resident.tsc_ratio = SAME_RATE;
+        resident.enabled = true;
+        Ok(())
+    }
+
+    /// Switches it off.
+    pub fn disable<I: Instructions>(&self, cpu: usize) {
+        let Some(local) = self.locals.get(cpu) else { return };
+        // SAFETY: as in `with`.
+        let resident = unsafe { &mut *local.resident.get() };
+        if !core::mem::take(&mut resident.enabled) {
+            return;
+        }
+        // SAFETY: `enable` has set both, and no guest runs.
+        unsafe {
+            I::write_msr(msr::VM_HSAVE_PA, 0);
+            let efer = I::read_msr(msr::EFER);
+            I::write_msr(msr::EFER, efer & !Efer::SVME.bits());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Recorder, Step, TestFrames, TestHost, script, take_steps};
+
+    fn locals() -> Locals<TestFrames> {
+        Locals::new(2, 16, &MaySleep::at_entry()).unwrap()
+    }
+
+    #[test]
+    fn svm_goes_on_and_off() {
+        let (locals, cx) = (locals(), Atomic::at_entry());
+        assert!(locals.with::<TestHost, _>(&cx, |_, _| ()).is_none());
+        locals.enable::<Recorder>(0, &Processor::default()).unwrap();
+        let svme = Efer::SVME.bits();
+        assert_eq!(
+            take_steps(),
+            [Step::WriteMsr(msr::EFER, svme), Step::WriteMsr(msr::VM_HSAVE_PA, locals.locals[0].save_area.hpa())]
+        );
+        assert_eq!(locals.with::<TestHost, _>(&cx, |_, cpu| cpu), Some(0));
+        locals.disable::<Recorder>(0);
+        assert_eq!(take_steps(), [Step::WriteMsr(msr::VM_HSAVE_PA, 0), Step::WriteMsr(msr::EFER, 0)]);
+        // Once is enough.
+        locals.disable::<Recorder>(0);
+        assert!(take_steps().is_empty() && locals.with::<TestHost, _>(&cx, |_, _| ()).is_none());
+    }
+
+    #[test]
+    fn a_processor_in_use_is_left_alone() {
+        script(|s| s.msrs.insert(msr::EFER, Efer::SVME.bits()));
+        assert_eq!(locals().enable::<Recorder>(0, &Processor::default()), Err(Refusal::AlreadyInUse));
+        assert!(take_steps().is_empty());
+    }
+
+    #[test]
+    fn identifiers_from_before_do_not_count_after_a_restart() {
+        let (locals, cx) = (locals(), Atomic::at_entry());
+        locals.enable::<Recorder>(0, &Processor::default()).unwrap();
+        let (asid, _) = locals.with::<TestHost, _>(&cx, |resident, _| resident.asids.give()).unwrap();
+        locals.disable::<Recorder>(0);
+        locals.enable::<Recorder>(0, &Processor::default()).unwrap();
+        let given = locals.with::<TestHost, _>(&cx, |resident, _| {
+            let (_, flush) = resident.asids.give();
+            (flush, resident.asids.is_current(asid), resident.vcpu)
+        });
+        assert_eq!(given, Some((true, false, 0)));
+    }
+
+    #[test]
+    fn a_processor_that_nobody_counted_is_refused() {
+        assert_eq!(locals().enable::<Recorder>(2, &Processor::default()), Err(Refusal::NotThere));
+    }
+}

@@ -1,0 +1,359 @@
+//! One guest processor: its registers, what the core has asked for, and the way from one entry to the exit behind it.
+#[cfg(test)]
+mod tests;
+
+use alloc::boxed::Box;
+use core::{marker::PhantomData, sync::atomic::Ordering::SeqCst};
+
+use hv::backend::{BackendVcpu, Env, Event, EventKind, Exit, FlushTlb, Groups, GuestDebug};
+use mmu::shadow::Root;
+use platform::{Atomic, Hardware, MaySleep, OutOfMemory, Shared, fallible::try_box, hardware::GuestFpu};
+use x86::{CpuState, Exception, Features, Shadow, Vector, debug, flags};
+
+use crate::{
+    asid::Asid,
+    backend::Common,
+    block::ControlBlock,
+    control::{self, Paging, Registers},
+    exit::{Decoded, Report},
+    fpu,
+    inject::{self, CutShort},
+    instructions::Instructions,
+    intercept::Wanted,
+    sync::{self, any, put, without},
+    vmcb::{NESTED_PAGING, clean},
+};
+
+/// The ratio of time-stamp counters that means "as the host's", in the core's form.
+const UNSCALED: u64 = 1 << 48;
+/// PAT of the processor after reset; with nested paging it applies to the guest's own tables.
+const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+/// A loop of so many PAUSEs is let alone, if they are not further apart than so many cycles.
+const PAUSES: u16 = 3000;
+const PAUSE_CYCLES: u16 = 128;
+
+/// What the control block does not always show: kept there while the guest runs, and fetched when somebody asks.
+const LAZY: Groups = Groups::SEGMENTS.and(Groups::MSRS).and(Groups::FPU);
+
+/// A guest processor.
+pub struct AmdVcpu<P: Hardware, I> {
+    common: Shared<Common<P>>,
+    guest: Guest<P, I>,
+}
+
+/// Everything about it that is not shared.
+pub(crate) struct Guest<P: Hardware, I> {
+    pub(crate) state: Box<CpuState>,
+    pub(crate) block: ControlBlock<P::Frames>,
+    pub(crate) fpu: P::GuestFpu,
+    /// Groups that the processor has, and `state` not yet.
+    stale: Groups,
+    /// Groups of `state` that the processor does not have yet.
+    changed: Groups,
+    /// Which vCPU this is, among all of the host.
+    pub(crate) number: u64,
+    pub(crate) asid: Asid,
+    /// The processor that it ran on last.
+    pub(crate) last_cpu: usize,
+    /// Its translations are to be forgotten.
+    pub(crate) flush: bool,
+    tsc: Tsc,
+    debug: GuestDebug,
+    /// For the next entry.
+    injected: Option<Event>,
+    /// Whose delivery the last exit cut short.
+    unfinished: Option<Event>,
+    window: Window,
+    nmi_blocked: bool,
+    instructions: PhantomData<fn() -> I>,
+}
+
+/// The guest's time-stamp counter.
+#[derive(Clone, Copy)]
+struct Tsc {
+    offset: u64,
+    ratio: u64,
+}
+
+/// What the core waits for.
+#[derive(Clone, Copy, Default)]
+struct Window {
+    interrupt: bool,
+    nmi: bool,
+}
+
+impl<P: Hardware, I: Instructions> AmdVcpu<P, I> {
+    pub(crate) fn new(common: Shared<Common<P>>, cx: &MaySleep) -> Result<Self, OutOfMemory> {
+        let mut block = ControlBlock::new(cx)?;
+        let vmcb = block.get_mut();
+        vmcb.control.iopm_base = common.permissions.io();
+        vmcb.control.msrpm_base = common.permissions.msr();
+        vmcb.control.nested_control = if common.nested { NESTED_PAGING } else { 0 };
+        vmcb.save.pat = PAT_RESET;
+        if common.processor.pause_threshold {
+            vmcb.control.pause_filter_threshold = PAUSE_CYCLES;
+        }
+        if common.processor.pause_filter {
+            vmcb.control.pause_filter_count = PAUSES;
+        }
+        let guest = Guest {
+            state: try_box(CpuState::reset(0))?,
+            block,
+            fpu: P::GuestFpu::new(cx)?,
+            stale: Groups(0),
+            changed: Groups::ALL,
+            number: common.number(),
+            asid: Asid::default(),
+            last_cpu: usize::MAX,
+            flush: false,
+            tsc: Tsc { offset: 0, ratio: UNSCALED },
+            debug: GuestDebug::default(),
+            injected: None,
+            unfinished: None,
+            window: Window::default(),
+            nmi_blocked: false,
+            instructions: PhantomData,
+        };
+        Ok(Self { common, guest })
+    }
+}
+
+impl<P: Hardware, I: Instructions> Guest<P, I> {
+    /// Brings the groups in `need` up to date.
+    fn fetch(&mut self, need: Groups) {
+        let wanted = Groups(self.stale.0 & need.0);
+        if wanted.0 == 0 {
+            return;
+        }
+        self.stale = without(self.stale, wanted);
+        let save = &self.block.get().save;
+        if any(wanted, Groups::SEGMENTS) {
+            sync::read_segments(save, &mut self.state);
+        }
+        if any(wanted, Groups::MSRS) {
+            sync::read_msrs(save, &mut self.state);
+        }
+        if any(wanted, Groups::FPU) {
+            fpu::save(&mut self.fpu, &mut self.state.fpu);
+        }
+    }
+
+    /// The ratio of time-stamp counters in the processor's form.
+    pub(crate) fn tsc_ratio(&self) -> u64 {
+        self.tsc.ratio >> 16
+    }
+
+    /// DR0 to DR3 while the guest runs.
+    pub(crate) fn debug_addresses(&self) -> [u64; 4] {
+        self.debug.hardware.map_or(self.state.dr, |(addresses, _)| addresses)
+    }
+
+    /// Writes what has changed into the control block. False: the guest's FPU state cannot be loaded.
+    fn write(&mut self, common: &Common<P>, root: Root) -> bool {
+        let changed = core::mem::replace(&mut self.changed, Groups(0));
+        if any(changed, Groups::FPU) && !fpu::restore(&mut self.fpu, &self.state.fpu, common.processor.xcr0) {
+            self.changed = changed;
+            return false;
+        }
+        self.apply_payload();
+        let rflags = self.rflags_to_run();
+        let state = &*self.state;
+        let vmcb = self.block.get_mut();
+        let mut dirty = 0;
+        sync::write_general(vmcb, state, rflags);
+        if any(changed, Groups::SEGMENTS) {
+            sync::write_segments(&mut vmcb.save, state);
+            dirty |= clean::SEGMENTS | clean::TABLES;
+        }
+        if any(changed, Groups::MSRS) {
+            sync::write_msrs(&mut vmcb.save, state);
+        }
+        let registers = Registers::of(state, if common.nested { Paging::Nested } else { Paging::Shadow(root) });
+        put(&mut vmcb.save.cr0, registers.cr0, clean::CRX, &mut dirty);
+        put(&mut vmcb.save.cr3, registers.cr3, clean::CRX, &mut dirty);
+        put(&mut vmcb.save.cr4, registers.cr4, clean::CRX, &mut dirty);
+        put(&mut vmcb.save.efer, registers.efer, clean::CRX, &mut dirty);
+        put(&mut vmcb.save.cr2, state.cr2, clean::CR2, &mut dirty);
+        if common.nested {
+            put(&mut vmcb.control.nested_cr3, root.hpa, clean::NESTED, &mut dirty);
+        }
+        // What a #DB adds is seen alone.
+        put(&mut vmcb.save.dr6, debug::DR6_FIXED, clean::DRX, &mut dirty);
+        let dr7 = self.debug.hardware.map_or(state.dr7, |(_, dr7)| dr7) | debug::DR7_FIXED;
+        put(&mut vmcb.save.dr7, dr7, clean::DRX, &mut dirty);
+        sync::write_interrupts(vmcb, state.cr8, self.window.interrupt, &mut dirty);
+        let scaled = self.tsc.ratio != UNSCALED && !common.processor.tsc_ratio;
+        let wanted = Wanted {
+            shadow: !common.nested,
+            cr0_differs: registers.cr0 != state.cr0,
+            cr4_differs: registers.cr4 != state.cr4,
+            pae: common.nested && control::is_pae(state),
+            interrupt_window: self.window.interrupt,
+            iret: self.nmi_blocked,
+            breakpoints: self.debug.software_breakpoints,
+            tsc: scaled,
+            pause: common.processor.pause_filter,
+        };
+        put(&mut vmcb.control.intercepts, wanted.vectors(), clean::INTERCEPTS, &mut dirty);
+        put(&mut vmcb.control.tsc_offset, self.tsc.offset, clean::INTERCEPTS, &mut dirty);
+        vmcb.control.event_inject = self.injected.as_ref().map_or(0, inject::encode);
+        vmcb.control.clean &= !dirty;
+        true
+    }
+
+    /// What the exception that is to be delivered writes besides: CR2, DR6 and DR7, which VMRUN leaves to its user.
+    fn apply_payload(&mut self) {
+        let Some(Event { kind: EventKind::Exception(exception) }) = self.injected else { return };
+        let state = &mut *self.state;
+        match exception.vector {
+            Vector::PF => state.cr2 = exception.payload,
+            Vector::DB => {
+                let bits = 0xf | debug::DR6_BD | debug::DR6_BS | debug::DR6_BT;
+                state.dr6 = (state.dr6 & !0xf | exception.payload & bits) & 0xffff_ffff | debug::DR6_FIXED;
+                state.dr7 &= !debug::DR7_GD;
+            }
+            _ => {}
+        }
+    }
+
+    /// RFLAGS with what the debugger and the event to be delivered want.
+    fn rflags_to_run(&self) -> u64 {
+        let mut rflags = self.state.flags.get();
+        if self.debug.single_step {
+            rflags |= flags::TF;
+        }
+        if self.injected.as_ref().is_some_and(inject::sets_rf) {
+            rflags |= flags::RF;
+        }
+        rflags
+    }
+
+    /// An NMI waits for the end of the shadow of MOV SS, which nothing but the next instruction ends.
+    fn nmi_in_shadow(&self) -> bool {
+        self.window.nmi && !self.nmi_blocked && self.injected.is_none() && self.state.shadow != Shadow::None
+    }
+
+    fn enter(&mut self, common: &Common<P>, env: &Env<'_, P>) -> Exit {
+        if self.nmi_in_shadow() {
+            return Exit::Emulate;
+        }
+        if env.root == Root::NONE {
+            return Exit::FailEntry { reason: 0 };
+        }
+        if !self.write(common, env.root) {
+            return Exit::FailEntry { reason: 0 };
+        }
+        let cx = Atomic::at_entry();
+        P::irqs_off(&cx);
+        // A kick may have come before interrupts were off.
+        if env.requests.load(SeqCst) != 0 || P::must_leave(&cx) {
+            P::irqs_on(&cx);
+            return Exit::Interrupted;
+        }
+        let crossed = self.cross(common, &cx);
+        P::irqs_on(&cx);
+        if !crossed {
+            return Exit::FailEntry { reason: 0 };
+        }
+        self.read(common)
+    }
+
+    /// Reads what the guest has left, and why it stopped.
+    fn read(&mut self, common: &Common<P>) -> Exit {
+        let vmcb = self.block.get();
+        let control = &vmcb.control;
+        let mut rflags = vmcb.save.rflags;
+        if self.debug.single_step && !self.state.flags.control(flags::TF) {
+            rflags &= !flags::TF;
+        }
+        sync::read_general(vmcb, &mut self.state, rflags);
+        sync::read_control(&vmcb.save, &mut self.state, common.nested);
+        let report = Report {
+            code: control.exit_code,
+            info_1: control.exit_info_1,
+            info_2: control.exit_info_2,
+            rip: vmcb.save.rip,
+            next_rip: if common.processor.next_rip { control.next_rip } else { 0 },
+        };
+        let cut_short = inject::decode(control.exit_int_info, self.state.cr2, self.state.dr6);
+        let dr6 = vmcb.save.dr6;
+        self.stale = LAZY;
+        let delivered = self.injected.take();
+        self.unfinished = None;
+        match cut_short {
+            CutShort::Event(event) => self.unfinished = Some(event),
+            CutShort::Instruction => {}
+            CutShort::Nothing if delivered.is_some_and(|event| event.kind == EventKind::Nmi) => self.nmi_blocked = true,
+            CutShort::Nothing => {}
+        }
+        match report.decode(&self.state.gpr, common.processor.decode_assists) {
+            // INT n through a task gate: the emulator executes all of it.
+            Decoded::Exit(Exit::TaskSwitch) if cut_short == CutShort::Instruction => Exit::Emulate,
+            Decoded::Exit(exit) => exit,
+            Decoded::Window => Exit::InterruptWindow,
+            Decoded::MachineCheck => Exit::Interrupted,
+            Decoded::Debug if self.debug.single_step || self.debug.hardware.is_some() => Exit::Debug { dr6 },
+            Decoded::Debug => Exit::Exception { exception: Exception::debug(dr6 ^ debug::DR6_FIXED) },
+        }
+    }
+}
+
+impl<P: Hardware, I: Instructions> BackendVcpu<P> for AmdVcpu<P, I> {
+    fn registers(&mut self, need: Groups) -> &CpuState {
+        self.guest.fetch(need);
+        &self.guest.state
+    }
+
+    fn registers_mut(&mut self, change: Groups) -> &mut CpuState {
+        self.guest.fetch(change);
+        self.guest.changed = self.guest.changed.and(change);
+        &mut self.guest.state
+    }
+
+    /// What a guest may use is the same for all: the intercepts keep it from what it is not offered.
+    fn set_features(&mut self, _features: Features, _xcr0: u64, _physical_bits: u32) {}
+
+    fn set_tsc(&mut self, offset: u64, ratio: u64) {
+        self.guest.tsc = Tsc { offset, ratio };
+    }
+
+    fn set_debug(&mut self, debug: GuestDebug) {
+        self.guest.debug = debug;
+    }
+
+    fn inject(&mut self, event: Event) {
+        self.guest.injected = Some(event);
+    }
+
+    fn take_unfinished_event(&mut self) -> Option<Event> {
+        self.guest.unfinished.take().or_else(|| self.guest.injected.take())
+    }
+
+    fn request_window(&mut self, interrupt: bool, nmi: bool) {
+        self.guest.window = Window { interrupt, nmi };
+    }
+
+    fn nmi_blocked(&self) -> bool {
+        self.guest.nmi_blocked
+    }
+
+    fn set_nmi_blocked(&mut self, blocked: bool) {
+        self.guest.nmi_blocked = blocked;
+    }
+
+    fn flush(&mut self, _what: FlushTlb) {
+        self.guest.flush = true;
+    }
+
+    fn load(&mut self, _cx: &Atomic) {
+        self.guest.fpu.load();
+    }
+
+    fn put(&mut self, _cx: &Atomic) {
+        self.guest.fpu.put();
+    }
+
+    fn enter(&mut self, env: &Env<'_, P>) -> Exit {
+        self.guest.enter(&self.common, env)
+    }
+}
