@@ -1,8 +1,11 @@
 //! Bochs, an interpreter of x86 that has VT-x: how a Linux kernel is started in it and its serial ports are read.
 use std::{
-    fs,
+    fs::{self, File},
+    io::{self, BufRead, BufReader, Read},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
     process::{Child, Command, Stdio},
+    thread,
 };
 
 use anyhow::{Context, Result};
@@ -29,6 +32,7 @@ vgaromimage: file=/usr/share/vgabios/vgabios.bin
 ata0-master: type=cdrom, path=boot.iso, status=inserted
 boot: cdrom
 clock: sync=none
+panic: action=fatal
 log: bochs.log
 ";
 
@@ -102,7 +106,27 @@ impl Machine<'_> {
         // Bochs wants a terminal; script gives it one, and takes Bochs along when it is killed.
         let mut command = Command::new("script");
         command.current_dir(dir).args(["-qec", "exec bochs -q -f config -rc commands", "/dev/null"]);
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        die_with_us(&mut command).spawn().context("cannot start Bochs")
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = die_with_us(&mut command).spawn().context("cannot start Bochs")?;
+        let said = child.stdout.take().context("no output")?;
+        thread::spawn(move || drain(said));
+        Ok(child)
+    }
+}
+
+/// What Bochs says before the name of the terminal that it has opened for its screen.
+const SCREEN: &str = "Bochs connected to screen \"";
+
+/// Reads what Bochs says, and its screen, for as long as it runs: it would wait for ever for somebody who does.
+fn drain(said: impl Read) {
+    for line in BufReader::new(said).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line);
+        let screen = line.split_once(SCREEN).and_then(|(_, rest)| rest.split_once('"'));
+        // It is not to become our own terminal.
+        if let Some((name, _)) = screen
+            && let Ok(mut screen) = File::options().read(true).custom_flags(libc::O_NOCTTY).open(name)
+        {
+            thread::spawn(move || io::copy(&mut screen, &mut io::sink()));
+        }
     }
 }
