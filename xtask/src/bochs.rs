@@ -130,3 +130,28 @@ fn drain(said: impl Read) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{ffi::CStr, io::Write, os::fd::AsRawFd, sync::mpsc, time::Duration};
+
+    use super::*;
+
+    #[test]
+    fn the_screen_is_read_so_that_bochs_never_waits_for_a_reader() {
+        let mut screen = File::options().read(true).write(true).open("/dev/ptmx").expect("a terminal");
+        // SAFETY: the descriptor is open; the name is copied before the next call that replaces it.
+        let name = unsafe {
+            assert_eq!((libc::grantpt(screen.as_raw_fd()), libc::unlockpt(screen.as_raw_fd())), (0, 0));
+            CStr::from_ptr(libc::ptsname(screen.as_raw_fd())).to_string_lossy().into_owned()
+        };
+        drain(format!("\nBochs connected to screen \"{name}\"\n").as_bytes());
+        let (done, written) = mpsc::channel();
+        thread::spawn(move || {
+            // Far more than a terminal holds.
+            screen.write_all(&b"x\r\n".repeat(100_000)).expect("a reader");
+            done.send(())
+        });
+        written.recv_timeout(Duration::from_secs(60)).expect("the screen is read");
+    }
+}
