@@ -115,7 +115,7 @@ fn act(action: Action) -> Result<bool, String> {
         Action::List(selection) => {
             let cases = selection.cases()?;
             for (name, case) in &cases {
-                println!("{name:<52}{:<16}{}", case.rows, case.exceptions());
+                println!("{name:<52} {:<16}{}", case.rows, case.exceptions());
             }
             println!("{} cases", cases.len());
             Ok(true)

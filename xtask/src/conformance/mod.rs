@@ -57,9 +57,8 @@ impl Target {
     /// clock counts instructions, and is as slow as the guest itself.
     fn slowness(self) -> u32 {
         match self.cpu() {
-            None => 1,
             Some(Cpu::AmdNpt | Cpu::AmdShadow) => 5,
-            Some(Cpu::IntelEpt | Cpu::IntelShadow | Cpu::IntelPenryn) => 2,
+            Some(Cpu::IntelEpt | Cpu::IntelShadow | Cpu::IntelPenryn) | None => 1,
         }
     }
 }
@@ -76,7 +75,7 @@ pub struct Options {
     /// Only the case with this name (may be repeated).
     #[arg(long = "case", value_name = "NAME")]
     cases: Vec<String>,
-    /// Stretches time limits; if not given, 1 here, 5 in QEMU and 2 in Bochs.
+    /// Stretches time limits; if not given, 5 in QEMU, else 1.
     #[arg(long)]
     slow: Option<u32>,
     /// Seconds after which a run in the lab is given up, in all its boots, without those in which the emulator had to wait for

@@ -10,7 +10,7 @@ use super::{
 pub fn line(case: &Case) {
     let Case { name, word, rows, note, .. } = case;
     let seconds = case.milliseconds as f64 / 1000.;
-    println!("{}", format!("{word:<8}{name:<52}{rows:<16}{seconds:>7.2} s  {note}").trim_end());
+    println!("{}", format!("{word:<8}{name:<52} {rows:<16}{seconds:>7.2} s  {note}").trim_end());
 }
 
 /// All runs side by side, by case.

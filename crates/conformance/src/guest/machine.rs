@@ -296,6 +296,13 @@ impl Machine {
         handlers::set_gate(&mut self.image, bits, vector, selector, offset, access, ist);
     }
 
+    /// Allows interrupts, though none comes, to a guest that runs for long without an exit. Bochs 2.7 lets no interrupt of
+    /// the host's end a guest that blocks its own: setEFlags looks at what is masked only when IF changes, and the host
+    /// enters the guest with IF clear.
+    pub fn interruptible(&mut self) {
+        self.regs.rflags |= 0x200;
+    }
+
     /// What the handlers do after they have recorded: see [`handlers::RESUME`].
     pub fn resume(&mut self, word: u64) {
         self.image.write64(handlers::RESUME, word);

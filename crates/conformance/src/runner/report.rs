@@ -106,7 +106,7 @@ impl Report {
         }
         match self.format {
             Format::Table => {
-                println!("{word:<8}{name:<52}{:<16}{:>7.2} s  {note}", case.rows, took.as_secs_f64());
+                println!("{word:<8}{name:<52} {:<16}{:>7.2} s  {note}", case.rows, took.as_secs_f64());
             }
             Format::Tap => {
                 let not = if word == "FAIL" { "not " } else { "" };

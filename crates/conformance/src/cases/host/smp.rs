@@ -45,6 +45,7 @@ fn apic(a: &mut CodeAssembler, register: u32, value: u32) -> Result<(), iced_x86
 /// A VM with interrupt controllers and a machine with its local APIC mapped.
 fn machine(mode: Mode) -> Machine {
     let mut m = Machine::new(mode);
+    m.interruptible();
     if mode.paging() != Paging::Off {
         m.map(APIC, APIC | P | W);
     }
@@ -367,6 +368,7 @@ fn tables_of_another(device: &Device) {
     const PAGES: u64 = 64;
     for mode in [Mode::LEGACY, Mode::PAE, Mode::LONG] {
         let mut m = Machine::new(mode);
+        m.interruptible();
         for n in 0..PAGES {
             m.image.write32(FRAMES + 4096 * n, 1 << 16 | n as u32);
             m.map(GVA + 4096 * n, FRAMES + 4096 * n);
@@ -462,6 +464,7 @@ fn closed_while_running(device: &Device) {
     let (first, second) = (vm.vcpu(0), vm.vcpu(1));
     for vcpu in [&first, &second] {
         crate::vm::RealMode::start(vcpu, 0x100);
+        vcpu.edit_regs(|r| r.rflags = 0x202);
     }
     let mut vm = Some(vm);
     while_running(&first, |one| {

@@ -46,6 +46,7 @@ fn looping(device: &Device, paging: Paging, body: &[u8]) -> (Live, Memory) {
         a.inc(dword_ptr(DATA as u32))?;
         a.jmp(again)
     });
+    m.interruptible();
     let live = m.start(device);
     let memory = live.vm.memory(2, SLOT, BYTES);
     (0..64).for_each(|n| memory.set_u32(4096 * n, mark(n as u64)));

@@ -78,6 +78,7 @@ fn counting(device: &Device, paging: Paging) -> (Live, Memory) {
         a.inc(dword_ptr(DATA as u32))?;
         a.jmp(again)
     });
+    m.interruptible();
     let live = m.start(device);
     let memory = live.vm.memory(2, SLOT, BYTES);
     (live, memory)
