@@ -56,11 +56,15 @@ const SUBJECTS: [Subject; 4] = [
         tests: &["crates/mmu/src/testing/*.rs"],
     },
     Subject { name: "irqchip", judges: &[own_tests!("rekvm-irqchip")], tests: &[] },
-    Subject { name: "hv", judges: &[own_tests!("rekvm-hv"), conformance!("soft")], tests: &[] },
+    Subject {
+        name: "hv",
+        judges: &[own_tests!("rekvm-hv"), conformance!("soft"), conformance!("soft-shadow-adversarial")],
+        tests: &[],
+    },
     Subject {
         name: "emulate",
-        judges: &[own_tests!("rekvm-emulate"), own_tests!("rekvm-soft")],
-        tests: &["crates/emulate/src/testing.rs"],
+        judges: &[own_tests!("rekvm-emulate"), own_tests!("rekvm-soft"), own_tests!("rekvm-prove")],
+        tests: &["crates/emulate/src/testing/*.rs"],
     },
 ];
 

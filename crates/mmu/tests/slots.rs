@@ -240,6 +240,9 @@ fn physical_memory() {
     assert_eq!(v.load::<u8>(0x8ffc), Ok(0x88));
     // The second page has no memory: nothing of the word is written.
     assert_eq!(v.store(0x8fff, 0u16), Err(MemoryError::ReadOnly(0x8fff)));
+    // Half of a word is not written.
+    assert_eq!(v.store(0x6fff, 1u16), Err(MemoryError::NoMemory(0x7000)));
+    assert_eq!(v.load::<u8>(0x6fff), Ok(0));
     // A word that ends with its page needs none behind it.
     assert_eq!((v.store(0x6ff8, 9u64), v.load::<u64>(0x6ff8)), (Ok(()), Ok(9)));
     assert_eq!(v.load::<u8>(u64::MAX), Err(MemoryError::NoMemory(u64::MAX)));
