@@ -41,10 +41,10 @@ macro_rules! own_tests {
 }
 
 macro_rules! conformance {
-    ($on:literal) => {
+    ($on:literal, $filter:literal) => {
         Judge {
             build: &["build", "--package", "rekvm-conformance"],
-            run: &["run", "--package", "rekvm-conformance", "--", "run", "--on", $on],
+            run: &["run", "--package", "rekvm-conformance", "--", "run", "--on", $on, "--filter", $filter],
         }
     };
 }
@@ -52,13 +52,13 @@ macro_rules! conformance {
 const SUBJECTS: [Subject; 4] = [
     Subject {
         name: "mmu",
-        judges: &[own_tests!("rekvm-mmu"), conformance!("soft-shadow")],
+        judges: &[own_tests!("rekvm-mmu"), conformance!("soft-shadow", "mmu/"), conformance!("soft-shadow", "")],
         tests: &["crates/mmu/src/testing/*.rs"],
     },
     Subject { name: "irqchip", judges: &[own_tests!("rekvm-irqchip")], tests: &[] },
     Subject {
         name: "hv",
-        judges: &[own_tests!("rekvm-hv"), conformance!("soft"), conformance!("soft-shadow-adversarial")],
+        judges: &[own_tests!("rekvm-hv"), conformance!("soft", ""), conformance!("soft-shadow-adversarial", "mmu/")],
         tests: &[],
     },
     Subject {
