@@ -30,6 +30,28 @@ fn a_guest_cannot_have_more_than_the_bound() {
 }
 
 #[test]
+fn the_path_of_each_processor_is_allowed_beyond_the_bound() {
+    const CPUS: u64 = 20;
+    let mut m = machine(CPUS as usize);
+    for n in 0..CPUS {
+        let top = 0x40 + 4 * n;
+        for level in 0..4 {
+            m.put((top + level) << 12, if level < 3 { top + level + 1 } else { 0x100 + n } << 12 | PWU);
+        }
+        long(&mut m, n as usize);
+        m.set_registers(n as usize, |state| state.cr3 = top << 12);
+    }
+    // Four tables each: 80 in all, and none has to go for another.
+    for _ in 0..2 {
+        for n in 0..CPUS {
+            read(&mut m, n as usize, 0, (0x100 + n) << 12);
+        }
+        assert_eq!(m.usage(), (LEAST_PAGES, 4 * CPUS as usize));
+    }
+    assert_eq!(m.counter("mmu_recycled"), 0);
+}
+
+#[test]
 fn the_bound_follows_the_guests_memory_until_it_is_set() {
     let mut m = machine(1);
     assert!(m.set_slot(1, 0, 1 << 32, 10_000, CLIENT + (1 << 32)));

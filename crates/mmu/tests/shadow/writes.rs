@@ -103,6 +103,28 @@ fn a_flood_of_writes_ends_a_table() {
 }
 
 #[test]
+fn one_write_that_is_no_entrys_ends_a_table() {
+    let cases = [
+        (0, 8, false),
+        (4, 4, false),
+        // Flags set by a byte operation.
+        (0, 1, false),
+        (1, 1, true),
+        (4, 1, true),
+        (0, 2, true),
+        (2, 4, true),
+        (4, 6, true),
+    ];
+    for (n, (offset, len, ends)) in cases.into_iter().enumerate() {
+        let mut m = two();
+        let flooded = m.counter("mmu_flooded");
+        m.write(entry_at(0x10_0000, 1) + offset, &[2 * n as u8 + 2; 8][..len]);
+        assert_eq!(m.counter("mmu_flooded") > flooded, ends, "{len} bytes at {offset}");
+        m.check();
+    }
+}
+
+#[test]
 fn use_between_writes_is_no_flood() {
     let mut m = two();
     for n in 0..20 {
