@@ -66,6 +66,7 @@ const MACHINERY: &[&str] = &[
     "flush: impl FnMut",
     // Looks at what a request set.
     "if change.flush",
+    "cx)?.flush {",
     "let mut flushed",
     "flushed = true;",
     // The request is a line below.

@@ -101,6 +101,24 @@ fn other_tables_than_before() {
     assert_flushed(&m);
 }
 
+#[test]
+fn memory_of_system_management_mode() {
+    let m = running(Machine::new());
+    let flushed = || m.script.take_notes().contains(&Note::Flushed(FlushTlb::Physical));
+    let set = |size| m.set_slot(1 << 16, 0x3_0000, size, m.ram.at()).unwrap();
+    // A new slot is in nobody's way.
+    set(0x1_0000);
+    again(&m);
+    assert!(!flushed());
+    // The handler sees other memory than the guest, and then other memory than before.
+    m.vcpu.ioctl(KVM_SMI, 0, &cx()).unwrap();
+    again(&m);
+    assert!(flushed());
+    set(0);
+    again(&m);
+    assert!(flushed());
+}
+
 /// Long mode with tables at 0x5000: a root that vCPUs can share.
 fn long(state: &mut x86::CpuState) {
     state.cr0 |= (Cr0::PE | Cr0::PG).bits();
