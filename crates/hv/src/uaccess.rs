@@ -18,6 +18,18 @@ pub(crate) fn put<M: Memory, T: Pod>(arg: u64, value: &T) -> Result<(), Errno> {
     Ok(M::copy_to(Hva::of_client(arg)?, value.bytes())?)
 }
 
+/// Copies `len` bytes from the client's address `arg`: for structures that are too large for a kernel's stack.
+pub(crate) fn get_bytes<M: Memory>(arg: u64, len: usize) -> Result<Vec<u8>, Errno> {
+    let mut bytes = platform::fallible::try_vec(0, len)?;
+    M::copy_from(Hva::of_client(arg)?, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Copies `bytes` to the client's address `arg`.
+pub(crate) fn put_bytes<M: Memory>(arg: u64, bytes: &[u8]) -> Result<(), Errno> {
+    Ok(M::copy_to(Hva::of_client(arg)?, bytes)?)
+}
+
 /// Copies the `count` elements that follow the header `H` at `arg`; more than `most` is E2BIG.
 pub(crate) fn get_tail<M: Memory, H, T: Pod>(arg: u64, count: u32, most: usize) -> Result<Vec<T>, Errno> {
     let count = usize::try_from(count).map_err(|_| Errno::E2BIG)?;

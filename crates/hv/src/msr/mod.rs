@@ -12,6 +12,8 @@ mod mtrr;
 mod registers;
 mod stored;
 
+use alloc::boxed::Box;
+use platform::{OutOfMemory, fallible::try_box};
 use x86::{CpuState, Efer, msr};
 
 use crate::cpuid::Cpuid;
@@ -53,8 +55,10 @@ pub(crate) struct Msrs {
 }
 
 impl Msrs {
-    pub(crate) fn new(arch_capabilities: u64) -> Self {
-        Self { arch_capabilities, ..Self::default() }
+    /// In a box, as they are too large to be moved about on a kernel's stack.
+    #[inline(never)]
+    pub(crate) fn boxed(arch_capabilities: u64) -> Result<Box<Self>, OutOfMemory> {
+        try_box(Self { arch_capabilities, ..Self::default() })
     }
 
     pub(crate) fn read(&self, index: u32, by: By, state: &CpuState, cpuid: &Cpuid) -> Result<u64, Refused> {

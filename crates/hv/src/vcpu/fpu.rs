@@ -2,7 +2,7 @@
 //!
 //! [`Fpu`] has the layout of an XSAVE area in standard form, so most of this is copying of its parts, and checking
 //! that the client asks for nothing that would fault when it is loaded into a processor.
-use abi::{KVM_MAX_XCRS, KvmFpu, KvmXcr, KvmXcrs, KvmXsave};
+use abi::{KVM_MAX_XCRS, KvmFpu, KvmXcr, KvmXcrs};
 use x86::{
     Fpu,
     control::xcr0,
@@ -42,10 +42,8 @@ pub(crate) fn from_abi(fpu: &mut Fpu, f: &KvmFpu) {
     l.mxcsr = f.mxcsr & MXCSR_MASK;
 }
 
-/// KVM_GET_XSAVE: standard form, every component of `supported` present.
-pub(crate) fn to_xsave(fpu: &Fpu, supported: u64) -> KvmXsave {
-    let mut area = KvmXsave::default();
-    let bytes = abi::Pod::bytes_mut(&mut area);
+/// KVM_GET_XSAVE into `bytes`, which are zero: standard form, every component of `supported` present.
+pub(crate) fn to_xsave(fpu: &Fpu, supported: u64, bytes: &mut [u8]) {
     let f = to_abi(fpu);
     put(bytes, 0, &f.fcw.to_le_bytes());
     put(bytes, 2, &f.fsw.to_le_bytes());
@@ -68,12 +66,10 @@ pub(crate) fn to_xsave(fpu: &Fpu, supported: u64) -> KvmXsave {
             put(bytes, YMM + 16 * i, register);
         }
     }
-    area
 }
 
-/// KVM_SET_XSAVE: a component whose XSTATE_BV bit is clear takes its initial value.
-pub(crate) fn from_xsave(fpu: &mut Fpu, area: &KvmXsave, supported: u64) -> Result<(), Errno> {
-    let bytes = abi::Pod::bytes(area);
+/// KVM_SET_XSAVE of the `bytes` of an area: a component whose XSTATE_BV bit is clear takes its initial value.
+pub(crate) fn from_xsave(fpu: &mut Fpu, bytes: &[u8], supported: u64) -> Result<(), Errno> {
     let components = u64::from_le_bytes(get(bytes, XSTATE_BV));
     let compacted = u64::from_le_bytes(get(bytes, XSTATE_BV + 8));
     let mxcsr = u32::from_le_bytes(get(bytes, 24));
@@ -146,6 +142,12 @@ mod tests {
 
     const ALL: u64 = xcr0::X87 | xcr0::SSE | xcr0::AVX;
 
+    fn area(fpu: &Fpu, supported: u64) -> std::vec::Vec<u8> {
+        let mut bytes = std::vec![0; 4096];
+        to_xsave(fpu, supported, &mut bytes);
+        bytes
+    }
+
     fn sample() -> Fpu {
         let mut fpu = Fpu::default();
         fpu.legacy.st[3] = [7; 16];
@@ -163,14 +165,14 @@ mod tests {
         from_abi(&mut other, &to_abi(&fpu));
         assert_eq!(other.legacy, fpu.legacy);
         let mut other = Fpu::default();
-        from_xsave(&mut other, &to_xsave(&fpu, ALL), ALL).unwrap();
+        from_xsave(&mut other, &area(&fpu, ALL), ALL).unwrap();
         assert_eq!(other, fpu);
     }
 
     #[test]
     fn absent_components_take_their_initial_value() {
-        let mut area = to_xsave(&sample(), ALL);
-        put(abi::Pod::bytes_mut(&mut area), XSTATE_BV, &xcr0::X87.to_le_bytes());
+        let mut area = area(&sample(), ALL);
+        put(&mut area, XSTATE_BV, &xcr0::X87.to_le_bytes());
         let mut fpu = sample();
         from_xsave(&mut fpu, &area, ALL).unwrap();
         assert_eq!((fpu.legacy.st[3], fpu.legacy.xmm[15], fpu.ymm_hi[2]), ([7; 16], [0; 16], [0; 16]));
@@ -179,10 +181,10 @@ mod tests {
 
     #[test]
     fn what_a_processor_would_refuse_is_refused() {
-        let good = to_xsave(&sample(), ALL);
+        let good = area(&sample(), ALL);
         for (at, value) in [(XSTATE_BV, 1 << 9), (XSTATE_BV + 8, 1 << 63), (24, 1 << 31)] {
-            let mut bad = good;
-            put(abi::Pod::bytes_mut(&mut bad), at, &u64::to_le_bytes(value));
+            let mut bad = good.clone();
+            put(&mut bad, at, &u64::to_le_bytes(value));
             assert_eq!(from_xsave(&mut Fpu::default(), &bad, ALL), Err(Errno::EINVAL), "offset {at}");
         }
         assert_eq!(from_xsave(&mut Fpu::default(), &good, xcr0::X87 | xcr0::SSE), Err(Errno::EINVAL));

@@ -20,11 +20,16 @@ impl<B: Backend> Vcpu<B> {
         // A vCPU is used by one thread at a time.
         let mut guard = self.0.inner.lock();
         let inner = &mut *guard;
-        let none = || if arg == 0 { Ok(()) } else { Err(Errno::EINVAL) };
         if nr == KVM_RUN {
-            none()?;
-            return self.run(inner, cx);
+            return if arg == 0 { self.run(inner, cx) } else { Err(Errno::EINVAL) };
         }
+        self.other_ioctl(inner, nr, arg)
+    }
+
+    /// All but KVM_RUN, and apart from it: what these copy would take half of a kernel's stack from it.
+    #[inline(never)]
+    fn other_ioctl(&self, inner: &mut Inner<B>, nr: u32, arg: u64) -> Result<Outcome<B>, Errno> {
+        let none = || if arg == 0 { Ok(()) } else { Err(Errno::EINVAL) };
         // Some of these use guest memory.
         let _in_use = self.shared().begin();
         let (vm, index) = (&**self.vm().shared(), self.0.index);
@@ -37,8 +42,8 @@ impl<B: Backend> Vcpu<B> {
             KVM_SET_SREGS2 => inner.set_sregs2(&get::<B, _>(arg)?, vm, index),
             KVM_GET_FPU => put::<B, _>(arg, &inner.get_fpu()),
             KVM_SET_FPU => inner.set_fpu(&get::<B, _>(arg)?),
-            KVM_GET_XSAVE | KVM_GET_XSAVE2 => put::<B, _>(arg, &inner.get_xsave(self.vm().kvm().backend())),
-            KVM_SET_XSAVE => inner.set_xsave(&get::<B, _>(arg)?, self.vm().kvm().backend()),
+            KVM_GET_XSAVE | KVM_GET_XSAVE2 => inner.get_xsave(arg, self.vm().kvm().backend()),
+            KVM_SET_XSAVE => inner.set_xsave(arg, self.vm().kvm().backend()),
             KVM_GET_XCRS => put::<B, _>(arg, &inner.get_xcrs()),
             KVM_SET_XCRS => inner.set_xcrs(&get::<B, _>(arg)?, self.vm().kvm().backend()),
             KVM_GET_DEBUGREGS => put::<B, _>(arg, &inner.get_debugregs()),
@@ -70,7 +75,7 @@ impl<B: Backend> Vcpu<B> {
             KVM_GET_VCPU_EVENTS => put::<B, _>(arg, &inner.get_events(vm, &self.shared().lapic)),
             KVM_SET_VCPU_EVENTS => inner.set_events(&get::<B, _>(arg)?, vm, &self.shared().lapic),
             KVM_GET_LAPIC => inner.get_lapic(arg, vm),
-            KVM_SET_LAPIC => inner.set_lapic(&get::<B, _>(arg)?, vm),
+            KVM_SET_LAPIC => inner.set_lapic(arg, vm),
             KVM_SET_GUEST_DEBUG => inner.set_guest_debug(&get::<B, _>(arg)?),
             KVM_DEBUG_GUEST => inner.debug_guest_2007(&get::<B, _>(arg)?),
             KVM_SET_SIGNAL_MASK => self.signal_mask_ioctl(arg),

@@ -23,10 +23,11 @@ mod sync_regs;
 mod tpr;
 mod vcpu_events;
 
+use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use platform::{Hva, MaySleep, Mutex, Platform, Shared, lock::rank};
-use x86::{CpuState, Features};
+use x86::Features;
 
 use crate::{
     Errno, Vm,
@@ -97,7 +98,7 @@ pub(crate) struct Inner<B: Backend> {
     pub(crate) features: Features,
     pub(crate) xcr0: u64,
     pub(crate) physical_bits: u32,
-    pub(crate) msrs: Msrs,
+    pub(crate) msrs: Box<Msrs>,
     pub(crate) apic: Option<LocalApic<B::Platform>>,
     /// IA32_APIC_BASE without a local APIC in the hypervisor.
     pub(crate) apic_base: u64,
@@ -138,7 +139,7 @@ impl<B: Backend> Vcpu<B> {
             features: Features::empty(),
             xcr0: 1,
             physical_bits: 36,
-            msrs: Msrs::new(backend.arch_capabilities()),
+            msrs: Msrs::boxed(backend.arch_capabilities())?,
             apic,
             apic_base: irqchip::lapic::APIC_BASE_DEFAULT
                 | irqchip::lapic::APIC_BASE_ENABLE
@@ -153,7 +154,7 @@ impl<B: Backend> Vcpu<B> {
             para_2007: None,
             ran: false,
         };
-        *inner.cpu.registers_mut(Groups::ALL) = CpuState::reset(0);
+        inner.reset();
         inner.set_cpuid(Cpuid::default(), backend);
         inner.tsc.apply::<B>(&mut inner.cpu);
         let inner = Mutex::<B::Platform, _>::new(rank::VCPU, inner)?;

@@ -66,6 +66,7 @@ impl<P: Platform> Drop for Attached<'_, P> {
 
 impl<B: Backend> Vcpu<B> {
     /// KVM_RUN.
+    #[inline(never)]
     pub(super) fn run(&self, inner: &mut Inner<B>, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
         let page = self.run_page()?;
         let (vm, shared) = (&**self.vm().shared(), self.shared());

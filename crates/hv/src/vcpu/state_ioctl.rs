@@ -133,12 +133,16 @@ impl<B: Backend> Inner<B> {
         Ok(Outcome::OK)
     }
 
-    pub(super) fn get_xsave(&mut self, backend: &B) -> KvmXsave {
-        fpu::to_xsave(&self.cpu.registers(Groups::FPU).fpu, backend.xcr0())
+    pub(super) fn get_xsave(&mut self, arg: u64, backend: &B) -> Result<Outcome<B>, Errno> {
+        let mut bytes = platform::fallible::try_vec(0, size_of::<KvmXsave>())?;
+        fpu::to_xsave(&self.cpu.registers(Groups::FPU).fpu, backend.xcr0(), &mut bytes);
+        uaccess::put_bytes::<Mem<B>>(arg, &bytes)?;
+        Ok(Outcome::OK)
     }
 
-    pub(super) fn set_xsave(&mut self, new: &KvmXsave, backend: &B) -> Result<Outcome<B>, Errno> {
-        fpu::from_xsave(&mut self.cpu.registers_mut(Groups::FPU).fpu, new, backend.xcr0())?;
+    pub(super) fn set_xsave(&mut self, arg: u64, backend: &B) -> Result<Outcome<B>, Errno> {
+        let bytes = uaccess::get_bytes::<Mem<B>>(arg, size_of::<KvmXsave>())?;
+        fpu::from_xsave(&mut self.cpu.registers_mut(Groups::FPU).fpu, &bytes, backend.xcr0())?;
         Ok(Outcome::OK)
     }
 
@@ -201,6 +205,7 @@ impl<B: Backend> Inner<B> {
         Ok(Outcome::OK)
     }
 
+    #[inline(never)]
     pub(super) fn get_lapic(&mut self, arg: u64, vm: &VmShared<B::Platform>) -> Result<Outcome<B>, Errno> {
         let apic = self.apic.as_mut().ok_or(Errno::EINVAL)?;
         apic.timer_expired(&self.tsc);
@@ -209,13 +214,21 @@ impl<B: Backend> Inner<B> {
         Ok(Outcome::OK)
     }
 
-    pub(super) fn set_lapic(&mut self, new: &KvmLapicState, vm: &VmShared<B::Platform>) -> Result<Outcome<B>, Errno> {
+    #[inline(never)]
+    pub(super) fn set_lapic(&mut self, arg: u64, vm: &VmShared<B::Platform>) -> Result<Outcome<B>, Errno> {
+        let new: KvmLapicState = uaccess::get::<Mem<B>, _>(arg)?;
         let apic = self.apic.as_mut().ok_or(Errno::EINVAL)?;
         let now = LocalApic::<B::Platform>::now(&self.tsc);
-        apic.lapic.set_state(new, vm.chips.ids_32bit(), now).map_err(|_: StateError| Errno::EINVAL)?;
+        apic.lapic.set_state(&new, vm.chips.ids_32bit(), now).map_err(|_: StateError| Errno::EINVAL)?;
         apic.arm(&self.tsc);
         self.show_cr8();
         Ok(Outcome::OK)
+    }
+
+    /// The state after reset.
+    #[inline(never)]
+    pub(super) fn reset(&mut self) {
+        *self.cpu.registers_mut(Groups::ALL) = CpuState::reset(0);
     }
 
     /// INIT (SDM vol. 3, table 9-1): as reset, but FPU, XCR0, CR0.CD and NW, and most MSRs stay.
