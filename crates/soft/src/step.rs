@@ -4,7 +4,7 @@ use hv::backend::Exit;
 use iced_x86::Code;
 use platform::Platform;
 use x86::{
-    Cr4, Exception, Shadow,
+    Cr4, Exception, Features, Shadow,
     debug::{self, Watch},
     flags,
 };
@@ -39,7 +39,9 @@ impl<P: Platform> SoftVcpu<P> {
     /// Executes the instruction at RIP with breakpoints and traps. None: look at everything, then go on.
     #[inline(never)]
     pub(crate) fn step(&mut self) -> Option<Exit> {
-        if !self.state.flags.control(flags::RF) && self.state.shadow != Shadow::MovSs {
+        // AMD's processors take them behind MOV SS too.
+        let shadowed = self.state.shadow == Shadow::MovSs && !self.features.contains(Features::AMD);
+        if !self.state.flags.control(flags::RF) && !shadowed {
             let hits = self.breakpoints(self.linear_rip(), 1, |watch| watch == Watch::Execute);
             if hits != 0 {
                 if self.debug.hardware.is_none() {
@@ -69,6 +71,10 @@ impl<P: Platform> SoftVcpu<P> {
         // Entering a handler clears the trap flag before the trap is taken.
         let trap = trap && (self.state.flags.control(flags::TF) || !enters_handler(op.code));
         let mut hits = core::mem::take(&mut self.hits);
+        if op.code == Code::Int1 && self.debug.hardware.is_none() {
+            // Data breakpoints that have waited behind MOV SS are told by the same exception.
+            self.state.dr6 |= core::mem::take(&mut hits);
+        }
         if trap || self.debug.single_step {
             hits |= debug::DR6_BS;
         }

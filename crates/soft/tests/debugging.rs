@@ -104,3 +104,45 @@ fn the_client_steps_and_breaks() {
     assert!(matches!(g.enter(&mut v), Exit::Debug { dr6: bits } if bits & 0xf == 1));
     assert_eq!(v.registers(Groups::ALL).rip, CODE + 1);
 }
+
+#[test]
+fn code_breakpoints_behind_mov_ss_are_amds() {
+    for (amd, hits) in [(false, 0), (true, 1)] {
+        let g = guest(|a| {
+            a.mov(eax, ss).unwrap();
+            a.mov(ss, eax).unwrap();
+            a.inc(ecx).unwrap();
+            a.hlt().unwrap();
+        });
+        let mut v = g.long(0);
+        let features = x86::Features::all().difference(x86::Features::AMD);
+        v.set_features(if amd { x86::Features::all() } else { features }, 7, 40);
+        let s = v.registers_mut(Groups::ALL);
+        s.gpr[1] = 0;
+        s.dr[0] = CODE + 4;
+        s.dr7 = 0x400 | 1;
+        assert_eq!(g.enter(&mut v), Exit::Hlt { len: 1 });
+        let s = v.registers(Groups::ALL);
+        assert_eq!((s.gpr[3], s.gpr[1]), (hits, 1), "AMD: {amd}");
+    }
+}
+
+#[test]
+fn a_data_breakpoint_that_waits_behind_mov_ss_is_one_exception_with_int1() {
+    let g = guest(|a| {
+        a.mov(ss, word_ptr(rsi)).unwrap();
+        a.int1().unwrap();
+        a.hlt().unwrap();
+    });
+    let mut v = g.long(0);
+    let s = v.registers_mut(Groups::ALL);
+    (s.gpr[6], s.gpr[3]) = (DATA, 0);
+    s.dr[0] = DATA;
+    // Reads and writes of 4 bytes.
+    s.dr7 = 0x400 | 1 | 0b1111 << 16;
+    let selector = s.seg[2].selector;
+    g.write(DATA, &selector.to_le_bytes());
+    assert_eq!(g.enter(&mut v), Exit::Hlt { len: 1 });
+    let s = v.registers(Groups::ALL);
+    assert_eq!((s.gpr[3], s.gpr[8] & 0x400f), (1, 1));
+}

@@ -2,7 +2,7 @@
 //! and 5.8.8; APM vol. 3).
 use core::mem::swap;
 
-use x86::{Attr, CpuState, Efer, Features, Mode, Seg, Segment, flags, paging};
+use x86::{Attr, CpuState, Efer, Exception, Features, Mode, Seg, Segment, debug, flags, paging};
 
 use super::privilege_changed;
 use crate::{
@@ -86,6 +86,10 @@ pub(super) fn sysret<C: Cpu, const WIDE: bool>(cpu: &mut C, _op: &Op<C>) -> Res 
     };
     set_code_and_stack(state, cs, flat(selector.wrapping_add(8) | 3, DATA, 3));
     privilege_changed(cpu);
+    if cpu.state().flags.control(flags::TF) {
+        // The trap flag counts at once, as if the user's SYSCALL had just been stepped over.
+        cpu.raise_after(Exception::debug(debug::DR6_BS));
+    }
     Ok(())
 }
 

@@ -217,6 +217,24 @@ fn syscall_and_sysret() {
     assert_eq!((cpu.state.mode, cpu.state.rip, cpu.state.seg[1].selector), (Mode::Protected32, 0x5678_9abc, 0x13));
 }
 
+/// The trap flag that SYSRET restores traps before the user's next instruction, not behind it.
+#[test]
+fn sysret_into_single_step_traps_at_once() {
+    for (image, rip) in [(flags::TF, HANDLER), (0, CODE)] {
+        let mut cpu = long(0);
+        set_idt64(&mut cpu, 1, gate(14, KERNEL_CODE, HANDLER, 0, 0), 0);
+        cpu.state.star = 0x0013_0008 << 32;
+        (cpu.state.gpr[1], cpu.state.gpr[11]) = (CODE, image);
+        assert_eq!(run(&mut cpu, SYSRETQ), Ok(()));
+        assert_eq!(cpu.state.rip, rip);
+        if image != 0 {
+            // RIP and CS of the user.
+            assert_eq!((cpu.peek::<u64>(KERNEL_STACK - 40), cpu.peek::<u64>(KERNEL_STACK - 32)), (CODE, 0x23));
+            assert_eq!(cpu.state.dr6 & x86::debug::DR6_BS, x86::debug::DR6_BS);
+        }
+    }
+}
+
 #[test]
 fn syscall_refuses() {
     for amd in [false, true] {

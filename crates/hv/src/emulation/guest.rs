@@ -293,6 +293,12 @@ impl<'a, P: Platform> Guest<'a, P> {
         {
             return Some(Place::Apic(offset));
         }
+        if space == Space::Mmio
+            && self.apic.as_ref().is_some_and(|apic| apic.is_hole(at))
+            && !self.vm.quirk_disabled(abi::KVM_X86_QUIRK_LAPIC_MMIO_HOLE)
+        {
+            return Some(Place::Nothing);
+        }
         if access.write
             && let Some(event) = self.vm.ioeventfds.find(self.reader, space, at, len, access.data)
         {
@@ -324,6 +330,11 @@ impl<'a, P: Platform> Guest<'a, P> {
                 }
             }
             (Place::Event(event), ..) => event.signal(),
+            (Place::Nothing, _, write) => {
+                if !write {
+                    data.fill(0xff);
+                }
+            }
             (Place::Ring, space, _) => return self.vm.coalesced.push(space, access.at, data),
             (Place::Bus(device), Space::Pio, true) => self.vm.port_out(device, port, data),
             (Place::Bus(device), Space::Pio, false) => self.vm.port_in(device, port, data),
@@ -375,6 +386,8 @@ enum Place<P: Platform> {
     Event(Shared<P::EventFd>),
     /// The ring of coalesced writes.
     Ring,
+    /// Reads give ones, writes go nowhere.
+    Nothing,
 }
 
 /// A word as memory holds it.

@@ -8,6 +8,7 @@ mod memory;
 mod msr;
 mod page_fault;
 mod pio;
+mod rdpmc;
 
 pub(crate) use hypercall::PendingHypercall;
 pub(crate) use msr::PendingMsr;
@@ -50,7 +51,7 @@ pub(crate) fn handle<B: Backend>(run: &mut Run<'_, B>, exit: Exit, cx: &MaySleep
         Exit::Cpuid { len } => run.cpuid(len),
         Exit::MsrRead { len } => run.rdmsr(len),
         Exit::MsrWrite { len } => run.wrmsr(len),
-        Exit::Rdpmc { .. } => run.refuse(),
+        Exit::Rdpmc { len } => run.rdpmc(len),
         Exit::Hypercall { len } => run.hypercall(len),
         // Guest memory is write-back and coherent; there is nothing to flush.
         Exit::CacheFlush { len } => {

@@ -48,7 +48,7 @@ impl<B: Backend> Run<'_, B> {
         Ok(Step::Continue)
     }
 
-    fn load_edx_eax(&mut self, value: u64) {
+    pub(super) fn load_edx_eax(&mut self, value: u64) {
         let state = self.inner.cpu.registers_mut(Groups::GENERAL);
         (state.gpr[0], state.gpr[2]) = (value & 0xffff_ffff, value >> 32);
     }

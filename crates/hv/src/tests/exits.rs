@@ -58,7 +58,6 @@ fn exits_that_stay_inside() {
 fn exits_that_are_exceptions_of_the_guest() {
     let ud = Exception::plain(Vector::UD);
     for (exit, exception) in [
-        (Exit::Rdpmc { len: 2 }, GP),
         (Exit::Rsm, ud),
         (Exit::Exception { exception: ud }, ud),
         (Exit::Cr { op: CrOp::Write { number: 8, value: 16 }, len: 3 }, GP),
@@ -101,6 +100,32 @@ fn the_fpu_is_asked_for_by_instructions_that_use_it() {
         let before = m.script.fpu_looks();
         let _ = m.run();
         assert_eq!(m.script.fpu_looks() != before, asked, "{code:x?}");
+    }
+}
+
+#[test]
+fn performance_counters_that_exist_stand_still() {
+    // Intel's need CPUID to offer them; VMware's pseudo counters are everybody's.
+    for (counter, amd, exists) in [
+        (0, true, true),
+        (3, true, true),
+        (4, true, false),
+        (0, false, false),
+        (0x1_0001, false, true),
+        (0xfff, true, false),
+    ] {
+        let m = Machine::new();
+        m.vcpu.with_inner(|inner| inner.features.set(x86::Features::AMD, amd));
+        m.state(|s| (s.gpr[0], s.gpr[1], s.gpr[2]) = (7, counter, 7));
+        m.script.exit(Exit::Rdpmc { len: 2 });
+        m.run().unwrap();
+        let injected = m.script.take_injected();
+        if exists {
+            assert!(injected.is_empty() && m.state(|s| s.rip == CODE + 2), "{counter:#x}");
+            assert!(counter > 3 || m.state(|s| (s.gpr[0], s.gpr[2]) == (0, 0)));
+        } else {
+            assert_eq!((injected, m.state(|s| s.rip)), ([event(GP)].to_vec(), CODE), "{counter:#x}");
+        }
     }
 }
 

@@ -85,3 +85,22 @@ fn a_patched_guest_finds_the_local_apic_in_memory() {
     assert_eq!((m.get::<KvmSregs>(KVM_GET_SREGS).cr8, m.peek::<u8>(0x804)), (0xf, 0x11));
     assert_eq!(Machine::new().ioctl(KVM_SET_VAPIC_ADDR, &mut KvmVapicAddr::default()).map(drop), Err(Errno::EINVAL));
 }
+
+/// The local APIC's page while it answers elsewhere: nothing, unless the client wants it to be device memory.
+#[test]
+fn the_register_page_of_an_apic_that_is_off_is_a_hole() {
+    for disabled in [0, KVM_X86_QUIRK_LAPIC_MMIO_HOLE] {
+        let m = Machine::with_irqchip();
+        let mut cap = KvmEnableCap { cap: KVM_CAP_DISABLE_QUIRKS2, ..KvmEnableCap::default() };
+        cap.args[0] = disabled;
+        m.client.with_bytes(cap.bytes_mut(), |arg| m.vm.ioctl(KVM_ENABLE_CAP, arg, &crate::testing::cx())).unwrap();
+        m.vcpu.with_inner(|inner| inner.set_apic_base(0xfee0_0100, crate::msr::By::Client)).unwrap();
+        let exit = access(&m, 0xa1, 0x80);
+        if disabled == 0 {
+            assert_eq!((exit, m.state(|s| s.gpr[0])), (Ok(KVM_EXIT_UNKNOWN), 0xffff_ffff));
+            assert_eq!(access(&m, 0xa3, 0x80), Ok(KVM_EXIT_UNKNOWN));
+        } else {
+            assert_eq!(exit, Ok(KVM_EXIT_MMIO));
+        }
+    }
+}

@@ -119,6 +119,12 @@ impl<P: Platform> LocalApic<P> {
         (offset < irqchip::lapic::LAPIC_MMIO_SIZE).then_some(offset)
     }
 
+    /// Whether `gpa` is in the register page of an APIC that does not answer there: it is off, or in x2APIC mode.
+    pub(crate) fn is_hole(&self, gpa: u64) -> bool {
+        self.lapic.mmio_base().is_none()
+            && gpa.wrapping_sub(self.lapic.register_page()) < irqchip::lapic::LAPIC_MMIO_SIZE
+    }
+
     pub(crate) fn mmio_read(&mut self, offset: u64, data: &mut [u8], tsc: &Tsc) {
         self.lapic.mmio_read(offset, data, Self::now(tsc));
     }

@@ -11,6 +11,7 @@ use crate::{Errno, Outcome, backend::Backend, uaccess};
 /// The quirks that can be switched off.
 pub(crate) const QUIRKS: u64 = KVM_X86_QUIRK_LINT0_REENABLED
     | KVM_X86_QUIRK_CD_NW_CLEARED
+    | KVM_X86_QUIRK_LAPIC_MMIO_HOLE
     | KVM_X86_QUIRK_OUT_7E_INC_RIP
     | KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
     | KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS;

@@ -49,7 +49,12 @@ impl<S: Deref<Target = LapicShared>> Lapic<S> {
 
     /// Guest physical address at which the registers answer, in xAPIC mode only.
     pub fn mmio_base(&self) -> Option<u64> {
-        (self.mode() == ApicMode::Xapic).then_some(self.base & !(LAPIC_MMIO_SIZE - 1))
+        (self.mode() == ApicMode::Xapic).then_some(self.register_page())
+    }
+
+    /// Where IA32_APIC_BASE says that they are, whatever the mode.
+    pub fn register_page(&self) -> u64 {
+        self.base & !(LAPIC_MMIO_SIZE - 1)
     }
 
     /// Writes IA32_APIC_BASE. `by_host` is for a client's KVM_SET_MSRS and KVM_SET_SREGS, which may change from any
