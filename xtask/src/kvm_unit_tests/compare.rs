@@ -51,8 +51,11 @@ pub struct Outcome {
 impl Outcome {
     /// From QEMU's exit status (None: it was given up) and what the guest printed.
     pub fn of(status: Option<i32>, output: &str) -> Self {
-        let count = |word: &str| output.lines().filter(|line| line.starts_with(word)).count() as u32;
-        let checks = Checks { passed: count("PASS: "), failed: count("FAIL: "), skipped: count("SKIP: ") };
+        // Some of the oldest print the word alone.
+        let is =
+            |line: &str, word| line.strip_prefix(word).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));
+        let count = |word| output.lines().filter(|line| is(line, word)).count() as u32;
+        let checks = Checks { passed: count("PASS"), failed: count("FAIL"), skipped: count("SKIP") };
         // The guest's status n leaves QEMU as 2n + 1; 38, and so 77, says that nothing applies.
         let result = match status {
             None => Ended::Timeout,
@@ -140,6 +143,12 @@ fn peer(line: &'static str) -> Option<Peer> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn checks_are_counted_by_their_lines() {
+        let output = "PASS: a\nPASS\nPASSED\nFAIL: b\n PASS: c\nSKIP: d\n";
+        assert_eq!(Outcome::of(Some(3), output).checks, Checks { passed: 2, failed: 1, skipped: 1 });
+    }
 
     fn outcome(status: i32, passed: u32) -> Outcome {
         Outcome::of(Some(status), &"PASS: x\n".repeat(passed as usize))
