@@ -122,6 +122,11 @@ impl Cpuid {
             || self.register(0x8000_0008, 0, Reg::Ebx) & (1 << 12 | 1 << 14 | 1 << 15 | 1 << 24) != 0
     }
 
+    /// The L1 data cache can be flushed (leaf 7 EDX, bit 28).
+    pub(crate) fn has_flush_cmd(&self) -> bool {
+        self.register(7, 0, Reg::Edx) & 1 << 28 != 0
+    }
+
     pub(crate) fn has_arch_capabilities(&self) -> bool {
         self.register(7, 0, Reg::Edx) & supported::ARCH_CAPABILITIES != 0
     }

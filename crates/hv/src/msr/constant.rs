@@ -64,10 +64,13 @@ pub(super) fn read(index: u32, cpuid: &Cpuid) -> Option<u64> {
     })
 }
 
-pub(super) fn write(index: u32, value: u64, by: By) -> Option<Result<(), Refused>> {
+pub(super) fn write(index: u32, value: u64, by: By, cpuid: &Cpuid) -> Option<Result<(), Refused>> {
     match index {
         // Only the client sets the level; a guest's write starts a read-out.
         msr::UCODE_REV => Some(Ok(())),
+        // Commands are only the guest's to give where CPUID tells of them.
+        msr::PRED_CMD if by == By::Guest && !cpuid.has_spec_ctrl() => None,
+        FLUSH_CMD if by == By::Guest && !cpuid.has_flush_cmd() => None,
         msr::PRED_CMD | FLUSH_CMD => Some(if value & !1 == 0 { Ok(()) } else { Err(Refused::Invalid) }),
         EBC_FREQUENCY_ID | msr::PERF_STATUS if by == By::Client => Some(Ok(())),
         _ if ZERO.iter().any(|range| range.contains(&index)) => Some(Ok(())),

@@ -261,7 +261,12 @@ fn constants() {
     for index in [msr::PERF_STATUS, 0x2c] {
         assert_eq!((v.write(index, 0), v.client_write(index, 0)), (Err(Refused::Unknown), Ok(())), "{index:#x}");
     }
-    for index in [msr::PRED_CMD, 0x10b] {
+    // Commands that CPUID has to tell of.
+    for (index, bit) in [(msr::PRED_CMD, 26), (0x10b, 28)] {
+        assert_eq!((v.write(index, 1), v.client_write(index, 1)), (Err(Refused::Unknown), Ok(())), "{index:#x}");
+        let flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+        let entry = KvmCpuidEntry2 { function: 7, flags, edx: 1 << bit, ..KvmCpuidEntry2::default() };
+        let mut v = Vcpu::with(Cpuid::new([entry].into()));
         let written = [v.write(index, 0), v.write(index, 1), v.write(index, 2)];
         assert_eq!(written, [Ok(()), Ok(()), Err(Refused::Invalid)], "{index:#x}");
     }

@@ -99,7 +99,7 @@ impl Msrs {
             .or_else(|| self.stored.write(index, value, cpuid, by))
             .or_else(|| self.mtrr.write(index, value))
             .or_else(|| self.mce.write(index, value, by))
-            .or_else(|| constant::write(index, value, by));
+            .or_else(|| constant::write(index, value, by, cpuid));
         answer.unwrap_or(Err(Refused::Unknown)).map(|()| Effects::default())
     }
 }
