@@ -24,7 +24,7 @@ use crate::{
 /// Where requests are made.
 const CORE: [&str; 2] = ["crates/hv/src", "crates/mmu/src"];
 /// Modes of the software CPU in which the conformance suite judges.
-const MODES: [&str; 2] = ["soft-adversarial", "soft-shadow-adversarial"];
+const MODES: [&str; 3] = ["soft-adversarial", "soft-shadow-adversarial", "soft-nested-adversarial"];
 /// Crates whose own tests judge what the suite does not notice.
 const CRATES: [&str; 2] = ["rekvm-mmu", "rekvm-hv"];
 /// The environment variable that says which request is left out.
@@ -82,7 +82,9 @@ const MACHINERY: &[&str] = &[
     "FLUSH_CMD",
     // Imports that go over several lines.
     "FlushTlb, Groups",
-    "zap_all(&mut flush)",
+    "zap_all(|",
+    // Lent on.
+    "cx, flush)",
 ];
 
 /// Lines of functions whose callers are all requests by themselves ([`DUTIES`] stands in for them).

@@ -15,7 +15,7 @@ use crate::process::{cargo, check, need, output, root};
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// The targets, as `fuzz/Cargo.toml` has them, and the longest inputs that are of use to them.
-const TARGETS: [(&str, u32); 3] = [("emulator", 512), ("ioctls", 4096), ("mmu", 8192)];
+const TARGETS: [(&str, u32); 4] = [("emulator", 512), ("ioctls", 4096), ("mmu", 8192), ("nested", 4096)];
 
 /// Options of `fuzz`.
 #[derive(clap::Args)]

@@ -1,5 +1,6 @@
-//! Random guests on shadow tables against the walker, with the auditor after each step.
-use mmu::testing::random;
+//! Random guests on shadow tables against the walker, and random accesses on nested tables against the slots, with the auditor
+//! after each step.
+use mmu::testing::{random, random_nested};
 use proptest::prelude::*;
 
 proptest! {
@@ -13,5 +14,12 @@ proptest! {
         data in proptest::collection::vec(any::<u8>(), 1000..if cfg!(miri) { 1200 } else { 6000 })
     ) {
         random::run(&data);
+    }
+
+    #[test]
+    fn random_accesses_on_nested_tables_reach_what_the_slots_say(
+        data in proptest::collection::vec(any::<u8>(), 500..if cfg!(miri) { 600 } else { 3000 })
+    ) {
+        random_nested::run(&data);
     }
 }

@@ -71,7 +71,7 @@ fn life_of_a_slot() {
     assert_eq!(s.resolve(0, 1), None);
     assert_eq!(s.resolve(0, 4).unwrap().hva, Hva(0x12000));
     assert_eq!(s.resolve(0, 5), None);
-    assert_eq!(kind(set(&s, 0, LOG, 0x2000, 0x3000, 0x10000)), Ok((ChangeKind::Flags, true)));
+    assert_eq!(kind(set(&s, 0, LOG, 0x2000, 0x3000, 0x10000)), Ok((ChangeKind::LogBegins, true)));
     assert!(s.resolve(1, 2).unwrap().log_dirty);
     assert_eq!(kind(set(&s, 0, 0, 0, 0, 0)), Ok((ChangeKind::Delete, true)));
     assert_eq!(s.resolve(1, 2), None);

@@ -41,11 +41,16 @@ pub struct HostFrame {
     pub hpa: u64,
     /// The client may write it; always set if that was asked for.
     pub writable: bool,
+    /// log2 of the bytes that the host maps here as one page: 12, or 21 where the client's address lies in a large
+    /// page, in the middle of which `hpa` is as the address is in the middle of 2 MiB, and all of which is as writable as
+    /// this. An invalidation of any part of it tells that this may no longer hold.
+    pub shift: u32,
 }
 
-/// In user space the client's memory is the processor's: what is not there is noticed when it is touched.
+/// In user space the client's memory is the processor's: what is not there is noticed when it is touched. So any two pages
+/// that follow each other in the client do so on the host.
 pub fn identity_frame(hva: Hva) -> Result<HostFrame, BadAddress> {
-    Ok(HostFrame { hpa: hva.0 & !0xfff, writable: true })
+    Ok(HostFrame { hpa: hva.0 & !0xfff, writable: true, shift: 21 })
 }
 
 #[repr(C, align(4096))]

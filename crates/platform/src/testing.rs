@@ -5,10 +5,11 @@ extern crate std;
 use std::{
     boxed::Box,
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
+    vec::Vec,
 };
 
 use crate::{
@@ -20,7 +21,11 @@ std::thread_local! {
     static PAGES: RefCell<BTreeMap<u64, Box<[u8; 4096]>>> = const { RefCell::new(BTreeMap::new()) };
     /// Host frame numbers by the client's page numbers.
     static FRAMES: RefCell<BTreeMap<u64, u64>> = const { RefCell::new(BTreeMap::new()) };
+    /// The other way round.
+    static OWNERS: RefCell<BTreeMap<u64, u64>> = const { RefCell::new(BTreeMap::new()) };
     static NEXT_FRAME: Cell<u64> = const { Cell::new(0x10_0000) };
+    /// Large pages: the client's page numbers, in units of 512.
+    static LARGE: RefCell<BTreeSet<u64>> = const { RefCell::new(BTreeSet::new()) };
     static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
     static UNLOCK_HOOK: RefCell<Option<(u8, UnlockHook)>> = const { RefCell::new(None) };
 }
@@ -49,9 +54,22 @@ fn unlocked(rank: u8) {
     });
 }
 
-/// The host takes away what is behind `count` pages of the client at `at`: their contents are elsewhere from now on.
+/// The host takes away what is behind `count` pages of the client at `at`: their contents are elsewhere from now on. A large
+/// page of which some go is none any more; the rest of it stays where it is.
 pub fn move_frames(at: u64, count: u64) {
-    FRAMES.with_borrow_mut(|frames| frames.retain(|page, _| !(at >> 12..(at >> 12) + count).contains(page)));
+    let gone = at >> 12..(at >> 12) + count;
+    let frames: Vec<_> = FRAMES.with_borrow_mut(|frames| frames.extract_if(gone.clone(), |_, _| true).collect());
+    OWNERS.with_borrow_mut(|owners| frames.iter().for_each(|(_, frame)| _ = owners.remove(frame)));
+    LARGE.with_borrow_mut(|large| large.retain(|page| page << 9 >= gone.end || (page + 1) << 9 <= gone.start));
+}
+
+/// The host puts a large page of its own, in one piece, behind the 2 MiB of the client around `at`. They are moved, so this
+/// belongs where [`move_frames`] does.
+pub fn make_large(at: u64) {
+    let first = NEXT_FRAME.get().next_multiple_of(512);
+    NEXT_FRAME.set(first + 512);
+    (0..512).for_each(|n| place(at >> 21 << 9 | n, first + n));
+    LARGE.with_borrow_mut(|large| large.insert(at >> 21));
 }
 
 /// The host-physical address behind the client's address `hva`, if anybody has asked for it since it last changed.
@@ -61,7 +79,15 @@ pub fn frame_of(hva: Hva) -> Option<u64> {
 
 /// The client's page behind which the host's page at `hpa` is now.
 pub fn client_page(hpa: u64) -> Option<Hva> {
-    FRAMES.with_borrow(|frames| frames.iter().find(|(_, frame)| **frame == hpa >> 12).map(|(page, _)| Hva(page << 12)))
+    OWNERS.with_borrow(|owners| owners.get(&(hpa >> 12)).map(|page| Hva(page << 12)))
+}
+
+/// Puts host frame `frame` behind page `page` of the client.
+fn place(page: u64, frame: u64) {
+    if let Some(old) = FRAMES.with_borrow_mut(|frames| frames.insert(page, frame)) {
+        OWNERS.with_borrow_mut(|owners| owners.remove(&old));
+    }
+    OWNERS.with_borrow_mut(|owners| owners.insert(frame, page));
 }
 
 /// Gives the calling thread's client `count` zeroed pages at `at`.
@@ -246,12 +272,14 @@ impl Platform for Test {
             hook();
         }
         byte(hva.0, |_| ())?;
-        let new = NEXT_FRAME.get();
-        let frame = FRAMES.with_borrow_mut(|frames| *frames.entry(hva.0 >> 12).or_insert(new));
-        if frame == new {
+        let frame = frame_of(hva).unwrap_or_else(|| {
+            let new = NEXT_FRAME.get();
             NEXT_FRAME.set(new + 1);
-        }
-        Ok(HostFrame { hpa: frame << 12, writable: true })
+            place(hva.0 >> 12, new);
+            new << 12
+        });
+        let large = LARGE.with_borrow(|large| large.contains(&(hva.0 >> 21)));
+        Ok(HostFrame { hpa: frame, writable: true, shift: if large { 21 } else { 12 } })
     }
     fn log(_: Level, _: fmt::Arguments<'_>) {}
 }

@@ -25,6 +25,8 @@ pub const NX: u64 = 1 << 63;
 pub const PAGE_SIZE: u64 = 4096;
 /// log2 of [`PAGE_SIZE`].
 pub const PAGE_SHIFT: u32 = 12;
+/// log2 of the bytes in a large page that an 8-byte entry of level 2 maps.
+pub const LARGE_PAGE_SHIFT: u32 = 21;
 
 /// Whether `addr` is canonical for `bits` of linear address (48 or 57).
 pub const fn canonical(addr: u64, bits: u32) -> bool {

@@ -121,13 +121,14 @@ pub enum Exit {
         len: u8,
     },
     /// A guest-physical address has no translation with the wanted right. If no memory slot serves it, it is device
-    /// memory, and the instruction is emulated.
+    /// memory, and the instruction is emulated. The processor remembers no translation of this address any more.
     NestedPageFault {
         /// The guest-physical address.
         gpa: u64,
         /// What was tried.
         access: Access,
-        /// The fault was met on the processor's own walk of the guest's page tables.
+        /// The fault was met on the processor's own walk of the guest's page tables. (AMD's processors count all of those as
+        /// writes: APM vol. 2, 15.25.6.)
         table_walk: bool,
     },
     /// [`Translation::Shadow`](super::Translation) only: the walk of the shadow tables failed for one of their sakes or

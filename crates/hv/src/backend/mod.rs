@@ -59,6 +59,9 @@ pub enum Translation {
     /// The processor, by tables that the core makes of the guest's: it walks [`Env::root`], and leaves with
     /// [`Exit::PageFault`] for whatever it does not find there.
     Shadow,
+    /// The processor, by the guest's tables, and by nested ones of the core's for every guest-physical address that it meets
+    /// ([`Env::root`]); it leaves with [`Exit::NestedPageFault`] for whatever it does not find in those.
+    Nested,
 }
 
 /// What a vCPU may use while it is inside the guest.
@@ -70,6 +73,10 @@ pub struct Env<'a, P: Platform> {
     pub reader: usize,
     /// The vCPU's request word: non-zero means leave the guest at the next instruction boundary.
     pub requests: &'a AtomicU32,
+    /// [`Translation::Nested`]: the nested tables, of four levels and in the format of ordinary ones. Every entry lets user mode in,
+    /// as which a processor walks them; no entry forbids execution or is global. A vCPU is told to flush
+    /// ([`FlushTlb::Physical`]) whenever it gets another root, or what it may remember of them is no longer right.
+    ///
     /// [`Translation::Shadow`]: the tables to walk, with CR0.WP, EFER.NXE and CR4.PAE set whatever the guest has there,
     /// and SMEP and SMAP as in CR4 if the guest has paging on, else clear.
     pub root: Root,

@@ -1,5 +1,6 @@
 //! Accesses to guest-physical memory that did not go through.
 use abi::*;
+use mmu::{Request, shadow::Resolved};
 use platform::MaySleep;
 
 use crate::{
@@ -9,18 +10,29 @@ use crate::{
 };
 
 impl<B: Backend> Run<'_, B> {
-    /// Memory that a slot serves after all (the slots changed, or the host took the page for a while) is tried again;
-    /// everything else is a device, and the instruction is emulated.
-    pub(super) fn nested_page_fault(
-        &mut self,
-        gpa: u64,
-        access: Access,
-        table_walk: bool,
-        cx: &MaySleep,
-    ) -> Result<Step, Errno> {
-        if let Some(frame) = self.vm.space(self.inner.smm.inside).resolve(self.index, gpa >> 12)
-            && (access != Access::Write || !frame.read_only || table_walk)
-        {
+    /// What a slot serves is mapped in the nested tables, if there are any, and tried again (without tables: the slots
+    /// changed, or the host took the page for a while); everything else is a device, and the instruction is emulated.
+    pub(super) fn nested_page_fault(&mut self, gpa: u64, access: Access, cx: &MaySleep) -> Result<Step, Errno> {
+        let vm = self.vm;
+        let again = match &vm.shadow {
+            Some(shadow) => {
+                let request = match access {
+                    Access::Read => Request::READ,
+                    Access::Write => Request::WRITE,
+                    Access::Fetch => Request::FETCH,
+                };
+                let (cache, flush) = (&mut self.inner.mmu.cache, || vm.vcpus.flush_tlbs());
+                match shadow.nested_fault(self.index, gpa, request, &vm.memory, cache, cx, flush)? {
+                    Resolved::BadAddress { .. } => return Err(Errno::EFAULT),
+                    resolved => resolved == Resolved::Retry,
+                }
+            }
+            None => {
+                let frame = vm.space(self.inner.smm.inside).resolve(self.index, gpa >> 12);
+                frame.is_some_and(|frame| access != Access::Write || !frame.read_only)
+            }
+        };
+        if again {
             return Ok(Step::Continue);
         }
         if self.inner.events.injected.is_some() {

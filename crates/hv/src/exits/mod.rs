@@ -64,7 +64,7 @@ pub(crate) fn handle<B: Backend>(run: &mut Run<'_, B>, exit: Exit, cx: &MaySleep
         Exit::Rsm => run.rsm(),
         Exit::Pio(pio) => run.pio(pio, cx),
         Exit::Cr { op, len } => run.control(op, len, cx),
-        Exit::NestedPageFault { gpa, access, table_walk } => run.nested_page_fault(gpa, access, table_walk, cx),
+        Exit::NestedPageFault { gpa, access, .. } => run.nested_page_fault(gpa, access, cx),
         Exit::PageFault { gva, code, implicit } => run.page_fault(gva, code, implicit, cx),
         Exit::Exception { exception } => run.exception(exception),
         Exit::Debug { dr6 } => run.debug(dr6),

@@ -11,7 +11,9 @@ use crate::{
 
 impl<B: Backend> Run<'_, B> {
     pub(super) fn page_fault(&mut self, gva: u64, code: u32, implicit: bool, cx: &MaySleep) -> Result<Step, Errno> {
-        let Some(shadow) = &self.vm.shadow else { return self.unexpected(x86::Vector::PF.0.into()) };
+        let Some(shadow) = self.vm.shadow.as_ref().filter(|shadow| !shadow.is_nested()) else {
+            return self.unexpected(x86::Vector::PF.0.into());
+        };
         let paging = self.inner.paging();
         let at = self.fault_at();
         let inner = &mut *self.inner;

@@ -76,9 +76,9 @@ impl Machine {
         })
     }
 
-    /// On a processor that walks shadow tables, or not.
+    /// On a processor that translates so.
     pub(crate) fn on(translation: Translation) -> Self {
-        Self::build_on(Scripted { shadow: translation == Translation::Shadow, ..Scripted::default() }, |_| {})
+        Self::build_on(Scripted { translation, ..Scripted::default() }, |_| {})
     }
 
     fn build(configure: impl FnOnce(&Vm<Scripted>)) -> Self {

@@ -85,6 +85,7 @@ impl Platform for Host {
     }
     fn pin() {}
     fn host_frame(hva: Hva, _write: bool, _cx: &MaySleep) -> Result<HostFrame, BadAddress> {
+        <Client as Memory>::load::<u8>(hva)?;
         identity_frame(hva)
     }
     fn log(_level: Level, _message: core::fmt::Arguments<'_>) {}

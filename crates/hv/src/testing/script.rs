@@ -78,11 +78,17 @@ impl Script {
 pub(crate) const SCRIPT_OVER: u64 = 0xdead;
 
 /// The back end.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Scripted {
-    /// Whether it walks tables of the core's; they stay empty, and the script does what it likes.
-    pub(crate) shadow: bool,
+    /// Tables that it says it walks stay as they are; the script does what it likes.
+    pub(crate) translation: Translation,
     pub(crate) scripts: Arc<Mutex<BTreeMap<usize, Arc<Script>>>>,
+}
+
+impl Default for Scripted {
+    fn default() -> Self {
+        Self { translation: Translation::Slots, scripts: Arc::default() }
+    }
 }
 
 impl Scripted {
@@ -100,7 +106,7 @@ impl Backend for Scripted {
     const COUNTERS: &'static [&'static str] = &["script_entries"];
 
     fn translation(&self) -> Translation {
-        if self.shadow { Translation::Shadow } else { Translation::Slots }
+        self.translation
     }
     fn features(&self) -> Features {
         Features::all()

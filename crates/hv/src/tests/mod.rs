@@ -10,6 +10,7 @@ mod ioctls;
 mod lifecycle;
 mod mmio;
 mod msr_exits;
+mod nested;
 mod nested_state;
 mod requests;
 mod shadow;

@@ -1,4 +1,5 @@
-//! Which tables a vCPU walks: what its registers say about translation, and the shadow root that belongs to it.
+//! Which tables a vCPU walks: what its registers say about translation, and the shadow root that belongs to it; or the nested
+//! root, which is the same whatever they say.
 use mmu::{
     Paging,
     shadow::{Cache, Root, Shadow},
@@ -39,7 +40,7 @@ impl Context {
     }
 }
 
-/// Shadow paging of one vCPU.
+/// Shadow paging or nested paging of one vCPU.
 pub(crate) struct VcpuMmu<P: Platform> {
     pub(crate) cache: Cache<P>,
     current: Option<(Context, Paging)>,
@@ -73,6 +74,9 @@ impl<B: Backend> Run<'_, B> {
     /// The root to enter the guest with. Follows whatever has changed the registers, or taken the root away.
     pub(super) fn load_root(&mut self, cx: &MaySleep) -> Result<Root, Errno> {
         let Some(shadow) = &self.vm.shadow else { return Ok(Root::NONE) };
+        if shadow.is_nested() {
+            return self.load_nested_root(shadow, cx);
+        }
         let inner = &mut *self.inner;
         let (features, physical_bits) = (inner.features, inner.physical_bits);
         let context = Context::of(inner.cpu.registers(Groups::CONTROL), features, physical_bits);
@@ -93,6 +97,20 @@ impl<B: Backend> Run<'_, B> {
         // Translations that come from other tables, or from the same in another role.
         inner.cpu.flush(FlushTlb::All);
         Ok(inner.mmu.root)
+    }
+
+    /// The same for nested tables, whatever the registers say.
+    fn load_nested_root(&mut self, shadow: &Shadow<B::Platform>, cx: &MaySleep) -> Result<Root, Errno> {
+        let mmu = &mut self.inner.mmu;
+        if mmu.root != Root::NONE && !shadow.root_is_stale(self.index) {
+            return Ok(mmu.root);
+        }
+        mmu.root = shadow.load_nested_root(self.index, &self.vm.memory, &mut mmu.cache, cx, || {
+            self.vm.vcpus.flush_tlbs();
+        })?;
+        // Translations that come from other tables.
+        self.inner.cpu.flush(FlushTlb::Physical);
+        Ok(self.inner.mmu.root)
     }
 
     /// Whether the root went away after [`Self::load_root`]. Asked after "in the guest" has been published.

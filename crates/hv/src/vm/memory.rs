@@ -97,13 +97,17 @@ impl<B: Backend> Vm<B> {
                 let ended = shadow.slots_changed(stale, pages, cx, || vm.vcpus.flush_tlbs());
                 let change = result?;
                 ended?;
-                if kind == ChangeKind::Flags {
-                    let (result, due) = shadow.log_writes(logged);
-                    shadow.fulfil(due, || {
-                        vm.vcpus.flush_physical(cx);
-                        flushed = true;
-                    });
-                    result?;
+                match kind {
+                    ChangeKind::LogBegins => {
+                        let (result, due) = shadow.log_writes(logged);
+                        shadow.fulfil(due, || {
+                            vm.vcpus.flush_physical(cx);
+                            flushed = true;
+                        });
+                        result?;
+                    }
+                    ChangeKind::LogEnds => shadow.logging_ended(logged, || vm.vcpus.flush_tlbs())?,
+                    _ => {}
                 }
                 change
             }

@@ -70,7 +70,7 @@ pub(crate) struct VmShared<P: Platform> {
     pub(crate) memory: AddressSpace<P>,
     /// What a vCPU in system management mode sees instead.
     pub(crate) smram: AddressSpace<P>,
-    /// For back ends whose processors walk shadow tables.
+    /// For back ends whose processors walk shadow tables, or nested ones.
     pub(crate) shadow: Option<Shadow<P>>,
     pub(crate) vcpus: Vcpus<P>,
     pub(crate) chips: Chips<P>,
@@ -116,6 +116,7 @@ impl<B: Backend> Vm<B> {
             shadow: match kvm.backend().translation() {
                 Translation::Slots => None,
                 Translation::Shadow => Some(Shadow::new(MAX_VCPUS, cx)?),
+                Translation::Nested => Some(Shadow::nested(MAX_VCPUS, cx)?),
             },
             vcpus: Vcpus::new(B::COUNTERS.len())?,
             chips: Chips::new()?,

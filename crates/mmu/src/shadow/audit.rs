@@ -12,11 +12,13 @@ use super::{
     arena::Corrupt,
     open::{BUCKETS, hash},
     page::{NO_SLOT, Node, PageId, ShadowPage},
-    roots::expected_pdpte,
-    spte::{self, FRAME, Leaf},
+    role::Access,
+    roots::{Space, expected_pdpte},
+    spte::{self, FRAME, LARGE_LEVEL, Leaf},
     tables::{Res, Tables},
 };
-use crate::{AddressSpace, Snapshot};
+use crate::{AddressSpace, Snapshot, slots::LARGE_FRAMES};
+use x86::paging::PAGE_SHIFT;
 
 /// What does not hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +91,8 @@ pub struct Report {
     pub pages: usize,
     /// Leaves.
     pub leaves: usize,
+    /// Those of 2 MiB among them.
+    pub large: usize,
     /// The first violations.
     pub findings: Vec<Finding>,
 }
@@ -124,7 +128,8 @@ impl<P: Platform> Shadow<P> {
     ) -> Result<Report, AuditError> {
         let (result, due) = self.locked(|tables| {
             let view = memory.notifier_view().ok_or(AuditError::Dead)?;
-            let report = Report { pages: tables.pages, leaves: tables.leaves, findings: Vec::new() };
+            let Tables { pages, leaves, large, .. } = *tables;
+            let report = Report { pages, leaves, large, findings: Vec::new() };
             let mut audit = Audit { tables, slots: &view, host_frame, report };
             audit.run()?;
             Ok(audit.report)
@@ -192,7 +197,7 @@ impl<P: Platform, F: Fn(Hva) -> Option<u64>> Audit<'_, P, F> {
         let mut seen = Seen::new(tables.arena.slots().end)?;
         self.reverse_map(&mut seen)?;
         self.hash()?;
-        let (mut pages, mut leaves) = (0, 0);
+        let (mut pages, mut leaves, mut large) = (0, 0, 0);
         for (id, page) in tables.arena.iter() {
             self.parents(id, page, &mut seen)?;
             pages += usize::from(page.hashed);
@@ -202,17 +207,23 @@ impl<P: Platform, F: Fn(Hva) -> Option<u64>> Audit<'_, P, F> {
             if present != page.present {
                 self.finding(Rule::Counts, page, None)?;
             }
-            if page.role.level == 1 {
-                leaves += present as usize;
-            }
+            let all = (0..TABLE_ENTRIES).map(|index| page.table.entry(index).load(SeqCst));
+            let mine = all.filter(|entry| *entry != 0 && self.is_leaf(page, *entry)).count();
+            leaves += mine;
+            large += if page.role.level > 1 { mine } else { 0 };
             if page.present != 0 && !page.own_root && !tables.open.flushes.is_done(page.readable_after) {
                 self.finding(Rule::Flushes, page, None)?;
             }
         }
-        if (pages, leaves) != (tables.pages, tables.leaves) {
+        if (pages, leaves, large) != (tables.pages, tables.leaves, tables.large) {
             self.broken(Rule::Counts)?;
         }
         self.roots()
+    }
+
+    /// Whether an entry that is present maps a page, or would if it had the bits that it may have.
+    fn is_leaf(&self, page: &ShadowPage<P>, entry: u64) -> bool {
+        page.role.level == 1 || self.tables.open.nested && spte::is_leaf(page.role.level, entry)
     }
 
     /// Every element of every bucket.
@@ -227,8 +238,9 @@ impl<P: Platform, F: Fn(Hva) -> Option<u64>> Audit<'_, P, F> {
                     // Twice, or in a circle.
                     return self.finding(Rule::ReverseMap, page, Some(index));
                 }
-                let right = page.role.level == 1
-                    && page.table.entry(index).load(SeqCst) != 0
+                let entry = page.table.entry(index).load(SeqCst);
+                let right = entry != 0
+                    && self.is_leaf(page, entry)
                     && hash(link.gfn(), tables.rmap.len()) == bucket
                     && link.previous == previous;
                 if !right {
@@ -326,10 +338,10 @@ impl<P: Platform, F: Fn(Hva) -> Option<u64>> Audit<'_, P, F> {
             }
             present += 1;
             if !seen.has(id.slot, index) {
-                let rule = if page.role.level == 1 { Rule::ReverseMap } else { Rule::Parents };
+                let rule = if self.is_leaf(page, value) { Rule::ReverseMap } else { Rule::Parents };
                 self.finding(rule, page, Some(index))?;
             }
-            if page.role.level == 1 {
+            if self.is_leaf(page, value) {
                 self.leaf(page, index, value)?;
             } else {
                 let hpa = value & FRAME;
@@ -347,23 +359,32 @@ impl<P: Platform, F: Fn(Hva) -> Option<u64>> Audit<'_, P, F> {
     }
 
     fn leaf(&mut self, page: &ShadowPage<P>, index: usize, value: u64) -> Result<(), AuditError> {
-        let leaf = Leaf::decode(value);
+        let leaf = Leaf { large: page.role.level == LARGE_LEVEL, ..Leaf::decode(value) };
         let processors = x86::paging::A | x86::paging::D;
         if value & !processors != leaf.encode() & !processors {
             self.finding(Rule::Encoding, page, Some(index))?;
         }
         let Some(link) = page.links.get(index) else { return self.finding(Rule::Structure, page, Some(index)) };
-        let gfn = link.gfn();
+        let first = link.gfn();
+        for n in 0..if leaf.large { LARGE_FRAMES } else { 1 } {
+            let part = Leaf { hpa: leaf.hpa + (n << PAGE_SHIFT), ..leaf };
+            self.mapped(page, index, first + n, part)?;
+        }
+        Ok(())
+    }
+
+    /// A leaf, or a part of it, that maps frame `gfn`.
+    fn mapped(&mut self, page: &ShadowPage<P>, index: usize, gfn: u64, leaf: Leaf) -> Result<(), AuditError> {
         if leaf.write && self.tables.is_table(gfn)? {
             self.finding(Rule::WriteProtection, page, Some(index))?;
         }
-        match self.slots.resolve(gfn) {
-            Some(frame) => {
+        match self.slots.resolve_unaliased(gfn) {
+            Some((slot, frame)) => {
                 let moved = (self.host_frame)(frame.hva).is_some_and(|hpa| hpa != leaf.hpa);
-                if moved || leaf.write && frame.read_only || self.slots.unalias(gfn) != gfn {
+                if moved || leaf.write && frame.read_only {
                     self.finding(Rule::Slots, page, Some(index))?;
                 }
-                if leaf.write && frame.log_dirty && !self.slots.is_dirty(gfn) {
+                if leaf.write && slot.dirty().is_some_and(|log| !log.is_marked(gfn - slot.base)) {
                     self.finding(Rule::DirtyLog, page, Some(index))?;
                 }
             }
@@ -378,12 +399,17 @@ impl<P: Platform, F: Fn(Hva) -> Option<u64>> Audit<'_, P, F> {
         if page.own_root {
             // Of a root that is not in use nothing is left but what its last use has left.
             let user = tables.roots.iter().find(|root| root.own == Some(id));
-            let Some((current, paging)) = user.and_then(|root| root.current) else { return Ok(true) };
+            let Some((current, Space::Linear(paging))) = user.and_then(|root| root.current) else { return Ok(true) };
             return if current == id {
                 tables.is_as(id, index, expected_pdpte(&paging, index), unalias)
             } else {
                 Ok(true)
             };
+        }
+        if let Some(leaf) = tables.large_at(id, index)? {
+            let access = page.role.access;
+            let same = leaf.user == access.has(Access::USER) && leaf.execute == access.has(Access::EXECUTE);
+            return Ok(same && tables.link(id, index)?.gfn() == page.direct_gfn(index));
         }
         if page.role.direct() {
             return tables.is_as(id, index, page.expected_direct(index), unalias);

@@ -45,7 +45,7 @@ impl<P: Platform> Cache<P> {
         if self.pages.len() < NEEDED {
             self.pages.try_reserve(FULL - self.pages.len()).map_err(|_| OutOfMemory)?;
             while self.pages.len() < FULL {
-                self.pages.push(ShadowPage::new(cx)?);
+                self.pages.push(ShadowPage::new(open.nested, cx)?);
             }
         }
         let wanted = open.places_wanted.load(SeqCst);

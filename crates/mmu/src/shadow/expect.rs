@@ -99,9 +99,9 @@ pub(super) fn leaf(role: &Role, access: Access, kind: Kind, hpa: u64, writable: 
     let execute = access.has(Access::EXECUTE);
     let write = access.has(Access::WRITE);
     if kind == Kind::Supervisor && writable && user && supervisor && !write {
-        return Leaf { hpa, write: true, user: false, execute: execute && !role.smep };
+        return Leaf { hpa, write: true, user: false, execute: execute && !role.smep, large: false };
     }
-    Leaf { hpa, write: writable && (write || supervisor && !user), user, execute }
+    Leaf { hpa, write: writable && (write || supervisor && !user), user, execute, large: false }
 }
 
 /// Whether a leaf is one that could be made for a page with these rights, or what was left of it when the right to write was

@@ -8,6 +8,7 @@ use super::{
     Shadow, ShadowError,
     arena::Corrupt,
     life::FlushDue,
+    page::ShadowPage,
     rmap,
     stats::Counter,
     tables::{Res, Tables},
@@ -99,7 +100,7 @@ impl<P: Platform> Shadow<P> {
         _cx: &MaySleep,
         mut flush: impl FnMut(),
     ) -> Result<(), ShadowError> {
-        let mut result = if stale { self.zap_all(&mut flush) } else { Ok(()) };
+        let mut result = if stale { self.zap_all(|_| true, &mut flush) } else { Ok(()) };
         let grown = rmap::buckets(pages).map_err(|_: OutOfMemory| ());
         let (ended, due) = self.locked(|tables| {
             tables.changing -= 1;
@@ -117,15 +118,19 @@ impl<P: Platform> Shadow<P> {
         result
     }
 
-    /// Zaps every page that exists now, letting others in now and then.
-    fn zap_all(&self, flush: &mut impl FnMut()) -> Result<(), ShadowError> {
+    /// Zaps every page that exists now and that `which` names, letting others in now and then.
+    pub(super) fn zap_all(
+        &self,
+        which: impl Fn(&ShadowPage<P>) -> bool,
+        mut flush: impl FnMut(),
+    ) -> Result<(), ShadowError> {
         let (born, due) = self.locked(|tables| Ok::<_, Corrupt>(tables.births));
         due.abandon();
         let born = born.map_err(|_| ShadowError::Dead)?;
         let mut from = 0;
         loop {
-            let (result, due) = self.locked(|tables| tables.zap_older(born, from));
-            self.fulfil(due, &mut *flush);
+            let (result, due) = self.locked(|tables| tables.zap_older(born, from, &which));
+            self.fulfil(due, &mut flush);
             match result.map_err(|_: Corrupt| ShadowError::Dead)? {
                 Some(next) => from = next,
                 None => return Ok(()),
@@ -164,11 +169,12 @@ impl<P: Platform> Tables<P> {
         Ok(())
     }
 
-    /// Zaps the pages up to number `born` in some places from `from` on. The place to go on at, unless that was all.
-    fn zap_older(&mut self, born: u64, from: u32) -> Res<Option<u32>> {
+    /// Zaps those of the pages up to number `born` in some places from `from` on that `which` names. The place to go on at,
+    /// unless that was all.
+    fn zap_older(&mut self, born: u64, from: u32, which: &impl Fn(&ShadowPage<P>) -> bool) -> Res<Option<u32>> {
         let end = from.saturating_add(BATCH).min(self.arena.slots().end);
         for slot in from..end {
-            if self.arena.at(slot).is_ok_and(|page| page.hashed && page.born <= born) {
+            if self.arena.at(slot).is_ok_and(|page| page.hashed && page.born <= born && which(page)) {
                 let id = self.arena.id(slot)?;
                 self.zap(id)?;
             }

@@ -1,4 +1,5 @@
-//! Shadow paging: tables for the processor to walk, made of the guest's tables, page fault by page fault.
+//! Shadow paging: tables for the processor to walk, made of the guest's tables, page fault by page fault; and nested paging,
+//! which is the same without tables of the guest.
 //!
 //! The processor must not use the guest's own tables, as they speak of guest-physical memory. It walks *shadow pages*
 //! instead (`page`). Each stands for one table of the guest, seen in one `role`, and is found by the table's frame
@@ -7,7 +8,7 @@
 //! From then on the guest must not change its entry unseen: the frames of shadowed tables are write-protected, by way of
 //! the reverse map (`rmap`) from each frame to all entries that map it, and writes to them are emulated and
 //! applied here (`write`). The host may take pages back (`invalidate`); the number of shadow pages is bounded (`reclaim`).
-//! Paging off, and later nested paging, use the same pages in a direct role that has no guest table.
+//! Guests with paging off and nested paging use the same pages in a direct role, which has no guest table (`nested`, `large`).
 //!
 //! # Locking
 //! Everything is under the MMU lock of the VM (`tables`), which is held for moments, never over a sleep, an allocation or
@@ -30,7 +31,10 @@ mod cache;
 mod expect;
 mod fault;
 mod invalidate;
+mod large;
 mod life;
+mod map;
+mod nested;
 mod open;
 mod page;
 mod reclaim;
@@ -49,7 +53,9 @@ use platform::{MaySleep, OutOfMemory, Platform, Shared, SpinLock, lock::rank};
 
 use crate::{AddressSpace, walk::Paging};
 use arena::Corrupt;
+use map::Stop;
 use open::Open;
+use roots::Space;
 use tables::Tables;
 
 pub use audit::{AuditError, Finding, Report, Rule};
@@ -92,9 +98,13 @@ impl<P: Platform> fmt::Debug for Shadow<P> {
 }
 
 impl<P: Platform> Shadow<P> {
-    /// Empty tables for vCPUs 0 to `vcpus - 1`.
-    pub fn new(vcpus: usize, _cx: &MaySleep) -> Result<Self, OutOfMemory> {
-        let open = Shared::try_new(Open::new(vcpus)?)?;
+    /// Empty shadow tables for vCPUs 0 to `vcpus - 1`.
+    pub fn new(vcpus: usize, cx: &MaySleep) -> Result<Self, OutOfMemory> {
+        Self::build(vcpus, false, cx)
+    }
+
+    fn build(vcpus: usize, nested: bool, _cx: &MaySleep) -> Result<Self, OutOfMemory> {
+        let open = Shared::try_new(Open::new(vcpus, nested)?)?;
         let tables = Tables::new(open.clone(), vcpus, LEAST_PAGES)?;
         Ok(Self { tables: SpinLock::<P, _>::new(rank::MMU, tables)?, open })
     }
@@ -137,6 +147,18 @@ impl<P: Platform> Shadow<P> {
         memory: &AddressSpace<P>,
         cache: &mut Cache<P>,
         cx: &MaySleep,
+        flush: impl FnMut(),
+    ) -> Result<Root, ShadowError> {
+        self.load_root_of(vcpu, &Space::Linear(*paging), memory, cache, cx, flush)
+    }
+
+    fn load_root_of(
+        &self,
+        vcpu: usize,
+        space: &Space,
+        memory: &AddressSpace<P>,
+        cache: &mut Cache<P>,
+        cx: &MaySleep,
         mut flush: impl FnMut(),
     ) -> Result<Root, ShadowError> {
         loop {
@@ -145,14 +167,14 @@ impl<P: Platform> Shadow<P> {
                 cache.give_room(tables);
                 tables.stay_bounded()?;
                 let view = memory.view(vcpu).ok_or(Corrupt)?;
-                tables.load_root(vcpu, paging, cache, |gfn| view.unalias(gfn))
+                tables.load_root(vcpu, space, cache, |gfn| view.unalias(gfn))
             });
             cache.tidy(&self.open);
             self.fulfil(due, &mut flush);
             match result {
                 Ok(root) => return Ok(root),
-                Err(fault::Stop::Short | fault::Stop::Again) => {}
-                Err(fault::Stop::Corrupt) => return Err(ShadowError::Dead),
+                Err(Stop::Short | Stop::Again) => {}
+                Err(Stop::Corrupt) => return Err(ShadowError::Dead),
             }
         }
     }
@@ -195,7 +217,7 @@ mod tests {
     fn page(tables: &mut Tables<Test>) -> PageId {
         let room = arena::Room::new(16).unwrap();
         let _ = tables.arena.grow(room);
-        tables.arena.insert(ShadowPage::new(&CX).unwrap()).ok().unwrap()
+        tables.arena.insert(ShadowPage::new(false, &CX).unwrap()).ok().unwrap()
     }
 
     #[test]

@@ -32,10 +32,12 @@ pub(super) struct Open {
     pub(super) places_wanted: AtomicUsize,
     /// An inconsistency was found: the VM is over.
     pub(super) dead: AtomicBool,
+    /// The tables are nested ones: they translate guest-physical addresses.
+    pub(super) nested: bool,
 }
 
 impl Open {
-    pub(super) fn new(vcpus: usize) -> Result<Self, OutOfMemory> {
+    pub(super) fn new(vcpus: usize, nested: bool) -> Result<Self, OutOfMemory> {
         let (mut heads, mut stale_roots) = (Vec::new(), Vec::new());
         heads.try_reserve_exact(BUCKETS).map_err(|_| OutOfMemory)?;
         heads.extend((0..BUCKETS).map(|_| AtomicU32::new(NO_SLOT)));
@@ -50,6 +52,7 @@ impl Open {
             invalidating: AtomicU32::new(0),
             places_wanted: AtomicUsize::new(1),
             dead: AtomicBool::new(false),
+            nested,
         })
     }
 

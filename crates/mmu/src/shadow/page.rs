@@ -117,10 +117,10 @@ pub(super) struct ShadowPage<P: Platform> {
 }
 
 impl<P: Platform> ShadowPage<P> {
-    /// A page that is not for anything yet.
-    pub(super) fn new(cx: &MaySleep) -> Result<Box<Self>, OutOfMemory> {
-        // Below 4 GiB, because any page may become a PAE root.
-        let table = P::TablePage::new(true, cx)?;
+    /// A page that is not for anything yet; `nested`: in nested tables.
+    pub(super) fn new(nested: bool, cx: &MaySleep) -> Result<Box<Self>, OutOfMemory> {
+        // Below 4 GiB, because any page may become a PAE root; but nested tables have none.
+        let table = P::TablePage::new(!nested, cx)?;
         let links = try_vec(Link::NONE, TABLE_ENTRIES)?;
         let role = Role {
             level: 0,

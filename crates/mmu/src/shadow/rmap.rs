@@ -1,5 +1,5 @@
 //! The reverse map: from a frame to every leaf that maps it (row B03). Leaves are in lists by bucket; the frame stands in
-//! each leaf's link.
+//! each leaf's link. A large leaf is found by its first frame.
 use alloc::vec::Vec;
 use core::{ops::Range, sync::atomic::Ordering::SeqCst};
 
@@ -10,23 +10,26 @@ use super::{
     arena::Corrupt,
     open::hash,
     page::Node,
+    spte::{LARGE_LEVEL, is_leaf},
     stats::Counter,
     tables::{Res, Tables},
 };
+use crate::slots::LARGE_FRAMES;
 
 /// Most buckets.
 const MAX_BUCKETS: usize = 1 << 22;
 
 impl<P: Platform> Tables<P> {
-    /// The leaf that maps `gfn` and follows `after` in its list, or the first.
-    fn next_leaf(&mut self, gfn: u64, after: Option<Node>) -> Res<Option<Node>> {
+    /// The leaf of this level that maps pages from `gfn` on and follows `after` in its list, or the first.
+    fn next_leaf(&mut self, gfn: u64, level: u8, after: Option<Node>) -> Res<Option<Node>> {
         let mut node = match after {
             Some(node) => self.link_at(node)?.next,
             None => *self.rmap.get(hash(gfn, self.rmap.len())).ok_or(Corrupt)?,
         };
-        while node != Node::NONE {
-            let link = self.link_at(node)?;
-            if link.gfn() == gfn {
+        while let Some((slot, index)) = node.get() {
+            let page = self.arena.at(slot)?;
+            let link = page.links.get(index).ok_or(Corrupt)?;
+            if link.gfn() == gfn && page.role.level == level {
                 return Ok(Some(node));
             }
             node = link.next;
@@ -34,7 +37,7 @@ impl<P: Platform> Tables<P> {
         Ok(None)
     }
 
-    /// Calls `each` with every leaf of the frames `gfns`, which may take it away.
+    /// Calls `each` with every leaf of the frames `gfns`, which may take it away. Of a large leaf a part may be outside.
     pub(super) fn for_leaves(&mut self, gfns: Range<u64>, mut each: impl FnMut(&mut Self, Node) -> Res) -> Res {
         let count = gfns.end.saturating_sub(gfns.start);
         if count > self.leaves as u64 {
@@ -42,23 +45,40 @@ impl<P: Platform> Tables<P> {
             for slot in self.arena.slots() {
                 for index in 0..platform::table::TABLE_ENTRIES {
                     let Ok(page) = self.arena.at(slot) else { break };
-                    if page.role.level != 1 || page.present == 0 {
+                    let level = page.role.level;
+                    if level > LARGE_LEVEL || page.present == 0 {
                         break;
                     }
+                    let entry = page.table.entry(index).load(SeqCst);
+                    if entry == 0 || !is_leaf(level, entry) {
+                        continue;
+                    }
                     let gfn = page.links.get(index).ok_or(Corrupt)?.gfn();
-                    if page.table.entry(index).load(SeqCst) != 0 && gfns.contains(&gfn) {
+                    let frames = if level == LARGE_LEVEL { LARGE_FRAMES } else { 1 };
+                    if gfn < gfns.end && gfns.start < gfn + frames {
                         each(self, Node::new(slot, index))?;
                     }
                 }
             }
             return Ok(());
         }
-        for gfn in gfns {
-            let mut node = self.next_leaf(gfn, None)?;
-            while let Some(at) = node {
-                node = self.next_leaf(gfn, Some(at))?;
-                each(self, at)?;
+        if self.large != 0 {
+            let first = gfns.start & !(LARGE_FRAMES - 1);
+            for gfn in (first..gfns.end).step_by(LARGE_FRAMES as usize) {
+                self.for_leaves_at(gfn, LARGE_LEVEL, &mut each)?;
             }
+        }
+        for gfn in gfns {
+            self.for_leaves_at(gfn, 1, &mut each)?;
+        }
+        Ok(())
+    }
+
+    fn for_leaves_at(&mut self, gfn: u64, level: u8, each: &mut impl FnMut(&mut Self, Node) -> Res) -> Res {
+        let mut node = self.next_leaf(gfn, level, None)?;
+        while let Some(at) = node {
+            node = self.next_leaf(gfn, level, Some(at))?;
+            each(self, at)?;
         }
         Ok(())
     }

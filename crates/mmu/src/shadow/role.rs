@@ -43,7 +43,7 @@ impl BitAnd for Access {
 /// How the guest's table that a page shadows is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
-    /// No guest table: the page maps consecutive frames (paging off, or a part of a large guest page).
+    /// No guest table: the page maps consecutive frames (paging off, a part of a large guest page, or nested tables).
     Direct,
     /// 4-byte entries; `pse`: CR4.PSE, 4 MiB pages.
     Bits32 {
@@ -109,6 +109,12 @@ impl Role {
             smep: !wp && paging.smep,
             smap: !wp && paging.smap,
         }
+    }
+
+    /// The role of the root page of nested tables, which map guest-physical memory as it is.
+    pub(super) const fn nested() -> Self {
+        let (nx, wp, smep, smap) = (false, true, false, false);
+        Self { level: 4, access: Access::ALL, format: Format::Direct, quadrant: 0, nx, wp, smep, smap }
     }
 
     /// The role of a vCPU's own root page, whose entries are PDPTEs.

@@ -1,6 +1,6 @@
 //! The root of each vCPU: which page its processor begins its walks at.
 //!
-//! For a guest in long mode that is the shadow page of its top table, shared by all vCPUs with the same one. For every other
+//! In nested tables that is the one page at their top. For a guest in long mode it is the shadow page of its top table, shared by all vCPUs with the same one. For every other
 //! guest it is a page of the vCPU's own, because the four PDPTEs are registers of the vCPU (row B05): its entries are
 //! filled by faults.
 use core::sync::atomic::Ordering::SeqCst;
@@ -12,7 +12,7 @@ use super::{
     arena::Corrupt,
     cache::Cache,
     expect::Expected,
-    fault::Stop,
+    map::Stop,
     page::PageId,
     role::{Format, Role},
     root::Root,
@@ -20,11 +20,20 @@ use super::{
 };
 use crate::walk::{Paging, PagingMode};
 
+/// What the tables behind a root translate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Space {
+    /// Linear addresses, as the guest's registers say.
+    Linear(Paging),
+    /// Guest-physical addresses.
+    Physical,
+}
+
 /// What a vCPU walks.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct VcpuRoot {
-    /// Where its walks begin, and what the guest's registers said when it was chosen.
-    pub(super) current: Option<(PageId, Paging)>,
+    /// Where its walks begin, and what it was chosen for.
+    pub(super) current: Option<(PageId, Space)>,
     /// Its own page for guests outside of long mode, once it has needed one.
     pub(super) own: Option<PageId>,
 }
@@ -47,28 +56,37 @@ pub(super) fn expected_pdpte(paging: &Paging, index: usize) -> Expected {
 }
 
 impl<P: Platform> Tables<P> {
-    /// The vCPU's root, if it is one for `paging` still.
-    pub(super) fn root(&self, vcpu: usize, paging: &Paging) -> Option<PageId> {
+    /// The vCPU's root, if it is one for `space` still.
+    pub(super) fn root(&self, vcpu: usize, space: &Space) -> Option<PageId> {
         let (id, made_for) = self.roots.get(vcpu)?.current?;
         let stale = self.open.stale_root(vcpu)?.load(SeqCst);
-        (!stale && made_for == *paging).then_some(id)
+        (!stale && made_for == *space).then_some(id)
     }
 
-    /// Gives the vCPU a root for `paging`. `unalias` finds the frame that an alias stands for.
+    /// Gives the vCPU a root for `space`. `unalias` finds the frame that an alias stands for.
     pub(super) fn load_root(
         &mut self,
         vcpu: usize,
-        paging: &Paging,
+        space: &Space,
         cache: &mut Cache<P>,
         unalias: impl Fn(u64) -> u64,
     ) -> Result<Root, Stop> {
-        if self.root(vcpu, paging).is_none() {
-            let long = matches!(Role::top(paging, 0).format, Format::Long { .. });
-            let next = if long { self.long_root(paging, cache, unalias)? } else { self.own_root(vcpu, paging, cache)? };
+        if self.root(vcpu, space).is_none() {
+            let next = match space {
+                Space::Physical => self.shared_root(0, Role::nested(), cache)?,
+                Space::Linear(paging) => {
+                    let role = Role::top(paging, 0);
+                    if matches!(role.format, Format::Long { .. }) {
+                        self.shared_root(unalias(paging.root >> PAGE_SHIFT), role, cache)?
+                    } else {
+                        self.own_root(vcpu, paging, cache)?
+                    }
+                }
+            };
             // Counted before the old one is given back: it may be the same.
             self.arena.get_mut(next)?.roots += 1;
             self.unload_root(vcpu)?;
-            self.roots.get_mut(vcpu).ok_or(Corrupt)?.current = Some((next, *paging));
+            self.roots.get_mut(vcpu).ok_or(Corrupt)?.current = Some((next, *space));
             self.open.stale_root(vcpu).ok_or(Corrupt)?.store(false, SeqCst);
         }
         let (id, _) = self.roots.get(vcpu).and_then(|root| root.current).ok_or(Corrupt)?;
@@ -76,14 +94,8 @@ impl<P: Platform> Tables<P> {
         Ok(Root { hpa: page.table.hpa(), levels: page.role.level })
     }
 
-    fn long_root(
-        &mut self,
-        paging: &Paging,
-        cache: &mut Cache<P>,
-        unalias: impl Fn(u64) -> u64,
-    ) -> Result<PageId, Stop> {
-        let gfn = unalias(paging.root >> PAGE_SHIFT);
-        let role = Role::top(paging, 0);
+    /// A root that serves every vCPU with the same one.
+    fn shared_root(&mut self, gfn: u64, role: Role, cache: &mut Cache<P>) -> Result<PageId, Stop> {
         match self.find(gfn, &role)? {
             Some(id) => Ok(id),
             None => self.create(cache, gfn, role),

@@ -17,6 +17,8 @@ macro_rules! counters {
 counters! {
     /// Faults that made or changed a leaf.
     Fixed = "pf_fixed",
+    /// Faults that mapped 2 MiB at once.
+    Large = "pf_large",
     /// Faults that were the guest's own.
     Guest = "pf_guest",
     /// Faults whose instruction is emulated: device memory, page tables.
@@ -39,6 +41,8 @@ counters! {
     Unprotected = "mmu_unprotected",
     /// Shadow pages taken back to stay within the bound.
     Recycled = "mmu_recycled",
+    /// Large pages that were divided into small ones, because writes to them are to be logged.
+    Split = "mmu_large_split",
     /// Invalidations by the host.
     Invalidated = "mmu_invalidated",
     /// Times that frames lost write access, as page tables or for the dirty log.

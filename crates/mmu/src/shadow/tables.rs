@@ -13,7 +13,7 @@ use super::{
     page::{Link, NO_SLOT, Node, PageId},
     role::Role,
     roots::VcpuRoot,
-    spte::{self, Leaf},
+    spte::{self, LARGE_LEVEL, Leaf, is_leaf},
     stats::Counter,
 };
 
@@ -44,6 +44,8 @@ pub(super) struct Tables<P: Platform> {
     pub(super) births: u64,
     /// Leaves that are present.
     pub(super) leaves: usize,
+    /// Large ones among them.
+    pub(super) large: usize,
     /// Slot changes that have begun and not ended: the published slots do not tell all that is mapped.
     pub(super) changing: u32,
     pub(super) unlinked: UnlinkedPages<P>,
@@ -69,6 +71,7 @@ impl<P: Platform> Tables<P> {
             limit_is_default: true,
             births: 0,
             leaves: 0,
+            large: 0,
             changing: 0,
             unlinked: UnlinkedPages::new(),
             must_flush: false,
@@ -99,8 +102,10 @@ impl<P: Platform> Tables<P> {
 
     /// Makes a leaf where no entry is.
     pub(super) fn add_leaf(&mut self, id: PageId, index: usize, gfn: u64, leaf: Leaf) -> Res {
+        let nested = self.open.nested;
         let page = self.arena.get_mut(id)?;
-        if page.role.level != 1 || page.table.entry(index).load(SeqCst) != 0 {
+        let right = if leaf.large { nested && page.role.level == LARGE_LEVEL } else { page.role.level == 1 };
+        if !right || page.table.entry(index).load(SeqCst) != 0 {
             return Err(Corrupt);
         }
         *page.links.get_mut(index).ok_or(Corrupt)? = Link::to_frame(gfn);
@@ -110,6 +115,7 @@ impl<P: Platform> Tables<P> {
         let head = self.push(Node::new(id.slot, index), head)?;
         *self.rmap.get_mut(bucket).ok_or(Corrupt)? = head;
         self.leaves += 1;
+        self.large += usize::from(leaf.large);
         // Last: from here on processors use it.
         self.arena.get(id)?.table.entry(index).store(leaf.encode(), SeqCst);
         Ok(())
@@ -135,12 +141,13 @@ impl<P: Platform> Tables<P> {
     /// Takes away entry `index` of a page, if it is there. True if it was.
     pub(super) fn remove_entry(&mut self, id: PageId, index: usize) -> Res<bool> {
         let page = self.arena.get_mut(id)?;
-        if page.table.entry(index).swap(0, SeqCst) == 0 {
+        let old = page.table.entry(index).swap(0, SeqCst);
+        if old == 0 {
             return Ok(false);
         }
         self.must_flush = true;
         page.present = page.present.checked_sub(1).ok_or(Corrupt)?;
-        let (leaf, node) = (page.role.level == 1, Node::new(id.slot, index));
+        let (leaf, node) = (is_leaf(page.role.level, old), Node::new(id.slot, index));
         let link = *page.links.get(index).ok_or(Corrupt)?;
         if leaf {
             // By the frame that was stored, whatever the guest's tables say by now.
@@ -149,6 +156,7 @@ impl<P: Platform> Tables<P> {
             let head = self.unlink(node, head)?;
             *self.rmap.get_mut(bucket).ok_or(Corrupt)? = head;
             self.leaves = self.leaves.checked_sub(1).ok_or(Corrupt)?;
+            self.large = self.large.checked_sub(Leaf::decode(old).large.into()).ok_or(Corrupt)?;
         } else {
             let head = self.arena.get(link.page())?.parents;
             let head = self.unlink(node, head)?;
@@ -160,10 +168,11 @@ impl<P: Platform> Tables<P> {
     /// Changes the rights of a leaf that stays where it is.
     pub(super) fn change_leaf(&mut self, id: PageId, index: usize, leaf: Leaf) -> Res {
         let old = self.arena.get(id)?.table.entry(index).swap(leaf.encode(), SeqCst);
-        if old == 0 || Leaf::decode(old).hpa != leaf.hpa {
+        let before = Leaf::decode(old);
+        if old == 0 || (before.hpa, before.large) != (leaf.hpa, leaf.large) {
             return Err(Corrupt);
         }
-        self.must_flush |= !leaf.covers(Leaf::decode(old));
+        self.must_flush |= !leaf.covers(before);
         Ok(())
     }
 

@@ -105,7 +105,7 @@ impl<P: Platform> Tables<P> {
     /// is now.
     pub(super) fn agrees(&self, id: PageId, index: usize, slots: &Snapshot<P>) -> Res<bool> {
         let page = self.arena.get(id)?;
-        let Some(frame) = slots.resolve(page.gfn) else { return Ok(false) };
+        let Some((_, frame)) = slots.resolve_unaliased(page.gfn) else { return Ok(false) };
         let at = frame.hva.add(page.role.guest_offset(index));
         let entry = if page.role.entry_bytes() == 4 {
             P::Memory::load_atomic::<u32>(at).map(u64::from)
@@ -141,7 +141,8 @@ impl<P: Platform> Tables<P> {
             }
             Expected::Page { gfn, access } => {
                 let role = self.arena.get(id)?.role;
-                link.gfn() == unalias(gfn) && leaf_holds(&role, access, Leaf::decode(self.spte(id, index)?))
+                let leaf = Leaf { large: false, ..Leaf::decode(self.spte(id, index)?) };
+                link.gfn() == unalias(gfn) && leaf_holds(&role, access, leaf)
             }
         })
     }

@@ -37,6 +37,11 @@ impl Alias {
         Ok((index, if alias.pages == 0 { Self::NONE } else { alias }))
     }
 
+    /// Whether the window has a part in `count` frames from `first` on.
+    pub(super) fn touches(&self, first: u64, count: u64) -> bool {
+        self.pages != 0 && self.base < first + count && first < self.base + self.pages
+    }
+
     /// The frame that `gfn` stands for, if it lies in the window.
     #[inline]
     pub(super) fn target(&self, gfn: u64) -> Option<u64> {

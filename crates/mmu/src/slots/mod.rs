@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::marker::PhantomData;
 
 use platform::{Hva, OutOfMemory, Platform, Shared, fallible::try_push};
-use x86::paging::PAGE_SHIFT;
+use x86::paging::{LARGE_PAGE_SHIFT, PAGE_SHIFT};
 
 pub use alias::{Alias, NR_ALIASES};
 pub use region::{MAX_PAGES, NR_MEMSLOTS, OwnedMemory, Region};
@@ -17,6 +17,8 @@ use crate::dirty::Bitmap;
 
 /// Guest frame numbers end here: 52 bits of guest-physical address.
 pub const GFN_END: u64 = 1 << (52 - PAGE_SHIFT);
+/// Frames in a large page.
+pub const LARGE_FRAMES: u64 = 1 << (LARGE_PAGE_SHIFT - PAGE_SHIFT);
 
 /// One guest frame that memory serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,6 +157,22 @@ impl<P: Platform> Snapshot<P> {
     pub fn resolve(&self, gfn: u64) -> Option<Frame> {
         let gfn = self.unalias(gfn);
         self.find(gfn, 0).map(|(_, slot)| slot.frame(gfn))
+    }
+
+    /// The frame `gfn` that an alias may have led to, and its slot: aliases are not looked at again.
+    pub(crate) fn resolve_unaliased(&self, gfn: u64) -> Option<(&Slot, Frame)> {
+        self.find(gfn, 0).map(|(_, slot)| (slot, slot.frame(gfn)))
+    }
+
+    /// Whether the 2 MiB of guest-physical memory around frame `gfn` are one large page's worth of the client: in one slot, at
+    /// a multiple of 2 MiB there too, and no alias among them.
+    pub fn is_large(&self, gfn: u64) -> bool {
+        let first = gfn & !(LARGE_FRAMES - 1);
+        !self.aliases.iter().any(|alias| alias.touches(first, LARGE_FRAMES))
+            && self.find(first, 0).is_some_and(|(_, slot)| {
+                first + LARGE_FRAMES <= slot.base + slot.pages
+                    && slot.frame(first).hva.0.is_multiple_of(LARGE_FRAMES << PAGE_SHIFT)
+            })
     }
 
     /// Marks `gfn` in the dirty log of its slot, if it has one.

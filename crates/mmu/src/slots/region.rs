@@ -88,10 +88,12 @@ impl Region {
                     return Err(SlotError::Invalid);
                 } else if self.base != old.base {
                     ChangeKind::Move
-                } else if self.flags != old.flags {
-                    ChangeKind::Flags
-                } else {
+                } else if self.flags == old.flags {
                     ChangeKind::Nothing
+                } else if self.flags & KVM_MEM_LOG_DIRTY_PAGES != 0 {
+                    ChangeKind::LogBegins
+                } else {
+                    ChangeKind::LogEnds
                 }
             }
         };

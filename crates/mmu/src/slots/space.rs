@@ -32,8 +32,10 @@ pub enum ChangeKind {
     Delete,
     /// A slot is elsewhere in the guest.
     Move,
-    /// Dirty logging was switched.
-    Flags,
+    /// A dirty log begins.
+    LogBegins,
+    /// The dirty log ends.
+    LogEnds,
     /// An alias was set or removed.
     Alias,
 }

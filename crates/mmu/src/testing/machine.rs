@@ -1,20 +1,24 @@
-//! A virtual machine of model processors on shadow tables, each of whose accesses is held against the walker.
+//! A virtual machine of model processors on shadow tables, each of whose accesses is held against the walker; or on nested
+//! tables, whose guest has no tables of its own.
 use alloc::{collections::BTreeSet, format, rc::Rc, vec, vec::Vec};
 use core::{cell::RefCell, ops::Range};
 
-use abi::{KvmDirtyLog, KvmUserspaceMemoryRegion};
+use abi::{KvmDirtyLog, KvmMemoryAlias, KvmUserspaceMemoryRegion};
 use platform::{
     Hva, MaySleep, Memory, Word,
     lock::rank,
     testing::{self, Test, TestMemory},
 };
-use x86::{CpuState, Features, paging::PAGE_SHIFT};
+use x86::{
+    CpuState, Features,
+    paging::{LARGE_PAGE_SHIFT, PAGE_SHIFT},
+};
 
 use super::processor::{Processor, Try};
 use crate::{
     AddressSpace, MemoryError, Paging, PhysMem, Region, TableMemory, View,
     shadow::{Cache, FlushDue, Resolved, Root, Shadow, Written},
-    slots::ChangeKind,
+    slots::{ChangeKind, LARGE_FRAMES},
     walk::{Request, WalkError, walk},
 };
 
@@ -63,9 +67,10 @@ impl Access {
         }
     }
 
-    fn at(self) -> Try {
+    /// On nested tables, which are walked as user mode, or on others.
+    fn at(self, nested: bool) -> Try {
         let Self { gva, write, fetch, user, ac } = self;
-        Try { gva, write: write.is_some(), fetch, user, ac }
+        Try { gva, write: write.is_some(), fetch, user: user || nested, ac }
     }
 
     fn bytes(self) -> usize {
@@ -108,7 +113,7 @@ impl Vm {
     /// Every processor forgets.
     fn flush(&self) {
         *self.flushes.borrow_mut() += 1;
-        self.cpus.borrow_mut().iter_mut().for_each(|cpu| cpu.processor.tlb.clear());
+        self.cpus.borrow_mut().iter_mut().for_each(|cpu| cpu.processor.flush());
     }
 
     fn settle<T: core::fmt::Debug, E: core::fmt::Debug>(&self, change: (Result<T, E>, FlushDue<Test>)) -> T {
@@ -152,9 +157,17 @@ impl core::fmt::Debug for Machine {
 impl Machine {
     /// `cpus` processors in reset state, and no memory.
     pub fn new(cpus: usize) -> Self {
+        Self::build(cpus, Shadow::new(cpus, &CX).expect("memory"))
+    }
+
+    /// The same on nested tables. Accesses are at guest-physical addresses.
+    pub fn nested(cpus: usize) -> Self {
+        Self::build(cpus, Shadow::nested(cpus, &CX).expect("memory"))
+    }
+
+    fn build(cpus: usize, shadow: Shadow<Test>) -> Self {
         let features = Features::all();
         let memory = AddressSpace::new(cpus, &CX).expect("memory");
-        let shadow = Shadow::new(cpus, &CX).expect("memory");
         let all = (0..cpus).map(|_| {
             let state = CpuState::reset(0);
             let paging = Paging::new(&state, features, 40);
@@ -178,10 +191,13 @@ impl Machine {
         let stale = matches!(kind, ChangeKind::Delete | ChangeKind::Move);
         let total = vm.memory.locked(&CX).pages();
         vm.shadow.slots_changed(stale, total, &CX, || vm.flush()).expect("alive");
-        if kind == ChangeKind::Flags {
+        if kind == ChangeKind::LogBegins {
             vm.settle(vm.shadow.log_writes(region.frames()));
             // A new log.
             vm.written.borrow_mut().retain(|gfn| !region.frames().contains(gfn));
+        }
+        if kind == ChangeKind::LogEnds {
+            vm.shadow.logging_ended(region.frames(), || vm.flush()).expect("alive");
         }
         if kind == ChangeKind::Create {
             for page in 0..pages {
@@ -196,13 +212,25 @@ impl Machine {
         kind != ChangeKind::Nothing
     }
 
+    /// KVM_SET_MEMORY_ALIAS; false if it was refused.
+    pub fn set_alias(&mut self, slot: u32, gpa: u64, pages: u64, target: u64) -> bool {
+        let vm = &*self.vm;
+        let (memory_size, target_phys_addr) = (pages << PAGE_SHIFT, target);
+        let arg = KvmMemoryAlias { slot, flags: 0, guest_phys_addr: gpa, memory_size, target_phys_addr };
+        vm.shadow.slots_change();
+        let change = vm.memory.set_alias(&arg, &CX);
+        let total = vm.memory.locked(&CX).pages();
+        vm.shadow.slots_changed(change.is_ok(), total, &CX, || vm.flush()).expect("alive");
+        change.is_ok()
+    }
+
     /// Changes the registers of a processor, as instructions of its guest would: with the flush that they bring.
     pub fn set_registers(&mut self, cpu: usize, change: impl FnOnce(&mut CpuState)) {
         let mut cpus = self.vm.cpus.borrow_mut();
         let cpu = &mut cpus[cpu];
         change(&mut cpu.state);
         cpu.paging = Paging::new(&cpu.state, self.features, 40);
-        cpu.processor.tlb.clear();
+        cpu.processor.flush();
     }
 
     /// What a processor's registers say.
@@ -222,7 +250,7 @@ impl Machine {
     pub fn access_inside(&mut self, index: usize, access: Access) -> Option<End> {
         let mut cpus = self.vm.cpus.borrow_mut();
         let cpu = &mut cpus[index];
-        let translated = cpu.processor.translate(cpu.root, &cpu.paging, access.at());
+        let translated = cpu.processor.translate(cpu.root, &cpu.paging, access.at(self.vm.shadow.is_nested()));
         drop(cpus);
         let end = self.touch(index, access, translated.ok()?);
         self.look_at(access, end);
@@ -250,14 +278,20 @@ impl Machine {
             let paging = cpu.paging;
             let mut cache = core::mem::take(&mut cpu.cache);
             drop(cpus);
-            let root = vm.shadow.load_root(index, &paging, &vm.memory, &mut cache, &CX, || vm.flush()).expect("alive");
+            let nested = vm.shadow.is_nested();
+            let root = if nested {
+                vm.shadow.load_nested_root(index, &vm.memory, &mut cache, &CX, || vm.flush())
+            } else {
+                vm.shadow.load_root(index, &paging, &vm.memory, &mut cache, &CX, || vm.flush())
+            };
+            let root = root.expect("alive");
             let mut cpus = vm.cpus.borrow_mut();
             let cpu = &mut cpus[index];
             if root != cpu.root {
                 cpu.root = root;
-                cpu.processor.tlb.clear();
+                cpu.processor.flush();
             }
-            let translated = cpu.processor.translate(root, &paging, access.at());
+            let translated = cpu.processor.translate(root, &paging, access.at(nested));
             drop(cpus);
             let code = match translated {
                 Ok(hpa) => {
@@ -267,10 +301,13 @@ impl Machine {
                 Err(code) => code,
             };
             assert_eq!(code & x86::exception::pf::RSVD, 0, "reserved bits in shadow entries");
-            let resolved = vm
-                .shadow
-                .fault(index, access.gva, access.request(), &paging, &vm.memory, &mut cache, &CX, || vm.flush())
-                .expect("alive");
+            let (shadow, request, flush) = (&vm.shadow, access.request(), || vm.flush());
+            let resolved = if nested {
+                shadow.nested_fault(index, access.gva, request, &vm.memory, &mut cache, &CX, flush)
+            } else {
+                shadow.fault(index, access.gva, request, &paging, &vm.memory, &mut cache, &CX, flush)
+            };
+            let resolved = resolved.expect("alive");
             vm.cpus.borrow_mut()[index].cache = cache;
             match resolved {
                 Resolved::Retry => {}
@@ -367,7 +404,14 @@ impl Machine {
 
     /// The guest makes every processor forget what it remembers, as it has to after changes of its tables.
     pub fn guest_flush(&mut self) {
-        self.vm.cpus.borrow_mut().iter_mut().for_each(|cpu| cpu.processor.tlb.clear());
+        self.vm.cpus.borrow_mut().iter_mut().for_each(|cpu| cpu.processor.flush());
+    }
+
+    /// The host puts a large page behind the 2 MiB of the client around `hva`.
+    pub fn make_large(&self, hva: u64) {
+        let first = hva & !((1 << LARGE_PAGE_SHIFT) - 1);
+        self.invalidate(first, LARGE_FRAMES);
+        testing::make_large(first);
     }
 
     /// The host takes away pages of the client.
@@ -449,6 +493,20 @@ impl Machine {
         self.vm.shadow.usage()
     }
 
+    /// Leaves, and large ones among them.
+    pub fn leaves(&self) -> (u64, u64) {
+        let report = self.vm.shadow.audit(&self.vm.memory, |_| None).expect("alive");
+        (report.leaves as u64, report.large as u64)
+    }
+
+    /// A fault of processor `cpu` on nested tables at `gpa`, for a read that it does not make.
+    pub fn map_far(&mut self, cpu: usize, gpa: u64) -> Resolved {
+        let vm = &*self.vm;
+        let mut cache = Cache::default();
+        let resolved = vm.shadow.nested_fault(cpu, gpa, Request::READ, &vm.memory, &mut cache, &CX, || vm.flush());
+        resolved.expect("alive")
+    }
+
     /// A counter, by its name.
     pub fn counter(&self, name: &str) -> u64 {
         let index = crate::shadow::Counter::NAMES.iter().position(|n| *n == name).expect("a counter's name");
@@ -473,15 +531,19 @@ impl Machine {
         assert!(findings.is_empty(), "{findings:#?}");
         let view = vm.memory.locked(&CX);
         for cpu in vm.cpus.borrow().iter() {
-            for (page, cached) in &cpu.processor.tlb {
-                let hva = testing::client_page(cached.hpa);
-                let Some(hva) = hva else { panic!("page {page:#x} is remembered at {:#x}: gone", cached.hpa) };
+            let small = cpu.processor.tlb.iter().map(|(page, cached)| (*page, cached.hpa, cached));
+            let large = cpu.processor.large.iter().flat_map(|(unit, cached)| {
+                (0..LARGE_FRAMES).map(move |n| (unit << 9 | n, cached.hpa + (n << PAGE_SHIFT), cached))
+            });
+            for (page, hpa, cached) in small.chain(large) {
+                let hva = testing::client_page(hpa);
+                let Some(hva) = hva else { panic!("page {page:#x} is remembered at {hpa:#x}: gone") };
                 let slot = view.slots().iter().find(|slot| (hva.0.wrapping_sub(slot.hva.0)) >> PAGE_SHIFT < slot.pages);
                 let Some(slot) = slot else { panic!("page {page:#x} is remembered in no slot") };
                 let gfn = slot.base + ((hva.0 - slot.hva.0) >> PAGE_SHIFT);
                 let table = vm.shadow.shadows(gfn);
                 assert!(!(cached.write && table), "page {page:#x} is remembered as writable, but is a table");
-                let logged = slot.dirty().is_some() && !view.is_dirty(gfn);
+                let logged = slot.dirty().is_some_and(|log| !log.is_marked(gfn - slot.base));
                 assert!(!(cached.write && logged), "page {page:#x} is remembered as writable, but not logged");
             }
         }

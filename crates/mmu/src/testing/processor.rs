@@ -1,11 +1,11 @@
-//! A processor's walk of shadow tables, with a TLB that keeps everything.
+//! A processor's walk of shadow tables or nested ones, with a TLB that keeps everything.
 use alloc::collections::BTreeMap;
 use core::sync::atomic::Ordering::SeqCst;
 
 use platform::table::CheckedTablePage;
 use x86::{
     exception::pf,
-    paging::{A, D, NX, P, U, W},
+    paging::{A, D, NX, P, PS, U, W},
 };
 
 use crate::{shadow::Root, walk::Paging};
@@ -39,31 +39,64 @@ pub(super) struct Cached {
     pub(super) write: bool,
     user: bool,
     execute: bool,
+    /// 2 MiB from `hpa` on.
+    pub(super) large: bool,
 }
 
 /// The part of a vCPU that is the processor's.
 #[derive(Debug, Default)]
 pub(super) struct Processor {
+    /// By page, and for large pages (in `large`) by units of 512.
     pub(super) tlb: BTreeMap<u64, Cached>,
+    pub(super) large: BTreeMap<u64, Cached>,
+    /// Tables of the last level, below entries that allow everything, by units of 512 pages.
+    tables: BTreeMap<u64, u64>,
 }
 
 impl Processor {
     /// The host-physical address of the byte at `at.gva`, or the error code of a page fault.
     pub(super) fn translate(&mut self, root: Root, paging: &Paging, at: Try) -> Result<u64, u32> {
         let page = at.gva >> 12;
-        if let Some(known) = self.tlb.get(&page)
-            && allows(*known, paging, at)
+        let known = [self.tlb.get(&page), self.large.get(&(page >> 9))];
+        if let Some(known) = known.into_iter().flatten().find(|known| allows(**known, paging, at)) {
+            return Ok(known.at(at.gva));
+        }
+        if let Some(table) = self.tables.get(&(page >> 9))
+            && let Ok(found) = walk(Root { hpa: *table, levels: 1 }, at, &mut None)
+            && allows(found, paging, at)
         {
-            return Ok(known.hpa | at.gva & 0xfff);
+            self.tlb.insert(page, found);
+            return Ok(found.at(at.gva));
         }
         // A fault makes the processor look at the tables again.
         self.tlb.remove(&page);
-        let found = walk(root, at)?;
+        self.large.remove(&(page >> 9));
+        self.tables.remove(&(page >> 9));
+        let mut last = None;
+        let found = walk(root, at, &mut last)?;
         if !allows(found, paging, at) {
             return Err(at.code() | pf::PRESENT);
         }
-        self.tlb.insert(page, found);
-        Ok(found.hpa | at.gva & 0xfff)
+        if found.large {
+            self.large.insert(page >> 9, found);
+        } else {
+            self.tlb.insert(page, found);
+        }
+        if let Some(table) = last {
+            self.tables.insert(page >> 9, table);
+        }
+        Ok(found.at(at.gva))
+    }
+
+    /// Forgets everything.
+    pub(super) fn flush(&mut self) {
+        *self = Self::default();
+    }
+}
+
+impl Cached {
+    fn at(self, address: u64) -> u64 {
+        self.hpa | address & if self.large { 0x1f_ffff } else { 0xfff }
     }
 }
 
@@ -75,8 +108,9 @@ fn allows(page: Cached, paging: &Paging, at: Try) -> bool {
     !prevented && (!at.write || page.write)
 }
 
-/// Walks as a processor with CR0.WP and EFER.NXE does, and sets accessed and dirty bits.
-fn walk(root: Root, at: Try) -> Result<Cached, u32> {
+/// Walks as a processor with CR0.WP and EFER.NXE does, and sets accessed and dirty bits. `last` is the table of the last
+/// level, if what is above it allows everything.
+fn walk(root: Root, at: Try, last: &mut Option<u64>) -> Result<Cached, u32> {
     let mut table = root.hpa;
     let (mut write, mut user, mut execute) = (true, true, true);
     for level in (1..=u32::from(root.levels)).rev() {
@@ -87,17 +121,25 @@ fn walk(root: Root, at: Try) -> Result<Cached, u32> {
             assert_eq!(value, 0, "an entry that is not present is zero");
             return Err(at.code());
         }
+        if level == 1 && write && user && execute {
+            *last = Some(table);
+        }
+        let leaf = level == 1 || level == 2 && value & PS != 0;
         if level == 3 && root.levels == 3 {
             assert_eq!(value & PDPTE_RESERVED, 0, "PDPTE {value:#x}");
         } else {
-            assert_eq!(value & !(FRAME | NX | P | W | U | A | D), 0, "entry {value:#x} at level {level}");
+            let (large, within) = if leaf && level == 2 { (PS, 0x1f_f000) } else { (0, 0) };
+            let known = FRAME & !within | NX | P | W | U | A | D | large;
+            assert_eq!(value & !known, 0, "entry {value:#x} at level {level}");
             write &= value & W != 0;
             user &= value & U != 0;
             execute &= value & NX == 0;
-            let leaf = level == 1;
             entry.fetch_or(if leaf && at.write && write { A | D } else { A }, SeqCst);
         }
         table = value & FRAME;
+        if leaf {
+            return Ok(Cached { hpa: table, write, user, execute, large: level == 2 });
+        }
     }
-    Ok(Cached { hpa: table, write, user, execute })
+    Err(at.code())
 }

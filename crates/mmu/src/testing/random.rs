@@ -17,23 +17,31 @@ const OTHER_FRAMES: u64 = 16;
 const CPUS: usize = 2;
 
 /// Bytes that choose; zeros when they are used up.
-struct Choices<'a>(core::slice::Iter<'a, u8>);
+pub(super) struct Choices<'a>(core::slice::Iter<'a, u8>);
 
-impl Choices<'_> {
-    fn byte(&mut self) -> u64 {
+impl<'a> Choices<'a> {
+    pub(super) fn new(data: &'a [u8]) -> Self {
+        Self(data.iter())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.len() == 0
+    }
+
+    pub(super) fn byte(&mut self) -> u64 {
         self.0.next().copied().unwrap_or(0).into()
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
         (self.byte() | self.byte() << 8) % limit
     }
 
     /// One time in so many.
-    fn one_in(&mut self, times: u64) -> bool {
+    pub(super) fn one_in(&mut self, times: u64) -> bool {
         self.byte() % times == times - 1
     }
 
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+    pub(super) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.byte() as usize % of.len()]
     }
 
@@ -155,7 +163,7 @@ fn host(machine: &mut Machine, choices: &mut Choices<'_>, logged: &mut bool) {
 
 /// Runs the operations that `data` stands for. Panics if anything is not as it should be.
 pub fn run(data: &[u8]) {
-    let mut choices = Choices(data.iter());
+    let mut choices = Choices::new(data);
     let mut machine = Machine::new(CPUS);
     let mut logged = false;
     machine.set_slot(0, 0, 0, FRAMES, CLIENT);
@@ -167,7 +175,7 @@ pub fn run(data: &[u8]) {
     for cpu in 0..CPUS {
         machine.set_registers(cpu, |state| choices.registers(state));
     }
-    while choices.0.len() != 0 {
+    while !choices.is_empty() {
         let cpu = choices.byte() as usize % CPUS;
         match choices.byte() % 16 {
             0 | 1 => host(&mut machine, &mut choices, &mut logged),

@@ -187,3 +187,15 @@ fn narrow_tables_are_followed_in_all_their_parts() {
         }
     }
 }
+
+/// Aliases are not chained: what one leads to is not looked for in another.
+#[test]
+fn a_table_behind_an_alias_is_not_looked_for_behind_another() {
+    let mut m = paged(1);
+    map(&mut m, 0x5000, 0x100, PWU);
+    assert!(m.set_alias(0, 0x300 << 12, 1, (ROOT + 3) << 12));
+    assert!(m.set_alias(1, (ROOT + 3) << 12, 1, 0x200 << 12));
+    m.put(entry_at(0, 2), 0x300 << 12 | PWU);
+    m.guest_flush();
+    read(&mut m, 0, 0x5000, 0x10_0000);
+}
