@@ -27,6 +27,10 @@ pub enum Mode {
     SoftShadow,
     /// On shadow tables with a TLB that keeps every stale entry.
     SoftShadowAdversarial,
+    /// On nested tables.
+    SoftNested,
+    /// On nested tables with a TLB that keeps every stale entry.
+    SoftNestedAdversarial,
 }
 
 impl Mode {
@@ -35,16 +39,18 @@ impl Mode {
         self.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
     }
 
-    fn shadow(self) -> bool {
-        matches!(self, Self::SoftShadow | Self::SoftShadowAdversarial)
-    }
-
     /// What `rekvm run` is told.
     fn arguments(self) -> Vec<String> {
-        let paging = if self.shadow() { "shadow" } else { "slots" };
-        let tlb = if matches!(self, Self::Soft | Self::SoftShadow) { "normal" } else { "adversarial" };
+        let (paging, tlb) = match self {
+            Self::Soft => ("slots", "normal"),
+            Self::SoftAdversarial => ("slots", "adversarial"),
+            Self::SoftShadow => ("shadow", "normal"),
+            Self::SoftShadowAdversarial => ("shadow", "adversarial"),
+            Self::SoftNested => ("nested", "normal"),
+            Self::SoftNestedAdversarial => ("nested", "adversarial"),
+        };
         let mut words = vec!["--quiet", "--accel", "soft", "--soft-paging", paging, "--soft-tlb", tlb];
-        if self.shadow() {
+        if paging != "slots" {
             words.push(run::AUDIT);
         }
         words.into_iter().map(str::to_owned).collect()

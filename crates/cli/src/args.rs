@@ -81,6 +81,7 @@ impl Soft {
             paging: match self.soft_paging {
                 PagingArg::Slots => PagingKind::Slots,
                 PagingArg::Shadow => PagingKind::Shadow,
+                PagingArg::Nested => PagingKind::Nested,
             },
             tlb: match self.soft_tlb {
                 TlbArg::Normal => TlbKind::Normal,
@@ -155,6 +156,8 @@ enum PagingArg {
     Slots,
     /// Shadow tables that the hypervisor fills
     Shadow,
+    /// The guest's own tables, and nested ones that the hypervisor fills
+    Nested,
 }
 
 /// The software CPU's TLB on the command line.

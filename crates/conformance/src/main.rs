@@ -46,7 +46,7 @@ enum Action {
 
 #[derive(Args)]
 struct On {
-    /// The device: soft, soft-shadow, soft-adversarial, soft-shadow-adversarial, or device:PATH.
+    /// The device: soft, soft-shadow or soft-nested, each with -adversarial behind it or not, or device:PATH.
     #[arg(long, default_value = "soft")]
     on: String,
     /// What is behind a device path, if not what is loaded there: linux-amd-npt, ...

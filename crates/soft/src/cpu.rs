@@ -1,7 +1,7 @@
 //! The processor as the emulator's instructions see it.
 use emulate::{Access, Cpu, Flush, Intercept, Op, Res, TranslationChange};
 use hv::backend::{CrOp, Exit, PioExit};
-use mmu::physical::PhysMem;
+use mmu::{MemoryError, PhysMem};
 use platform::{Hva, Memory, Platform, Word};
 use x86::{CpuState, Exception, Features};
 
@@ -217,6 +217,17 @@ impl<P: Platform> Cpu for SoftVcpu<P> {
     }
 
     fn load_physical(&mut self, gpa: u64) -> Res<u64> {
+        if let Some((_, nested)) = &self.nested {
+            return self.load_nested(nested, gpa).map_err(|error| {
+                if let Some(kept) = &self.kept {
+                    kept.frames.drop_frame(gpa >> 12);
+                }
+                self.leave_for(match error {
+                    MemoryError::BadAddress(gpa) => Exit::BadAddress { gpa },
+                    error => self.table_fault(error.gpa()),
+                })
+            });
+        }
         let Some(view) = self.env().and_then(|env| env.memory.view(env.reader)) else { return Ok(u64::MAX) };
         let value = match &self.kept {
             Some(kept) => Physical { view: &view, frames: &kept.frames }.load(gpa),

@@ -33,7 +33,7 @@ impl<P: Platform> SoftVcpu<P> {
 
     fn run_guest(&mut self, requests: &AtomicU32, root: Root) -> Exit {
         self.exit = None;
-        if self.start.is_some() && !self.set_root(root) {
+        if self.start.is_some() && !self.set_root(root) || self.nested.is_some() && !self.set_nested_root(root) {
             return Exit::FailEntry { reason: 0 };
         }
         self.acknowledge_code();

@@ -7,8 +7,8 @@
 //!   the registers of that moment. The guest's flushes drop those of their tag: a PCID, or all global pages.
 //! - on shadow tables, *tables of the last level* by what they map (a paging-structure cache, SDM vol. 3, 4.10.3): who frees a
 //!   table, or leads to another one, without a flush has it walked all the same.
-//! - *guest-physical* ones ([`Frames`]): what the memory slots said of a frame. No instruction of the guest drops
-//!   them.
+//! - *guest-physical* ones ([`Frames`]): what the memory slots said of a frame, or how nested tables mapped it. No instruction
+//!   of the guest drops them.
 //!
 //! A page fault drops the translations of its page, as on a processor (SDM vol. 3, 4.10.4.1): else a guest could not
 //! make a page present, or copy it, without an INVLPG.
@@ -216,11 +216,11 @@ impl Kept {
     }
 }
 
-/// A frame as the slots showed it.
+/// A frame as the slots showed it, or as nested tables mapped it.
 #[derive(Clone, Copy, Debug)]
 struct KnownFrame {
     frame: Frame,
-    /// The frame that an alias leads to.
+    /// What tells it from others as a place of code: the frame that an alias leads to; with nested tables the host's.
     gfn: u64,
 }
 
@@ -235,6 +235,19 @@ impl Frames {
     /// Forgets everything.
     pub(crate) fn clear(&self) {
         self.known.borrow_mut().clear();
+    }
+
+    /// What is known of a frame, and the number that its code has.
+    pub(crate) fn find(&self, gfn: u64) -> Option<(Frame, u64)> {
+        self.known.borrow().get(&gfn).map(|found| (found.frame, found.gfn))
+    }
+
+    /// Keeps a frame.
+    pub(crate) fn keep(&self, gfn: u64, frame: Frame, code: u64) {
+        let mut known = self.known.borrow_mut();
+        if known.len() >= self.limit || !put(&mut known, gfn, KnownFrame { frame, gfn: code }) {
+            known.clear();
+        }
     }
 
     /// Forgets one frame.
@@ -252,15 +265,12 @@ pub(crate) struct Physical<'a, P: Platform> {
 impl<P: Platform> Physical<'_, P> {
     /// The frame `gfn`, and its number without aliases.
     pub(crate) fn resolve(&self, gfn: u64) -> Option<(Frame, u64)> {
-        let mut known = self.frames.known.borrow_mut();
-        if let Some(found) = known.get(&gfn) {
-            return Some((found.frame, found.gfn));
+        if let Some(found) = self.frames.find(gfn) {
+            return Some(found);
         }
-        let found = KnownFrame { frame: self.view.resolve(gfn)?, gfn: self.view.unalias(gfn) };
-        if known.len() >= self.frames.limit || !put(&mut known, gfn, found) {
-            known.clear();
-        }
-        Some((found.frame, found.gfn))
+        let (frame, number) = (self.view.resolve(gfn)?, self.view.unalias(gfn));
+        self.frames.keep(gfn, frame, number);
+        Some((frame, number))
     }
 }
 

@@ -13,8 +13,8 @@
 //! Every access goes through the soft TLB ([`tlb`]): one compare, then a host move through the platform's accessors, which
 //! survive memory that the client takes away. Misses walk the guest's tables with `mmu::walk`.
 //!
-//! Two [`options`] make of it what the core is to be tested with: it walks shadow tables that the core fills (`shadow`), and
-//! its TLB keeps every translation until somebody flushes it (`kept`).
+//! Two [`options`] make of it what the core is to be tested with: it walks shadow tables that the core fills (`shadow`), or nested
+//! ones beside the guest's (`nested`); and its TLB keeps every translation until somebody flushes it (`kept`).
 //!
 //! x87, SSE and AVX instructions are executed by the host's own unit on the guest's registers ([`native`]).
 //!
@@ -49,6 +49,7 @@ mod events;
 mod kept;
 mod memory;
 pub mod native;
+mod nested;
 pub mod options;
 mod run;
 mod shadow;
@@ -90,7 +91,7 @@ impl<P: Platform> Soft<P> {
         let _ = emulate::decode::<SoftVcpu<P>>(&[0x90], Mode::Long64, Features::empty());
         let (vector, xcr0) = native::offered();
         let features = match options.paging {
-            PagingKind::Slots => INTEGER | vector,
+            PagingKind::Slots | PagingKind::Nested => INTEGER | vector,
             PagingKind::Shadow => (INTEGER | vector).difference(Features::PCID | Features::INVPCID),
         };
         Self { features, xcr0, options, platform: PhantomData }
@@ -161,6 +162,7 @@ impl<P: Platform> Backend for Soft<P> {
         match self.options.paging {
             PagingKind::Slots => Translation::Slots,
             PagingKind::Shadow => Translation::Shadow,
+            PagingKind::Nested => Translation::Nested,
         }
     }
 

@@ -52,18 +52,18 @@ pub(crate) enum Miss {
     Outside,
 }
 
-/// What a walk has found, `found` being the frame with its number without aliases. Marks the frame in the dirty log if it is to
+/// What a walk has found, `found` being the frame with its number without aliases. Marks the frame (by `mark`) in the dirty log if it is to
 /// be written.
-fn known<M: PhysMem>(
-    memory: &M,
+pub(crate) fn known(
     translation: &Translation,
     found: Option<(Frame, u64)>,
     want: Want,
+    mark: impl FnOnce(u64),
 ) -> Result<Known, Miss> {
     let (frame, gfn) =
         found.filter(|(frame, _)| !(frame.read_only && want == Want::Write)).ok_or(Miss::NoFrame(translation.gpa))?;
     if frame.log_dirty && want == Want::Write {
-        memory.mark(translation.gpa >> 12);
+        mark(translation.gpa >> 12);
     }
     Ok(Known {
         hva: frame.hva,
@@ -258,9 +258,10 @@ impl<P: Platform> SoftVcpu<P> {
         if let Some(known) = self.recall(linear, request, want) {
             return Ok(known);
         }
-        let walked = match self.start {
-            Some(_) => self.walk_shadow(linear, request),
-            None => self.walk(linear, request, want),
+        let walked = match (&self.start, &self.nested) {
+            (Some(_), _) => self.walk_shadow(linear, request),
+            (_, Some((_, nested))) => self.walk_nested(nested, linear, request, want),
+            _ => self.walk(linear, request, want),
         };
         let error = match walked {
             Ok(known) => {
@@ -282,13 +283,16 @@ impl<P: Platform> SoftVcpu<P> {
                 Stop::fault_code(Vector::PF, code)
             }
             Miss::Walk(WalkError::Memory(MemoryError::BadAddress(gpa))) => self.leave_for(Exit::BadAddress { gpa }),
-            Miss::Walk(WalkError::Memory(error)) => {
-                let exit = Exit::NestedPageFault { gpa: error.gpa(), access: Touch::Read, table_walk: true };
-                self.leave_for(exit)
-            }
+            Miss::Walk(WalkError::Memory(error)) => self.leave_for(self.table_fault(error.gpa())),
             Miss::Walk(WalkError::Contended) => Stop::RESTART,
             Miss::Outside => Stop::EXIT,
         })
+    }
+
+    /// The exit for a table of the guest's at `gpa` that cannot be reached.
+    pub(crate) fn table_fault(&self, gpa: u64) -> Exit {
+        let access = if self.nested.is_some() { Touch::Write } else { Touch::Read };
+        Exit::NestedPageFault { gpa, access, table_walk: true }
     }
 
     /// A failed access drops what the TLB knows of its page (SDM vol. 3, 4.10.4.1 and 30.4.3.1): a guest need not
@@ -335,11 +339,12 @@ impl<P: Platform> SoftVcpu<P> {
         if let Some(kept) = &self.kept {
             let memory = Physical { view: &view, frames: &kept.frames };
             let translation = walk(&memory, &self.paging, linear, request).map_err(Miss::Walk)?;
-            return known(&memory, &translation, memory.resolve(translation.gpa >> 12), want);
+            return known(&translation, memory.resolve(translation.gpa >> 12), want, |gfn| memory.mark(gfn));
         }
         let translation = walk(&*view, &self.paging, linear, request).map_err(Miss::Walk)?;
         let gfn = translation.gpa >> 12;
-        known(&*view, &translation, view.resolve(gfn).map(|frame| (frame, view.unalias(gfn))), want)
+        let found = view.resolve(gfn).map(|frame| (frame, view.unalias(gfn)));
+        known(&translation, found, want, |gfn| view.mark(gfn))
     }
 
     /// Translates `linear` and remembers what was found, as far as it holds for everybody who uses the same key.

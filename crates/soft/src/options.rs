@@ -1,5 +1,5 @@
 //! What the makers of a software CPU can choose. The ways differ in what they can show about the core, never in what a guest
-//! may see: shadow paging has the core fill the tables that hardware without nested paging needs, and the adversarial
+//! may see: shadow paging and nested paging have the core fill the tables that hardware needs, and the adversarial
 //! TLB forgets nothing that a processor might still know.
 use core::fmt;
 
@@ -11,6 +11,8 @@ pub enum PagingKind {
     Slots,
     /// Shadow tables that the core fills, as a processor without nested paging has to.
     Shadow,
+    /// The guest's own, and nested tables that the core fills for guest-physical addresses.
+    Nested,
 }
 
 /// What the processor's TLB keeps.
@@ -34,11 +36,13 @@ pub struct Options {
 
 impl Options {
     /// Every combination.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 6] = [
         Self { paging: PagingKind::Slots, tlb: TlbKind::Normal },
         Self { paging: PagingKind::Slots, tlb: TlbKind::Adversarial },
         Self { paging: PagingKind::Shadow, tlb: TlbKind::Normal },
         Self { paging: PagingKind::Shadow, tlb: TlbKind::Adversarial },
+        Self { paging: PagingKind::Nested, tlb: TlbKind::Normal },
+        Self { paging: PagingKind::Nested, tlb: TlbKind::Adversarial },
     ];
 
     /// Its name on command lines.
@@ -48,6 +52,8 @@ impl Options {
             (PagingKind::Slots, TlbKind::Adversarial) => "soft-adversarial",
             (PagingKind::Shadow, TlbKind::Normal) => "soft-shadow",
             (PagingKind::Shadow, TlbKind::Adversarial) => "soft-shadow-adversarial",
+            (PagingKind::Nested, TlbKind::Normal) => "soft-nested",
+            (PagingKind::Nested, TlbKind::Adversarial) => "soft-nested-adversarial",
         }
     }
 
@@ -60,8 +66,10 @@ impl Options {
 /// What a user is told beside "software CPU"; nothing about what is as usual.
 impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.paging == PagingKind::Shadow {
-            f.write_str(", shadow paging")?;
+        match self.paging {
+            PagingKind::Slots => {}
+            PagingKind::Shadow => f.write_str(", shadow paging")?,
+            PagingKind::Nested => f.write_str(", nested paging")?,
         }
         if self.tlb == TlbKind::Adversarial {
             f.write_str(", adversarial TLB")?;

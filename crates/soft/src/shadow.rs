@@ -19,8 +19,8 @@ use x86::paging::{NX, PAGE_SHIFT, U, W};
 
 use crate::{SoftVcpu, kept::Known, memory::Miss};
 
-/// The tables of the stay in the guest that is going on.
-struct Tables<P>(PhantomData<P>);
+/// The core's tables of the stay in the guest that is going on, shadow ones or nested ones.
+pub(crate) struct Tables<P>(pub(crate) PhantomData<P>);
 
 impl<P: Platform> Tables<P> {
     fn entry(&self, hpa: u64) -> &AtomicU64 {

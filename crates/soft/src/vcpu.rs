@@ -3,7 +3,7 @@ use core::ptr::NonNull;
 
 use emulate::{Flush, Handler};
 use hv::backend::{BackendVcpu, Env, Event, Exit, FlushTlb, Groups, GuestDebug};
-use mmu::Paging;
+use mmu::{Paging, shadow::Root};
 use platform::{Atomic, OutOfMemory, Platform, Shared, fallible::try_box};
 use x86::{CpuState, Cr0, Cr4, Efer, Exception, Features, Mode, flags};
 
@@ -79,6 +79,8 @@ pub struct SoftVcpu<P: Platform> {
     pub(crate) paging: Paging,
     /// Shadow paging: the tables of the last stay in the guest.
     pub(crate) start: Option<Start>,
+    /// Nested paging: the root of the last stay in the guest, and how its tables are walked.
+    pub(crate) nested: Option<(Root, Paging)>,
     pub(crate) context: Context,
     pub(crate) cr3: u64,
     pub(crate) pdptr: [u64; 4],
@@ -174,6 +176,8 @@ impl<P: Platform> SoftVcpu<P> {
             kept,
             paging: Paging::new(&state, features, physical_bits),
             start: (options.paging == PagingKind::Shadow).then_some(Start::NONE),
+            nested: (options.paging == PagingKind::Nested)
+                .then(|| (Root::NONE, Paging::new(&state, features, physical_bits))),
             context: Context::of(&state),
             cr3: state.cr3,
             pdptr: state.pdptr,

@@ -64,7 +64,8 @@ fn no_std() -> Result<()> {
 }
 
 /// Modes of the software CPU that the suite is run in.
-const SOFT: [&str; 4] = ["soft", "soft-adversarial", "soft-shadow", "soft-shadow-adversarial"];
+const SOFT: [&str; 6] =
+    ["soft", "soft-adversarial", "soft-shadow", "soft-shadow-adversarial", "soft-nested", "soft-nested-adversarial"];
 /// The oracle beside them: Linux's KVM on the emulator that starts fastest.
 const ORACLE: &str = "linux-amd-npt";
 

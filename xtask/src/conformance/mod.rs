@@ -23,6 +23,10 @@ pub enum Target {
     SoftShadow,
     /// Both.
     SoftShadowAdversarial,
+    /// The software CPU on nested tables.
+    SoftNested,
+    /// The software CPU on nested tables, with a TLB that keeps every stale entry.
+    SoftNestedAdversarial,
     /// Linux's kvm-amd with nested paging, in QEMU.
     LinuxAmdNpt,
     /// Linux's kvm-amd with shadow paging, in QEMU.
@@ -44,7 +48,9 @@ impl Target {
     /// The lab's processor for it; none if it runs here.
     fn cpu(self) -> Option<Cpu> {
         match self {
-            Self::Soft | Self::SoftAdversarial | Self::SoftShadow | Self::SoftShadowAdversarial => None,
+            Self::Soft | Self::SoftAdversarial => None,
+            Self::SoftShadow | Self::SoftShadowAdversarial => None,
+            Self::SoftNested | Self::SoftNestedAdversarial => None,
             Self::LinuxAmdNpt => Some(Cpu::AmdNpt),
             Self::LinuxAmdShadow => Some(Cpu::AmdShadow),
             Self::LinuxIntelEpt => Some(Cpu::IntelEpt),

@@ -48,7 +48,7 @@ fn named(on: &str) -> Result<Box<dyn Sys>, String> {
     if let Some(options) = user::device::Options::named(on) {
         return Ok(Box::new(soft::InProcess(options)));
     }
-    Err(format!("no device {on:?}: soft, soft-shadow, soft-adversarial, soft-shadow-adversarial or device:PATH"))
+    Err(format!("no device {on:?}: soft, soft-shadow or soft-nested (perhaps with -adversarial), or device:PATH"))
 }
 
 impl Device {

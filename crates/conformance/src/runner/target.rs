@@ -43,6 +43,10 @@ places! {
     LINUX_INTEL_PENRYN = 12, "linux-intel-penryn";
     /// rekvm's module on such a processor, in Bochs.
     MODULE_INTEL_PENRYN = 13, "rekvm-intel-penryn";
+    /// The software CPU on nested tables.
+    SOFT_NESTED = 14, "soft-nested";
+    /// The software CPU on nested tables, with a TLB that keeps every stale entry.
+    SOFT_NESTED_ADVERSARIAL = 15, "soft-nested-adversarial";
 }
 
 impl Target {
@@ -53,8 +57,12 @@ impl Target {
     /// Linux's kvm-intel.
     pub const LINUX_INTEL: Self = Self::LINUX_INTEL_EPT.or(Self::LINUX_INTEL_SHADOW).or(Self::LINUX_INTEL_PENRYN);
     /// The software CPU in every mode.
-    pub const SOFT: Self =
-        Self::SOFT_SLOTS.or(Self::SOFT_ADVERSARIAL).or(Self::SOFT_SHADOW).or(Self::SOFT_SHADOW_ADVERSARIAL);
+    pub const SOFT: Self = Self::SOFT_SLOTS
+        .or(Self::SOFT_ADVERSARIAL)
+        .or(Self::SOFT_SHADOW)
+        .or(Self::SOFT_SHADOW_ADVERSARIAL)
+        .or(Self::SOFT_NESTED)
+        .or(Self::SOFT_NESTED_ADVERSARIAL);
     /// Whatever runs on QEMU's AMD-V.
     pub const IN_QEMU: Self = Self::LINUX_AMD.or(Self::MODULE_AMD_NPT).or(Self::MODULE_AMD_SHADOW);
     /// Whatever runs on Bochs's VT-x.

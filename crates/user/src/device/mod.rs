@@ -53,9 +53,13 @@ pub fn open_with(options: Options) -> Result<RawFd, Errno> {
     process::watch()?;
     fault::install()
         .map_err(|error| if error.kind() == io::ErrorKind::OutOfMemory { Errno::ENOMEM } else { Errno::ENODEV })?;
-    static KVM: [[OnceLock<Kvm>; 2]; 2] = [const { [const { OnceLock::new() }; 2] }; 2];
-    let [of_slots, of_shadow] = &KVM;
-    let [normal, adversarial] = if options.paging == PagingKind::Shadow { of_shadow } else { of_slots };
+    static KVM: [[OnceLock<Kvm>; 2]; 3] = [const { [const { OnceLock::new() }; 2] }; 3];
+    let [of_slots, of_shadow, of_nested] = &KVM;
+    let [normal, adversarial] = match options.paging {
+        PagingKind::Slots => of_slots,
+        PagingKind::Shadow => of_shadow,
+        PagingKind::Nested => of_nested,
+    };
     let place = if options.tlb == TlbKind::Adversarial { adversarial } else { normal };
     let kvm = match place.get() {
         Some(kvm) => kvm,
