@@ -36,6 +36,8 @@ pub const KVM_HC_MAP_GPA_RANGE: u64 = 12;
 pub const KVM_ENOSYS: i64 = 1000;
 /// Hypercall's answer in RAX: arguments that make no sense.
 pub const KVM_EINVAL: i64 = 22;
+/// Hypercall's answer in RAX: not with these interrupt controllers.
+pub const KVM_EOPNOTSUPP: i64 = 95;
 /// Hypercall's answer in RAX: not from this privilege level.
 pub const KVM_EPERM: i64 = 1;
 

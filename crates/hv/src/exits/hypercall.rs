@@ -2,6 +2,7 @@
 //! announced 2007's page passes other registers, and its client carries out what the hypervisor does not know.
 use abi::*;
 use core::sync::atomic::Ordering::SeqCst;
+use irqchip::{DeliveryMode, Message, Origin, Trigger};
 use x86::paging::PAGE_SIZE;
 
 use crate::{
@@ -23,6 +24,11 @@ pub(crate) enum PendingHypercall {
     },
 }
 
+/// Interrupt command register: the destination is logical; a shorthand; trigger mode.
+const ICR_LOGICAL: u64 = 1 << 11;
+const ICR_SHORTHAND: u64 = 3 << 18;
+const ICR_LEVEL: u64 = 1 << 15;
+
 /// Looks whether an interrupt is pending: the call itself is all that is needed.
 const KVM_HC_VAPIC_POLL_IRQ: u64 = 1;
 
@@ -35,19 +41,20 @@ impl<B: Backend> Run<'_, B> {
         let long = state.mode == x86::Mode::Long64;
         let word = |value: u64| if long { value } else { value & 0xffff_ffff };
         let (nr, cpl) = (word(state.gpr[0]), state.cpl);
-        // RBX, RCX, RDX.
-        let args = [3, 1, 2].map(|i: usize| word(state.gpr[i]));
+        // RBX, RCX, RDX, RSI.
+        let args = [3, 1, 2, 6].map(|i: usize| word(state.gpr[i]));
         let answer = if cpl != 0 {
             -KVM_EPERM
         } else {
             match nr {
                 KVM_HC_VAPIC_POLL_IRQ => 0,
                 KVM_HC_KICK_CPU => self.kick_cpu(args[1]),
+                KVM_HC_SEND_IPI => self.send_ipi(args, long),
                 KVM_HC_MAP_GPA_RANGE if self.vm.settings.exit_hypercalls.load(SeqCst) & 1 << nr != 0 => {
-                    let [gpa, pages, _] = args;
+                    let [gpa, pages, attributes, _] = args;
                     let end = (gpa / PAGE_SIZE).checked_add(pages);
                     if gpa.is_multiple_of(PAGE_SIZE) && pages != 0 && end.is_some() {
-                        return self.hypercall_exit(nr, args, long, len);
+                        return self.hypercall_exit(nr, [gpa, pages, attributes], long, len);
                     }
                     -KVM_EINVAL
                 }
@@ -94,6 +101,32 @@ impl<B: Backend> Run<'_, B> {
             vcpu.request(request::UNHALT);
         }
         0
+    }
+
+    /// KVM_HC_SEND_IPI: an interrupt to each APIC id of a bitmap of two words that begins at id `first`. `icr` is the command
+    /// register's low half, without a destination of its own. How many have taken it.
+    fn send_ipi(&mut self, [low, high, first, icr]: [u64; 4], long: bool) -> i64 {
+        if self.inner.apic.is_none() {
+            return -KVM_EOPNOTSUPP;
+        }
+        if icr & (ICR_LOGICAL | ICR_SHORTHAND) != 0 {
+            return -KVM_EINVAL;
+        }
+        let bits = if long { 64 } else { 32 };
+        let mut taken = 0;
+        for (word, base) in [(low, first), (high, first.saturating_add(bits))] {
+            for bit in (0..bits).filter(|bit| word >> bit & 1 != 0) {
+                let id = base.saturating_add(bit);
+                let Some(vcpu) = usize::try_from(id).ok().and_then(|id| self.vm.vcpus.get(id)) else { continue };
+                let message = Message {
+                    delivery_mode: DeliveryMode::from_bits(icr as u32 >> 8),
+                    trigger: if icr & ICR_LEVEL != 0 { Trigger::Level } else { Trigger::Edge },
+                    ..Message::fixed(vcpu.id(), icr as u8)
+                };
+                taken += i64::from(self.vm.vcpus.send(&message, Origin::Ipi { sender: self.index }).accepted);
+            }
+        }
+        taken
     }
 
     /// The client has carried out a hypercall: its answer is the guest's.

@@ -169,6 +169,42 @@ fn hypercalls_answer_in_rax_and_keep_the_rest() {
     }
 }
 
+/// KVM_HC_SEND_IPI: a bitmap of APIC ids from a first one on.
+#[test]
+fn an_ipi_to_many_is_one_hypercall() {
+    let m = Machine::with_irqchip();
+    let (second, _run) = Machine::new_vcpu(&m.vm, 1);
+    for vcpu in [&m.vcpu, &second] {
+        vcpu.with_inner(|inner| {
+            let apic = inner.apic.as_mut().unwrap();
+            apic.mmio_write(0xf0, &0x1ffu32.to_le_bytes(), m.vm.shared(), &inner.tsc);
+        });
+    }
+    // low, high, first, ICR: how many took it, and the vector.
+    for (args, answer, vector) in [
+        ([0b111, 0, 0, 0x45], 2, Some(0x45)),
+        ([0, 0b10, u64::MAX - 63, 0x46], 0, Some(0x45)),
+        ([0b10, 0, 0, 0x47], 1, Some(0x47)),
+        ([0xffff_ffff, 0, 0xffff_ffff, 0], 0, Some(0x47)),
+        ([1, 0, 0, 1 << 18 | 0x50], -KVM_EINVAL, Some(0x47)),
+        ([1, 0, 0, 1 << 11 | 0x50], -KVM_EINVAL, Some(0x47)),
+    ] {
+        m.state(|s| {
+            (s.mode, s.gpr[0]) = (Mode::Long64, KVM_HC_SEND_IPI);
+            [s.gpr[3], s.gpr[1], s.gpr[2], s.gpr[6]] = args;
+        });
+        m.script.exit(Exit::Hypercall { len: 3 });
+        m.run().unwrap();
+        assert_eq!(m.state(|s| s.gpr[0]), answer as u64, "{args:x?}");
+        assert_eq!(m.vm.shared().vcpu(1).lapic.highest_request(), vector, "{args:x?}");
+    }
+    let m = Machine::new();
+    m.state(|s| (s.mode, s.gpr[0]) = (Mode::Long64, KVM_HC_SEND_IPI));
+    m.script.exit(Exit::Hypercall { len: 3 });
+    m.run().unwrap();
+    assert_eq!(m.state(|s| s.gpr[0]), -KVM_EOPNOTSUPP as u64);
+}
+
 const fn pio(port: u16, size: u8, write: bool) -> Exit {
     Exit::Pio(PioExit { port, size, write, string: false, len: 2 })
 }
