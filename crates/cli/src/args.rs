@@ -1,5 +1,6 @@
 //! The command line.
 
+use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -61,6 +62,23 @@ impl Exec {
     /// How the software CPU is to work.
     pub fn soft(&self) -> SoftOptions {
         self.soft.options()
+    }
+
+    /// The words that say the same, up to the client.
+    pub fn words(&self) -> Vec<String> {
+        let of =
+            |value: &dyn Fn() -> Option<PossibleValue>| value().map_or_else(String::new, |v| v.get_name().to_owned());
+        let mut words = vec!["exec".to_owned(), "--soft-paging".to_owned()];
+        words.push(of(&|| self.soft.soft_paging.to_possible_value()));
+        words.push("--soft-tlb".to_owned());
+        words.push(of(&|| self.soft.soft_tlb.to_possible_value()));
+        for (word, wanted) in [("--quiet", self.quiet), ("--children", self.children)] {
+            if wanted {
+                words.push(word.to_owned());
+            }
+        }
+        words.push("--".to_owned());
+        words
     }
 }
 

@@ -197,3 +197,15 @@ fn statistics_of_nobody() {
         assert!(String::from_utf8(output.stderr).unwrap().contains(expected));
     }
 }
+
+#[test]
+fn clients_that_cannot_be_run() {
+    let files = Files::new();
+    fails(&["exec", "--", "no-such-program"], 127, "there is no program no-such-program");
+    fails(&["exec", "--", "/no/such/program"], 127, "there is no program /no/such/program");
+    let text = files.file("text", b"no program");
+    fails(&["exec", "--", &text], 126, "is no program for x86-64 Linux");
+    let mut short = elf();
+    short.truncate(70);
+    fails(&["exec", "--", &files.file("short", &short)], 126, "cannot read");
+}

@@ -19,9 +19,16 @@ pub(crate) unsafe fn ioctl_ours(fd: c_int, request: u32, arg: u64) -> Result<c_i
     unsafe { device::ioctl(fd, request, arg) }.map_err(|error| error.0)
 }
 
+/// The type that all requests of KVM carry (KVMIO).
+const OF_KVM: u32 = 0xae;
+
 /// Whether a request to `fd` is for the device.
 pub(crate) fn takes(fd: c_int, request: u32) -> bool {
-    device::owns(fd) && !OF_EVERY_FILE.contains(&request)
+    if device::owns(fd) {
+        !OF_EVERY_FILE.contains(&request)
+    } else {
+        request >> 8 & 0xff == OF_KVM && device::adopt(fd)
+    }
 }
 
 /// The C library's function of this name.

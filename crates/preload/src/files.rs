@@ -1,12 +1,19 @@
 //! Calls that take a path: `open`, `access`, `stat` and their kin.
-use std::{
-    ffi::{c_char, c_int, c_uint, c_void},
-    ptr,
-};
+use std::ffi::{c_char, c_int, c_uint};
 
 use libc::{AT_FDCWD, mode_t};
+use serve::node;
 
-use crate::{answer, next::next, paths::is_device, serve};
+use crate::{answer, next::next};
+
+/// Whether a path, relative to the folder `dir`, means the device.
+///
+/// # Safety
+/// `path` is null or a C string.
+pub(crate) unsafe fn is_device(dir: c_int, path: *const c_char) -> bool {
+    // SAFETY: as the caller promises.
+    node::is_device(dir, unsafe { node::bytes(path) })
+}
 
 /// `open` and its kin with a mode.
 macro_rules! opens {
@@ -101,11 +108,6 @@ macro_rules! creats {
 }
 creats!(creat creat64);
 
-/// Everybody may read and write the device, and nobody execute it.
-fn access_of_device(mode: c_int) -> c_int {
-    answer(if mode & libc::X_OK != 0 { Err(libc::EACCES) } else { Ok(0) })
-}
-
 macro_rules! accesses {
     ($($name:ident)*) => {$(
         /// The C library's function of this name.
@@ -116,7 +118,7 @@ macro_rules! accesses {
         pub unsafe extern "C" fn $name(path: *const c_char, mode: c_int) -> c_int {
             // SAFETY: the client's own path.
             if unsafe { is_device(AT_FDCWD, path) } {
-                return access_of_device(mode);
+                return answer(node::access(mode));
             }
             next!($name: unsafe extern "C" fn(*const c_char, c_int) -> c_int, path, mode)
         }
@@ -132,30 +134,18 @@ accesses!(access euidaccess eaccess);
 pub unsafe extern "C" fn faccessat(dir: c_int, path: *const c_char, mode: c_int, flags: c_int) -> c_int {
     // SAFETY: the client's own path.
     if unsafe { is_device(dir, path) } {
-        return access_of_device(mode);
+        return answer(node::access(mode));
     }
     next!(faccessat: unsafe extern "C" fn(c_int, *const c_char, c_int, c_int) -> c_int, dir, path, mode, flags)
 }
-
-/// Major and minor number of Linux's /dev/kvm.
-const NUMBER: (c_uint, c_uint) = (10, 232);
-const MODE: mode_t = libc::S_IFCHR | 0o666;
 
 /// What `stat` says of the device.
 ///
 /// # Safety
 /// `to` is the client's structure.
 unsafe fn stat_of_device(to: *mut libc::stat) -> c_int {
-    // SAFETY: plain data, for which all zeroes are valid; the client's structure may be unaligned or bad, as with the
-    // C library.
-    unsafe {
-        let mut stat: libc::stat = std::mem::zeroed();
-        stat.st_mode = MODE;
-        stat.st_nlink = 1;
-        stat.st_rdev = libc::makedev(NUMBER.0, NUMBER.1);
-        stat.st_blksize = 4096;
-        to.write_unaligned(stat);
-    }
+    // SAFETY: as the caller promises.
+    unsafe { to.write_unaligned(node::stat()) };
     0
 }
 
@@ -256,20 +246,20 @@ stats_of_descriptors!(fstat fstat64);
 /// # Safety
 /// As there.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn statx(dir: c_int, path: *const c_char, flags: c_int, mask: c_uint, to: *mut c_void) -> c_int {
+pub unsafe extern "C" fn statx(
+    dir: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mask: c_uint,
+    to: *mut libc::statx,
+) -> c_int {
     // SAFETY: the client's own path and structure.
     unsafe {
         if is_device_at(dir, path, flags) {
-            let to = to.cast::<libc::statx>();
-            ptr::write_bytes(to, 0, 1);
-            let mut statx: libc::statx = std::mem::zeroed();
-            statx.stx_mask = libc::STATX_TYPE | libc::STATX_MODE | libc::STATX_NLINK;
-            (statx.stx_mode, statx.stx_nlink, statx.stx_blksize) = (MODE as u16, 1, 4096);
-            (statx.stx_rdev_major, statx.stx_rdev_minor) = NUMBER;
-            to.write_unaligned(statx);
+            to.write_unaligned(node::statx());
             return 0;
         }
     }
-    next!(statx: unsafe extern "C" fn(c_int, *const c_char, c_int, c_uint, *mut c_void) -> c_int,
+    next!(statx: unsafe extern "C" fn(c_int, *const c_char, c_int, c_uint, *mut libc::statx) -> c_int,
         dir, path, flags, mask, to)
 }

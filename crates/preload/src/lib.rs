@@ -10,9 +10,8 @@
 mod descriptors;
 mod files;
 mod next;
-mod paths;
-mod serve;
 mod signals;
+mod start;
 mod syscall;
 
 use libc::c_int;

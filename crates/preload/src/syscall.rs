@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_int, c_long};
 use libc::AT_FDCWD;
 use user::{device, sys};
 
-use crate::{descriptors, fail, paths::is_device, serve, signals};
+use crate::{descriptors, fail, files::is_device, signals};
 
 /// The C library's function of this name. What is not ours goes to the kernel as there.
 ///

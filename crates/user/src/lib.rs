@@ -14,6 +14,7 @@ mod lock;
 mod log;
 pub mod memory;
 mod pages;
+mod per_process;
 mod platform;
 pub mod signals;
 pub mod sys;

@@ -38,6 +38,8 @@ global_asm!(
     "rekvm_restorer:",
     "mov eax, 15",
     "syscall",
+    // The kernel takes a call for one of the code that it returns to.
+    "ud2",
     ".size rekvm_restorer, . - rekvm_restorer",
     ".hidden rekvm_syscalls_end",
     ".globl rekvm_syscalls_end",

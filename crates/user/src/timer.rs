@@ -14,7 +14,7 @@ use platform::{
     fallible::{Shared, try_box},
 };
 
-use crate::{signals::block_all, time};
+use crate::{per_process::PerProcess, signals::block_all, time};
 
 /// A callback whose type the thread does not know.
 trait Expire: Send + Sync {
@@ -78,29 +78,34 @@ struct Service {
     earlier: Condvar,
     /// A callback has returned.
     returned: Condvar,
+    started: Mutex<bool>,
     thread: OnceLock<ThreadId>,
 }
 
-static SERVICE: Service = Service {
-    state: Mutex::new(State { entries: Vec::new(), heap: BinaryHeap::new(), live: 0, asleep_until: 0 }),
-    earlier: Condvar::new(),
-    returned: Condvar::new(),
-    thread: OnceLock::new(),
-};
+static SERVICE: PerProcess<Service> = PerProcess::new();
 
 impl Service {
+    fn new() -> Self {
+        Self {
+            state: Mutex::new(State { entries: Vec::new(), heap: BinaryHeap::new(), live: 0, asleep_until: 0 }),
+            earlier: Condvar::new(),
+            returned: Condvar::new(),
+            started: Mutex::new(false),
+            thread: OnceLock::new(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts the thread with the first timer.
     fn start(&'static self) -> io::Result<()> {
-        static STARTED: Mutex<bool> = Mutex::new(false);
-        let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
         if !*started {
             // The new thread inherits the mask: signals of the client are none of its business.
             let blocked = block_all();
-            let spawned = thread::Builder::new().name("rekvm-timer".into()).spawn(|| SERVICE.run());
+            let spawned = thread::Builder::new().name("rekvm-timer".into()).spawn(move || self.run());
             drop(blocked);
             let _ = self.thread.set(spawned?.thread().id());
             *started = true;
@@ -151,6 +156,8 @@ impl Service {
 
 /// A one-shot timer whose callback runs on the process's timer thread.
 pub struct ThreadTimer<C> {
+    /// The one of the process that made it.
+    service: &'static Service,
     index: usize,
     callback: PhantomData<fn() -> C>,
 }
@@ -163,10 +170,11 @@ impl<C> fmt::Debug for ThreadTimer<C> {
 
 impl<C: TimerCallback> Timer<C> for ThreadTimer<C> {
     fn new(callback: C) -> Result<Self, OutOfMemory> {
-        SERVICE.start().map_err(|_| OutOfMemory)?;
+        let service = SERVICE.get(Service::new)?;
+        service.start().map_err(|_| OutOfMemory)?;
         let callback: Box<dyn Expire> = try_box(Callback(callback))?;
         let callback = Shared::try_new(callback)?;
-        let mut state = SERVICE.lock();
+        let mut state = service.lock();
         let state = &mut *state;
         let entry = Entry { callback, version: 0, armed: false, running: false };
         state.live += 1;
@@ -186,23 +194,23 @@ impl<C: TimerCallback> Timer<C> for ThreadTimer<C> {
                 state.entries.len() - 1
             }
         };
-        Ok(Self { index, callback: PhantomData })
+        Ok(Self { service, index, callback: PhantomData })
     }
 
     fn arm(&self, deadline_ns: u64) {
-        let mut state = SERVICE.lock();
+        let mut state = self.service.lock();
         let Some(entry) = state.entries.get_mut(self.index).and_then(Option::as_mut) else { return };
         entry.version += 1;
         entry.armed = true;
         let version = entry.version;
         state.push(Reverse((deadline_ns, self.index, version)));
         if deadline_ns < state.asleep_until {
-            SERVICE.earlier.notify_one();
+            self.service.earlier.notify_one();
         }
     }
 
     fn cancel(&self) {
-        let mut state = SERVICE.lock();
+        let mut state = self.service.lock();
         if let Some(entry) = state.entries.get_mut(self.index).and_then(Option::as_mut) {
             entry.version += 1;
             entry.armed = false;
@@ -212,8 +220,8 @@ impl<C: TimerCallback> Timer<C> for ThreadTimer<C> {
 
 impl<C> Drop for ThreadTimer<C> {
     fn drop(&mut self) {
-        let on_timer_thread = SERVICE.thread.get() == Some(&thread::current().id());
-        let mut state = SERVICE.lock();
+        let on_timer_thread = self.service.thread.get() == Some(&thread::current().id());
+        let mut state = self.service.lock();
         if let Some(entry) = state.entries.get_mut(self.index).and_then(Option::as_mut) {
             entry.armed = false;
             entry.version += 1;
@@ -223,7 +231,7 @@ impl<C> Drop for ThreadTimer<C> {
         };
         // A callback that drops its own timer cannot wait for itself.
         if !on_timer_thread {
-            state = SERVICE.returned.wait_while(state, running).unwrap_or_else(PoisonError::into_inner);
+            state = self.service.returned.wait_while(state, running).unwrap_or_else(PoisonError::into_inner);
         }
         state.live -= 1;
         // Deadlines of an earlier owner of this index carry versions that the next owner must not meet.
@@ -287,7 +295,7 @@ mod tests {
         timer.arm(time::monotonic_ns() + 5_000_000);
         timer.cancel();
         assert!(rx.recv_timeout(Duration::from_millis(30)).is_err());
-        assert!(SERVICE.lock().heap.len() < 500);
+        assert!(timer.service.lock().heap.len() < 500);
     }
 
     struct Slow(Arc<(AtomicBool, AtomicBool)>);

@@ -1,10 +1,13 @@
-//! `rekvm exec`: becomes the client, with the library in front of its C library that provides /dev/kvm.
+//! `rekvm exec`: becomes the client, with a library in front of its C library that provides /dev/kvm; or, where there is
+//! nothing to put it in front of, loads the client and serves its system calls.
 
 mod program;
 
+use std::convert::Infallible;
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{CString, NulError, OsString};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -36,9 +39,12 @@ pub enum ExecError {
     /// {0} holds a space or a colon, with which the program loader cannot cope
     #[error("{} holds a space or a colon, with which the program loader cannot cope", .0.display())]
     Separators(PathBuf),
-    /// {0} is linked statically
-    #[error("{} is linked statically, so that nothing can be put in front of its system calls", .0.display())]
-    Static(PathBuf),
+    /// The client has no program loader, and cannot be loaded by us.
+    #[error(transparent)]
+    Load(#[from] dispatch::LoadError),
+    /// an argument holds a zero byte
+    #[error("an argument holds a zero byte")]
+    Zero(#[from] NulError),
     /// cannot start {0}: {1}
     #[error("cannot start {}: {}", .0.display(), .1)]
     Start(PathBuf, io::Error),
@@ -49,7 +55,7 @@ impl ExecError {
     pub fn status(&self) -> u8 {
         match self {
             Self::Program(ProgramError::Missing(_)) => 127,
-            Self::Program(_) | Self::Static(_) | Self::Start(..) => 126,
+            Self::Program(_) | Self::Load(_) | Self::Start(..) => 126,
             _ => 1,
         }
     }
@@ -61,11 +67,11 @@ pub fn exec(arguments: &Exec) -> ExecError {
     error
 }
 
-fn run(arguments: &Exec) -> Result<std::convert::Infallible, ExecError> {
+fn run(arguments: &Exec) -> Result<Infallible, ExecError> {
     let (name, rest) = arguments.client.split_first().expect("clap demands a client");
     let client = program::find(name)?;
     if program::kind(&client)? == Kind::Static {
-        return Err(ExecError::Static(client));
+        return load(arguments, client);
     }
     let mut wishes = arguments.soft().name().to_owned();
     for (word, wanted) in [("quiet", arguments.quiet), ("children", arguments.children)] {
@@ -77,6 +83,25 @@ fn run(arguments: &Exec) -> Result<std::convert::Infallible, ExecError> {
     let mut command = Command::new(&client);
     command.arg0(name).args(rest).env(WISHES, wishes).env(LOADER, loader(&library()?));
     Err(ExecError::Start(client, command.exec()))
+}
+
+/// Becomes a client that has no program loader.
+fn load(arguments: &Exec, client: PathBuf) -> Result<Infallible, ExecError> {
+    serve::wish(serve::Wishes { options: arguments.soft(), quiet: arguments.quiet });
+    let words = arguments.client.iter().map(|word| CString::new(word.as_bytes())).collect::<Result<_, _>>()?;
+    let children = if arguments.children { Some(again(arguments)?) } else { None };
+    let path = client.canonicalize().map_err(|error| ExecError::Start(client, error))?;
+    Ok(dispatch::run(&dispatch::Client { path, arguments: words, children })?)
+}
+
+/// The words by which a child program is run as its parent is.
+fn again(arguments: &Exec) -> Result<Vec<CString>, ExecError> {
+    let myself = env::current_exe().map_err(ExecError::Myself)?;
+    let mut words = vec![CString::new(myself.as_os_str().as_bytes())?];
+    for word in arguments.words() {
+        words.push(CString::new(word)?);
+    }
+    Ok(words)
 }
 
 /// The library, by its whole path.

@@ -1,7 +1,7 @@
 //! Real descriptors and the pages behind them.
 use std::{
     ffi::CStr,
-    io,
+    io, mem,
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     ptr,
 };
@@ -50,6 +50,16 @@ pub(super) fn dup(fd: RawFd) -> Result<OwnedFd, Errno> {
     unsafe {
         let copy = sys::call(libc::SYS_fcntl, [fd as usize, libc::F_DUPFD_CLOEXEC as usize, 0, 0, 0, 0])?;
         Ok(OwnedFd::from_raw_fd(copy as RawFd))
+    }
+}
+
+/// Device and inode of a file.
+pub(super) fn identity(fd: RawFd) -> Result<(u64, u64), Errno> {
+    // SAFETY: all-zero is a valid structure, which the call fills.
+    unsafe {
+        let mut stat: libc::stat = mem::zeroed();
+        sys::call(libc::SYS_fstat, [fd as usize, (&raw mut stat).addr(), 0, 0, 0, 0])?;
+        Ok((stat.st_dev, stat.st_ino))
     }
 }
 

@@ -235,6 +235,35 @@ pub fn owns(fd: RawFd) -> bool {
     TABLE.has(fd)
 }
 
+/// Whether a descriptor that nobody told us of is of a file of ours, as one is that came over a socket; it belongs to this
+/// device from now on.
+pub fn adopt(fd: RawFd) -> bool {
+    let _call = Call::begin();
+    !process::shares_memory() && TABLE.adopt(fd).unwrap_or(false)
+}
+
+/// The statistics of a VM or a vCPU, in the ABI's format (KVM_GET_STATS_FD).
+pub struct Statistics(hv::StatsFile<Cpu>);
+
+impl Statistics {
+    /// How many bytes of `buf` were filled from `offset`.
+    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> usize {
+        self.0.read_at(offset, buf)
+    }
+}
+
+/// Those of all VMs and vCPUs that this process has open.
+pub fn statistics() -> Vec<Statistics> {
+    let _call = Call::begin();
+    let of = |object| match object {
+        Object::Vm(vm) => vm.ioctl(abi::KVM_GET_STATS_FD, 0, &CX).ok(),
+        Object::Vcpu(file) => file.vcpu.ioctl(abi::KVM_GET_STATS_FD, 0, &CX).ok(),
+        Object::Device(_) | Object::Stats(_) => None,
+    };
+    let file = |outcome| if let Outcome::NewStats(file) = outcome { Some(Statistics(file)) } else { None };
+    TABLE.objects().into_iter().filter_map(of).filter_map(file).collect()
+}
+
 /// Whether a descriptor is of the device itself, rather than of a VM or vCPU.
 pub fn is_device(fd: RawFd) -> bool {
     TABLE.has(fd) && matches!(TABLE.get(fd), Some(Object::Device(_)))

@@ -4,7 +4,7 @@ use std::{
     ptr,
     sync::{
         MutexGuard, OnceLock, RwLockWriteGuard,
-        atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering},
+        atomic::{AtomicI32, AtomicPtr, Ordering},
     },
 };
 
@@ -12,12 +12,11 @@ use hv::Errno;
 
 use super::table::{Entries, TABLE};
 use crate::{
+    per_process::{epoch, next_epoch},
     signals::{self, Call},
     sys,
 };
 
-/// Another number in every child.
-static EPOCH: AtomicU32 = AtomicU32::new(0);
 /// The running process's number.
 static OWNER: AtomicI32 = AtomicI32::new(0);
 
@@ -50,7 +49,7 @@ extern "C" fn in_parent() {
 }
 
 extern "C" fn in_child() {
-    EPOCH.fetch_add(1, Ordering::Relaxed);
+    next_epoch();
     OWNER.store(sys::process_id(), Ordering::Relaxed);
     signals::own();
     in_parent();
@@ -58,7 +57,7 @@ extern "C" fn in_child() {
 
 impl Process {
     pub(super) fn current() -> Self {
-        Self(EPOCH.load(Ordering::Relaxed))
+        Self(epoch())
     }
 }
 

@@ -38,8 +38,11 @@ impl Object {
     }
 }
 
-/// An object with the process that made it.
-pub(super) struct Entry(Object, Process);
+/// An object with the process that made it, and the file that stands for it.
+pub(super) struct Entry(Object, Process, Identity);
+
+/// What tells one file from all others.
+pub(super) type Identity = (u64, u64);
 
 impl Entry {
     /// The end of an object can take time and locks. What belongs to a parent cannot be ended here: its threads are not
@@ -94,20 +97,20 @@ impl Table {
     pub(super) fn get(&self, fd: RawFd) -> Option<Object> {
         let index = usize::try_from(fd).ok()?;
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        entries.get(index)?.as_ref().map(|Entry(object, _)| object.clone())
+        entries.get(index)?.as_ref().map(|Entry(object, ..)| object.clone())
     }
 
     /// The object of `fd`, for a call that only its own process may make: EIO for others, as Linux has it.
     pub(super) fn own(&self, fd: RawFd) -> Result<Object, Errno> {
         let index = usize::try_from(fd).map_err(|_| Errno(libc::EBADF))?;
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        let Entry(object, process) = entries.get(index).and_then(Option::as_ref).ok_or(Errno(libc::EBADF))?;
+        let Entry(object, process, _) = entries.get(index).and_then(Option::as_ref).ok_or(Errno(libc::EBADF))?;
         if object.bound() && *process != Process::current() { Err(Errno::EIO) } else { Ok(object.clone()) }
     }
 
     /// Puts an object behind a new descriptor, whose number it returns.
     pub(super) fn insert(&self, fd: OwnedFd, object: Object) -> Result<RawFd, Errno> {
-        self.place(fd.as_raw_fd(), Entry(object, Process::current()))?;
+        self.place(fd.as_raw_fd(), Entry(object, Process::current(), fd::identity(fd.as_raw_fd())?))?;
         Ok(fd.into_raw_fd())
     }
 
@@ -116,10 +119,36 @@ impl Table {
         let entry = {
             let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
             let entry = usize::try_from(old).ok().and_then(|index| entries.get(index)?.as_ref());
-            let Some(Entry(object, process)) = entry else { return Err(Errno(libc::EBADF)) };
-            Entry(object.clone(), *process)
+            let Some(Entry(object, process, file)) = entry else { return Err(Errno(libc::EBADF)) };
+            Entry(object.clone(), *process, *file)
         };
         self.place(new, entry)
+    }
+
+    /// Looks whether a descriptor that nobody told us of is of a file of ours, as one is that came over a socket.
+    pub(super) fn adopt(&self, fd: RawFd) -> Result<bool, Errno> {
+        let Ok(file) = fd::identity(fd) else { return Ok(false) };
+        let entry = {
+            let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+            let known = entries.iter().flatten().find(|entry| entry.2 == file);
+            known.map(|Entry(object, process, file)| Entry(object.clone(), *process, *file))
+        };
+        let Some(entry) = entry else { return Ok(false) };
+        self.place(fd, entry).map(|()| true)
+    }
+
+    /// Each object once.
+    pub(super) fn objects(&self) -> Vec<Object> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let mut seen: Vec<Identity> = Vec::new();
+        let mut objects = Vec::new();
+        for Entry(object, process, file) in entries.iter().flatten() {
+            if *process == Process::current() && !seen.contains(file) {
+                seen.push(*file);
+                objects.push(object.clone());
+            }
+        }
+        objects
     }
 
     /// An entry that is there belongs to a descriptor that was closed behind our back: its number has just been given

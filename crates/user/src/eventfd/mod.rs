@@ -16,7 +16,7 @@ use platform::{
     Atomic, EventCallback, EventFd, EventFdError, MaySleep, OutOfMemory,
     fallible::{Shared, try_box},
 };
-use watcher::{Notify, WATCHER};
+use watcher::{Notify, Watcher};
 
 /// An eventfd of the client.
 #[derive(Debug)]
@@ -49,8 +49,9 @@ impl EventFd for ClientEventFd {
     fn watch<C: EventCallback>(&self, callback: C, _cx: &MaySleep) -> Result<EventWatch<C>, OutOfMemory> {
         let fd = duplicate(self.fd.as_raw_fd()).map_err(|_| OutOfMemory)?;
         let callback: Box<dyn Notify> = try_box(Callback(callback))?;
-        let token = WATCHER.add(fd, Shared::try_new(callback)?)?;
-        Ok(EventWatch { token, callback: PhantomData })
+        let watcher = Watcher::own()?;
+        let token = watcher.add(fd, Shared::try_new(callback)?)?;
+        Ok(EventWatch { watcher, token, callback: PhantomData })
     }
 }
 
@@ -65,6 +66,7 @@ impl<C: EventCallback> Notify for Callback<C> {
 
 /// While it lives, an eventfd is watched.
 pub struct EventWatch<C> {
+    watcher: &'static Watcher,
     token: u64,
     callback: PhantomData<fn() -> C>,
 }
@@ -77,7 +79,7 @@ impl<C> std::fmt::Debug for EventWatch<C> {
 
 impl<C> Drop for EventWatch<C> {
     fn drop(&mut self) {
-        WATCHER.remove(self.token);
+        self.watcher.remove(self.token);
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 use platform::{OutOfMemory, fallible::Shared};
 
 use super::take;
-use crate::signals::block_all;
+use crate::{per_process::PerProcess, signals::block_all};
 
 /// What a watch does.
 pub(super) trait Notify: Send + Sync {
@@ -35,25 +35,30 @@ pub(super) struct Watcher {
     state: Mutex<State>,
     /// A callback has returned.
     returned: Condvar,
+    starting: Mutex<()>,
     epoll: OnceLock<OwnedFd>,
 }
 
-/// The one of this process.
-pub(super) static WATCHER: Watcher = Watcher {
-    state: Mutex::new(State { entries: Vec::new(), next: 0, running: None }),
-    returned: Condvar::new(),
-    epoll: OnceLock::new(),
-};
+static WATCHER: PerProcess<Watcher> = PerProcess::new();
 
 impl Watcher {
+    /// The one of this process.
+    pub(super) fn own() -> Result<&'static Self, OutOfMemory> {
+        WATCHER.get(|| Self {
+            state: Mutex::new(State { entries: Vec::new(), next: 0, running: None }),
+            returned: Condvar::new(),
+            starting: Mutex::new(()),
+            epoll: OnceLock::new(),
+        })
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The epoll descriptor. Makes it and the thread with the first watch.
     fn start(&'static self) -> io::Result<RawFd> {
-        static STARTING: Mutex<()> = Mutex::new(());
-        let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+        let _starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(epoll) = self.epoll.get() {
             return Ok(epoll.as_raw_fd());
         }

@@ -3,10 +3,11 @@
 use super::{bit, set_mask};
 
 /// While it lives, the calling thread takes no signals (faults excepted).
-pub(crate) struct Blocked(u64);
+#[derive(Debug)]
+pub struct Blocked(u64);
 
-/// Blocks all signals that are not faults.
-pub(crate) fn block_all() -> Blocked {
+/// Blocks all signals that are not faults: to be done around the start of a thread with which the client has nothing to do.
+pub fn block_all() -> Blocked {
     Blocked(set_mask(libc::SIG_SETMASK, !(bit(libc::SIGSEGV) | bit(libc::SIGBUS))))
 }
 

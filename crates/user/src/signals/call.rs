@@ -40,6 +40,14 @@ pub fn mask_changed() {
     FAULTS_OPEN.set(false);
 }
 
+/// What came for another thread that had the calling thread's variables is no business of the calls that follow. To be
+/// called with all signals blocked.
+pub fn forget_earlier() {
+    NOTED.set(false);
+    DEFERRED.set(0);
+    mask_changed();
+}
+
 /// While it lives, handlers of the client do not run on the calling thread.
 pub(crate) struct Call {
     /// The mask to be put back.
@@ -103,9 +111,10 @@ impl Drop for Call {
     }
 }
 
-/// In a handler: if the thread is inside a call, makes the signal wait for its end. Async-signal-safe.
-pub(super) fn defer(signal: c_int, info: *mut siginfo_t, context: *mut c_void) -> bool {
-    if DEPTH.get() == 0 {
+/// In a handler: if the thread is inside a call, or in any case, makes the signal wait until the mask is put back.
+/// Async-signal-safe.
+pub(super) fn defer(signal: c_int, info: *mut siginfo_t, context: *mut c_void, always: bool) -> bool {
+    if DEPTH.get() == 0 && !always {
         return false;
     }
     NOTED.set(true);

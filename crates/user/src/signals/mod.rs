@@ -14,14 +14,14 @@ mod call;
 
 pub use action::{Action, set, take_over};
 pub(crate) use action::{carry_out, from_kernel, lock, own, put_in_front};
-pub(crate) use blocked::block_all;
+pub use blocked::{Blocked, block_all};
 pub(crate) use call::Call;
-pub use call::mask_changed;
+pub use call::{forget_earlier, mask_changed};
 
 use std::{
     cell::Cell,
-    io, ptr,
-    sync::atomic::{AtomicU32, Ordering},
+    io, mem, ptr,
+    sync::atomic::{AtomicPtr, AtomicU32, Ordering},
 };
 
 use hv::request::SIGNAL;
@@ -88,12 +88,33 @@ pub fn wrap(signal: c_int) -> io::Result<()> {
     put_in_front(signal).map_err(|error| io::Error::from_raw_os_error(error.0))
 }
 
+/// Says whether the calling thread's variables are ours, or null: they are.
+static OURS: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
+
+/// For a process in which two C libraries share each thread: `ours` says whether the variables of the calling thread are
+/// those of ours. Where they are not, the thread is in no call of the device. Where they are, no handler of the client
+/// may run. `ours` is called in signal handlers and must touch no such variable.
+pub fn share_threads(ours: fn() -> bool) {
+    OURS.store(ours as *mut (), Ordering::Release);
+}
+
+/// Whether another C library's variables could be the thread's now: then, whether ours are.
+fn ours() -> Option<bool> {
+    let ours = OURS.load(Ordering::Acquire);
+    // SAFETY: only `share_threads` stores there.
+    (!ours.is_null()).then(|| unsafe { mem::transmute::<*mut (), fn() -> bool>(ours) }())
+}
+
 /// The handler in front of the client's. Async-signal-safe.
 pub(crate) extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    let ours = ours();
+    if ours == Some(false) {
+        return carry_out(signal, info, context);
+    }
     // SAFETY: errno belongs to this thread; the interrupted code must find it unchanged.
     let errno = unsafe { *libc::__errno_location() };
     note();
-    if !call::defer(signal, info, context) {
+    if !call::defer(signal, info, context, ours.is_some()) {
         carry_out(signal, info, context);
     }
     // SAFETY: as above.

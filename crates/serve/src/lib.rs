@@ -1,0 +1,56 @@
+//! /dev/kvm as a client of `rekvm exec` finds it, whichever way the client's calls come to us: by the names of the C library's
+//! functions (`preload`) or by the numbers of system calls (`dispatch`).
+//!
+//! [`node`] is what its path means before it is opened; [`open`] opens it, and tells the user once who serves.
+pub mod node;
+
+use std::{io::Write, sync::OnceLock};
+
+use user::{device, signals, sys};
+
+/// What `rekvm exec` wants.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wishes {
+    /// How the software CPU works.
+    pub options: device::Options,
+    /// Do not say who serves.
+    pub quiet: bool,
+}
+
+static WISHES: OnceLock<Wishes> = OnceLock::new();
+
+/// Says what is wanted, once, before the client can open anything.
+pub fn wish(wishes: Wishes) {
+    let _ = WISHES.set(wishes);
+}
+
+/// `open` of /dev/kvm with the flags `flags`: a descriptor, or the error number.
+pub fn open(flags: i32) -> Result<i32, i32> {
+    static FIRST: OnceLock<()> = OnceLock::new();
+    let wishes = WISHES.get().copied().unwrap_or_default();
+    FIRST.get_or_init(|| introduce(&wishes));
+    signals::take_over().map_err(|error| error.0)?;
+    let fd = device::open_with(wishes.options).map_err(|error| error.0)?;
+    if flags & libc::O_CLOEXEC == 0 {
+        // SAFETY: our own new descriptor.
+        let _ = unsafe { sys::call(libc::SYS_fcntl, [fd as usize, libc::F_SETFD as usize, 0, 0, 0, 0]) };
+    }
+    Ok(fd)
+}
+
+/// Opens the log, and tells the user who serves the client.
+fn introduce(wishes: &Wishes) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("REKVM_LOG").unwrap_or_else(|_| "warn".into());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    // A client with a subscriber of its own keeps it.
+    let _ = log.without_time().with_target(false).try_init();
+    if !wishes.quiet {
+        // A client without standard error does not need the sentence.
+        let _ = writeln!(
+            std::io::stderr(),
+            "rekvm: /dev/kvm is served by the software CPU in process {}{}",
+            std::process::id(),
+            wishes.options
+        );
+    }
+}
