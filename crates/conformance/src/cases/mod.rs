@@ -26,6 +26,7 @@ mod signal;
 mod smm;
 mod state;
 mod stats;
+mod stress;
 mod translate;
 
 /// All folders.
@@ -72,6 +73,7 @@ pub const FOLDERS: &[Folder] = &[
     ("clock", clock::CASES),
     ("smm", smm::CASES),
     ("stats", stats::CASES),
+    ("stress", stress::CASES),
     ("translate", translate::CASES),
     ("bad_input", bad_input::CASES),
 ];

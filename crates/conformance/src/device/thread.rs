@@ -1,5 +1,11 @@
 //! Threads inside KVM_RUN, and the signals that end it.
-use std::{mem, ptr};
+use std::{
+    mem, ptr,
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use super::Sys;
 
@@ -29,6 +35,30 @@ pub fn install(sys: &dyn Sys, signal: i32) {
         action.sa_sigaction = sys.on_signal() as *const () as usize;
         libc::sigaction(signal, &action, ptr::null_mut());
     }
+}
+
+/// Calls of the handler below.
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+/// What it calls for the device.
+static NOTE: OnceLock<extern "C" fn(libc::c_int)> = OnceLock::new();
+
+extern "C" fn count(signal: libc::c_int) {
+    CALLS.fetch_add(1, Ordering::SeqCst);
+    if let Some(note) = NOTE.get() {
+        note(signal);
+    }
+}
+
+/// Installs a handler for one `signal` that ends KVM_RUN and counts its calls.
+pub fn install_counting(sys: &dyn Sys, signal: i32) -> &'static AtomicUsize {
+    NOTE.get_or_init(|| sys.on_signal());
+    // SAFETY: a handler that is async-signal-safe; without SA_RESTART, so that calls end with EINTR.
+    unsafe {
+        let mut action: libc::sigaction = mem::zeroed();
+        action.sa_sigaction = count as *const () as usize;
+        libc::sigaction(signal, &action, ptr::null_mut());
+    }
+    &CALLS
 }
 
 fn set_of(signal: i32) -> libc::sigset_t {
