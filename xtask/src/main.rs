@@ -6,6 +6,7 @@ mod bench;
 mod bochs;
 mod boots;
 mod ci;
+mod clients;
 mod conformance;
 mod flush_mutants;
 mod fuzz;
@@ -36,6 +37,8 @@ enum Command {
     Run(run::Options),
     /// Boot every guest in every mode of the software CPU, and write a table.
     Boots(boots::Options),
+    /// Boot guests in unmodified QEMU on `rekvm exec`, and write a table.
+    Clients(clients::Options),
     /// Everything that CI runs.
     Test(ci::Options),
     /// Run a program beside Linux's KVM on an emulated processor with AMD-V or VT-x.
@@ -65,6 +68,7 @@ fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Command::Run(options) => run::run(&options).map(done),
         Command::Boots(options) => boots::boots(&options).map(done),
+        Command::Clients(options) => clients::clients(&options).map(done),
         Command::Test(options) => ci::test(&options).map(done),
         Command::Lab(options) => Ok(lab::command(&options)),
         Command::Conformance(options) => conformance::command(&options),

@@ -1,7 +1,9 @@
 //! `cargo xtask run`: a Debian guest on rekvm.
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
@@ -90,26 +92,63 @@ pub fn self_test(
     limit: Duration,
     sink: &mut dyn FnMut(&str),
 ) -> Result<Duration> {
-    let disk = cache().join(format!("check-{}.img", std::process::id()));
-    let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&disk)?;
-    file.set_len(16 << 20)?;
+    let disk = Disk::new()?;
     let mut command = command(guest, cpus, memory, "console=ttyS0 panic=-1 rekvm.check");
-    command.arg("--disk").arg(&disk).args(more);
-    let start = Instant::now();
-    let outcome = watch(&mut command, limit, sink);
-    let mut written = vec![0; rekvm_selftest::DISK_BYTES];
-    let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_exact(&mut written));
-    fs::remove_file(&disk)?;
-    let lines = outcome?;
-    read.context("cannot read the disk back")?;
+    command.arg("--disk").arg(disk.path()).args(more);
+    let mut audited = false;
+    let took = proven(&mut command, &disk, cpus, limit, &mut |line| {
+        audited |= line.contains("audit: in order");
+        sink(line);
+    })?;
+    if more.iter().any(|m| m == AUDIT) {
+        ensure!(audited, "nothing was said about the shadow tables");
+    }
+    Ok(took)
+}
 
+/// The disk of a guest that tests itself; its file goes with it.
+pub struct Disk {
+    path: PathBuf,
+    file: File,
+}
+
+impl Disk {
+    /// An empty one.
+    pub fn new() -> Result<Self> {
+        let path = cache().join(format!("check-{}.img", std::process::id()));
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+        file.set_len(16 << 20)?;
+        Ok(Self { path, file })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Runs `command`, in which a guest with `disk` tests itself, and holds what the guest says and does against what it
+/// must; how long that took.
+pub fn proven(
+    command: &mut Command,
+    disk: &Disk,
+    cpus: u32,
+    limit: Duration,
+    sink: &mut dyn FnMut(&str),
+) -> Result<Duration> {
+    let start = Instant::now();
+    let lines = watch(command, limit, sink)?;
     let up = lines.iter().find(|l| l.contains(rekvm_selftest::UP)).context("the guest's init never spoke")?;
     ensure!(up.contains("Linux"), "the guest did not say what it is: {up}");
     ensure!(up.trim_end().ends_with(&format!("cpus={cpus}")), "the guest sees other processors: {up}");
     ensure!(lines.iter().any(|l| l.contains(rekvm_selftest::OK)), "the guest's self-test failed");
-    if more.iter().any(|m| m == AUDIT) {
-        ensure!(lines.iter().any(|l| l.contains("audit: in order")), "nothing was said about the shadow tables");
-    }
+    let mut written = vec![0; rekvm_selftest::DISK_BYTES];
+    disk.file.read_exact_at(&mut written, 0).context("cannot read the disk back")?;
     let expected = rekvm_selftest::pattern(rekvm_selftest::DISK_BYTES, rekvm_selftest::DISK_SEED);
     ensure!(written == expected, "the disk does not hold what the guest wrote");
     Ok(start.elapsed())

@@ -72,10 +72,14 @@ const ORACLE: &str = "linux-amd-npt";
 /// What the oracle is asked in CI, by name: port I/O and device memory. The whole suite is run there by command.
 const ASKED: &str = "io/";
 
+/// The suite as a client of `rekvm exec`, with a C library to stand before and without one.
+const CLIENT: [&str; 4] = ["--on", "exec", "--on", "exec-static"];
+
 /// The suite on ourselves, and a part of it on Linux's KVM.
 fn conformance(options: &Options) -> Result<()> {
     let on = SOFT.into_iter().flat_map(|target| ["--on", target]);
     check(cargo().args(["xtask", "conformance"]).args(on))?;
+    check(cargo().args(["xtask", "conformance"]).args(CLIENT))?;
     if options.quick {
         return Ok(());
     }
@@ -89,11 +93,21 @@ const BOOTS: [&[&str]; 3] = [
     &["--guest", "i686", "--guest", "i686-pae", "--cpus", "1", "--mode", "soft", "--mode", "soft-shadow"],
 ];
 
+/// The same for Debian's QEMU on `rekvm exec`.
+const CLIENTS: [&[&str]; 3] = [
+    &["--guest", "amd64", "--machine", "pc", "--irqchip", "on", "--cpus", "1"],
+    &["--guest", "amd64", "--machine", "q35", "--irqchip", "split", "--cpus", "2"],
+    &["--guest", "amd64", "--machine", "microvm", "--irqchip", "off", "--cpus", "1"],
+];
+
 /// The guests come first, so that the test runner's summary is what ends the output.
 fn tests(options: &Options) -> Result<()> {
     if !options.quick {
         for boots in BOOTS {
             check(cargo().args(["xtask", "boots"]).args(boots))?;
+        }
+        for clients in CLIENTS {
+            check(cargo().args(["xtask", "clients"]).args(clients))?;
         }
     }
     check(cargo().args(["test", "--workspace", "--doc", "--quiet"]))?;

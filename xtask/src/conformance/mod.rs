@@ -27,6 +27,10 @@ pub enum Target {
     SoftNested,
     /// The software CPU on nested tables, with a TLB that keeps every stale entry.
     SoftNestedAdversarial,
+    /// The software CPU in a client that knows nothing of it (`rekvm exec`).
+    Exec,
+    /// The same in a client that is linked statically.
+    ExecStatic,
     /// Linux's kvm-amd with nested paging, in QEMU.
     LinuxAmdNpt,
     /// Linux's kvm-amd with shadow paging, in QEMU.
@@ -45,12 +49,21 @@ impl Target {
         self.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
     }
 
+    /// What the suite takes it for.
+    fn place(self) -> String {
+        match self {
+            Self::Exec | Self::ExecStatic => Self::Soft.name(),
+            _ => self.name(),
+        }
+    }
+
     /// The lab's processor for it; none if it runs here.
     fn cpu(self) -> Option<Cpu> {
         match self {
             Self::Soft | Self::SoftAdversarial => None,
             Self::SoftShadow | Self::SoftShadowAdversarial => None,
             Self::SoftNested | Self::SoftNestedAdversarial => None,
+            Self::Exec | Self::ExecStatic => None,
             Self::LinuxAmdNpt => Some(Cpu::AmdNpt),
             Self::LinuxAmdShadow => Some(Cpu::AmdShadow),
             Self::LinuxIntelEpt => Some(Cpu::IntelEpt),

@@ -11,7 +11,8 @@ use super::{Options, Run, Target, suite::Results, table};
 use crate::{
     guest,
     lab::{self, Cpu, Ending, Job, Stream},
-    process::{cargo, check, release_binary},
+    process::{cache, cargo, check, release_binary},
+    run as rekvm,
 };
 
 /// How often L1 is booted again in one run.
@@ -32,7 +33,7 @@ pub fn run(options: &Options, target: Target, live: bool) -> Result<Run> {
 /// The suite's arguments.
 fn arguments(options: &Options, target: Target, on: &str, after: Option<&str>) -> Vec<String> {
     let slow = options.slow.unwrap_or(target.slowness());
-    let mut words = vec!["run".to_owned(), "--on".into(), on.into(), "--as".into(), target.name()];
+    let mut words = vec!["run".to_owned(), "--on".into(), on.into(), "--as".into(), target.place()];
     words.extend(["--slow".into(), slow.to_string(), "--format".into(), "tap".into()]);
     words.extend(options.filter.iter().flat_map(|text| ["--filter".into(), text.clone()]));
     words.extend(options.cases.iter().flat_map(|name| ["--case".into(), name.clone()]));
@@ -41,9 +42,16 @@ fn arguments(options: &Options, target: Target, on: &str, after: Option<&str>) -
 }
 
 fn here(options: &Options, target: Target, live: bool) -> Result<Run> {
-    check(cargo().args(["build", "--quiet", "--release", "--package", "rekvm-conformance"]))?;
-    let mut command = Command::new(release_binary("conformance"));
-    command.args(arguments(options, target, &target.name(), None)).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut command = match target {
+        Target::Exec | Target::ExecStatic => client(options, target)?,
+        _ => {
+            check(cargo().args(["build", "--quiet", "--release", "--package", "rekvm-conformance"]))?;
+            let mut command = Command::new(release_binary("conformance"));
+            command.args(arguments(options, target, &target.name(), None));
+            command
+        }
+    };
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot start the conformance suite")?;
     let mut output = child.stdout.take().context("no output")?;
     let (mut results, mut buffer) = (Results::default(), [0; 4096]);
@@ -61,6 +69,25 @@ fn here(options: &Options, target: Target, live: bool) -> Result<Run> {
     let ending = Ending::of(child.wait()?);
     results.cut_off(&ending.to_string(), &mut show);
     Ok(Run { target, results, ending, restarts: 0 })
+}
+
+/// The suite as a program that knows nothing of rekvm, with the device that `rekvm exec` has for it.
+fn client(options: &Options, target: Target) -> Result<Command> {
+    rekvm::build()?;
+    let without = "--no-default-features";
+    let program = if target == Target::ExecStatic {
+        guest::program(guest::Kind::Amd64, "rekvm-conformance", "conformance", &[without])?
+    } else {
+        let dir = cache().join("clients");
+        let build = ["build", "--quiet", "--release", "--package", "rekvm-conformance", without];
+        check(cargo().args(build).arg("--target-dir").arg(&dir))?;
+        dir.join("release/conformance")
+    };
+    let mut command = Command::new(release_binary("rekvm"));
+    // Each case is a child.
+    command.args(["exec", "--quiet", "--children", "--"]).arg(program);
+    command.args(arguments(options, target, "device:/dev/kvm", None));
+    Ok(command)
 }
 
 fn in_lab(options: &Options, target: Target, cpu: Cpu, live: bool) -> Result<Run> {

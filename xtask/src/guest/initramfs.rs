@@ -11,8 +11,8 @@ use super::{
 };
 use crate::process::{cache, root};
 
-/// The modules for a virtio disk; what they need is found.
-const MODULES: [&str; 2] = ["virtio_mmio", "virtio_blk"];
+/// The modules for a virtio disk, with PCI or without; what they need is found.
+const MODULES: [&str; 3] = ["virtio_mmio", "virtio_pci", "virtio_blk"];
 
 /// Builds it and says where it is.
 pub fn build(kind: Kind, kernel: &Kernel) -> Result<PathBuf> {
