@@ -111,7 +111,12 @@ fn beside(vcpu: &Vcpu, act: impl FnOnce()) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             sender.send(Thread::current()).expect("a receiver");
-            while vcpu.try_run() == Err(Errno::EAGAIN) {}
+            let mut exit = vcpu.try_run();
+            while exit == Err(Errno::EAGAIN) {
+                exit = vcpu.try_run();
+            }
+            // For the report, if the other one waits for ever.
+            eprintln!("the started processor: {exit:?}");
             done.store(true, Ordering::SeqCst);
         });
         let thread = receiver.recv().expect("the thread's name");

@@ -136,7 +136,9 @@ fn handler_registers(device: &Device) {
     assert_eq!(vcpu.fd.get::<KvmDebugregs>(KVM_GET_DEBUGREGS).expect("KVM_GET_DEBUGREGS").dr7, 0x400);
     vcpu.run_to_hlt();
     let after = vcpu.sregs();
-    assert_eq!((after.cr0, after.idt.limit, after.cs, after.ss), (before.cr0, 0x3ff, before.cs, before.ss));
+    // A segment's type means nothing in real mode: Linux shows another one for CS on Intel's processors.
+    let code = |s: &KvmSregs| KvmSegment { type_: 0, ..s.cs };
+    assert_eq!((after.cr0, after.idt.limit, code(&after), after.ss), (before.cr0, 0x3ff, code(&before), before.ss));
     assert_eq!(vcpu.regs().rflags, 0x603, "carry, interrupts and direction as they were, INC's others");
 }
 
