@@ -36,6 +36,9 @@ panic: action=fatal
 log: bochs.log
 ";
 
+/// Instructions that Bochs executes in a second of its own time.
+pub const IPS: u32 = 200_000_000;
+
 /// What is started.
 pub struct Machine<'a> {
     /// Bochs's name of the processor.
@@ -90,7 +93,7 @@ impl Machine<'_> {
         }
         let (memory, cpus, model) = (self.memory, self.cpus, self.model);
         config.push_str(&format!("memory: guest={memory}, host={memory}\n"));
-        config.push_str(&format!("cpu: count={cpus}, model={model}, ips=200000000\n"));
+        config.push_str(&format!("cpu: count={cpus}, model={model}, ips={IPS}\n"));
         fs::write(dir.join("config"), config)?;
         // Debian's build waits in its debugger for this.
         fs::write(dir.join("commands"), "c\n")?;

@@ -63,8 +63,8 @@ impl fmt::Display for Ending {
     }
 }
 
-/// How long L1 may be silent, in the emulator's time. Its first process speaks every second.
-const SILENCE: Duration = Duration::from_secs(60);
+/// How long L1 may be silent, in the emulator's time. Its first process speaks every second, of which each takes Bochs several.
+const SILENCE: Duration = Duration::from_secs(90);
 /// How long a kernel that panics has for its last words.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(20);
