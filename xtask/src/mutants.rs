@@ -4,8 +4,9 @@
 //! kind. Which are tried follows from [`SEED`] and the code alone, so that two runs on the same commit are the same; a
 //! change that does not compile says nothing and is replaced by the next.
 use std::{
+    collections::BTreeMap,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -120,7 +121,7 @@ pub fn mutants(options: &Options) -> Result<()> {
     let subject = SUBJECTS.iter().find(|subject| subject.name == options.name).context("no such crate")?;
     let cache = root().join("target/mutants");
     let tree = cache.join(subject.name);
-    copy_tree(&tree)?;
+    copy_tree(&tree, &BTreeMap::new())?;
     for judge in subject.judges {
         if judge_by(&tree, &cache, judge)? != Outcome::Survived {
             bail!("the tests fail without any change: see {}", cache.join("last.log").display());
@@ -139,14 +140,21 @@ pub fn mutants(options: &Options) -> Result<()> {
     report(options, &results)
 }
 
-/// Copies what git knows of the checkout to a place where it can be changed; files that are the same stay untouched.
-pub fn copy_tree(tree: &Path) -> Result<()> {
+/// Copies what git knows of the checkout to a place where it can be changed, some files with other contents; files that are
+/// the same already stay untouched.
+pub fn copy_tree(tree: &Path, changed: &BTreeMap<PathBuf, String>) -> Result<()> {
     let files =
         output(std::process::Command::new("git").args(["ls-files", "-co", "--exclude-standard"]).current_dir(root()))?;
     let known = |dir: &Path, name: &str| files.lines().any(|f| Path::new(f) == dir.join(name));
     for file in files.lines() {
         let (from, to) = (root().join(file), tree.join(file));
-        let Ok(new) = fs::read(&from) else { continue };
+        let new = match changed.get(Path::new(file)) {
+            Some(text) => text.clone().into_bytes(),
+            None => match fs::read(&from) {
+                Ok(new) => new,
+                Err(_) => continue,
+            },
+        };
         if fs::read(&to).is_ok_and(|old| old == new) {
             continue;
         }
