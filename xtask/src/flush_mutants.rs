@@ -235,7 +235,8 @@ fn sites_of(text: &str) -> (Vec<Site>, Vec<(usize, String)>) {
     let mut lines = text.lines().enumerate().peekable();
     while let Some((n, line)) = lines.next() {
         let code = line.trim();
-        if code == "#[cfg(test)]" && lines.peek().is_some_and(|(_, next)| next.trim_start().starts_with("mod ")) {
+        let tests_follow = |next: &str| next.trim_start().starts_with("mod ") && next.ends_with('{');
+        if code == "#[cfg(test)]" && lines.peek().is_some_and(|(_, next)| tests_follow(next)) {
             break;
         }
         if code.starts_with("//")
@@ -474,5 +475,8 @@ mod tests {
             assert_eq!(changed.as_deref(), expected);
         }
         assert_eq!(sites_of("self.flush_somehow();").1.len(), 1, "an unknown form is told");
+        // A file of tests does not end the code, a module does.
+        assert_eq!(sites_of("#[cfg(test)]\nmod tests;\nself.flush_somehow();").1.len(), 1);
+        assert_eq!(sites_of("#[cfg(test)]\nmod tests {\nself.flush_somehow();").1.len(), 0);
     }
 }
