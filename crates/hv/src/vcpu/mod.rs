@@ -26,7 +26,7 @@ mod vcpu_events;
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use platform::{Hva, MaySleep, Mutex, Platform, Shared, lock::rank};
+use platform::{Hva, MaySleep, Mutex, Platform, Shared, fallible::try_box, lock::rank};
 use x86::Features;
 
 use crate::{
@@ -69,7 +69,7 @@ impl<B: Backend> core::fmt::Debug for Vcpu<B> {
 
 struct Processor<B: Backend> {
     /// Dropped before the VM, whose parts it uses.
-    inner: Mutex<B::Platform, Inner<B>>,
+    inner: Mutex<B::Platform, Box<Inner<B>>>,
     vm: Vm<B>,
     index: usize,
     /// Address of the shared pages; 0 until packaging has said it.
@@ -123,40 +123,11 @@ impl<B: Backend> Vcpu<B> {
 
     /// KVM_CREATE_VCPU, without making it known.
     pub(crate) fn create(vm: &Vm<B>, index: usize, cx: &MaySleep) -> Result<Self, Errno> {
-        let shared = vm.shared();
-        let backend = vm.kvm().backend();
-        let boot = shared.is_boot_cpu(index as u32);
-        let apic = if vm.has_lapic() { Some(LocalApic::new(shared, index, boot)?) } else { None };
-        let waits = apic.is_some() && !boot;
-        let rate = Rate::new::<B::Platform>(shared.tsc_khz()).unwrap_or_else(Rate::host::<B::Platform>);
-        let cpu = backend.create_vcpu(vm.backend(), index, cx)?;
-        let mut inner = Inner::<B> {
-            cpu,
-            events: Events::default(),
-            tx: Transaction::default(),
-            mmu: VcpuMmu::default(),
-            cpuid: Cpuid::default(),
-            features: Features::empty(),
-            xcr0: 1,
-            physical_bits: 36,
-            msrs: Msrs::boxed(backend.arch_capabilities())?,
-            apic,
-            apic_base: irqchip::lapic::APIC_BASE_DEFAULT
-                | irqchip::lapic::APIC_BASE_ENABLE
-                | if boot { irqchip::lapic::APIC_BASE_BSP } else { 0 },
-            mp: if waits { MpState::Uninitialized } else { MpState::Runnable },
-            smm: Smm::default(),
-            debug: GuestDebug::default(),
-            tsc: Tsc::new(shared.clock.tsc_offset(rate), rate),
-            pv: PvClock::default(),
-            tpr: Tpr::default(),
-            unhalted: false,
-            para_2007: None,
-            ran: false,
-        };
+        let mut inner = Inner::create(vm, index, cx)?;
         inner.reset();
-        inner.set_cpuid(Cpuid::default(), backend);
-        inner.tsc.apply::<B>(&mut inner.cpu);
+        inner.set_cpuid(Cpuid::default(), vm.kvm().backend());
+        let Inner { tsc, cpu, .. } = &mut *inner;
+        tsc.apply::<B>(cpu);
         let inner = Mutex::<B::Platform, _>::new(rank::VCPU, inner)?;
         Ok(Self(Shared::try_new(Processor {
             inner,
@@ -234,6 +205,43 @@ impl<P: Platform> VmShared<P> {
 }
 
 impl<B: Backend> Inner<B> {
+    /// The state of a new vCPU. In a frame of its own, and moved to the heap at once: a kernel's stack is small.
+    #[inline(never)]
+    fn create(vm: &Vm<B>, index: usize, cx: &MaySleep) -> Result<Box<Self>, Errno> {
+        let shared = vm.shared();
+        let backend = vm.kvm().backend();
+        let boot = shared.is_boot_cpu(index as u32);
+        let apic = if vm.has_lapic() { Some(LocalApic::new(shared, index, boot)?) } else { None };
+        let waits = apic.is_some() && !boot;
+        let rate = Rate::new::<B::Platform>(shared.tsc_khz()).unwrap_or_else(Rate::host::<B::Platform>);
+        let cpu = backend.create_vcpu(vm.backend(), index, cx)?;
+        let inner = Self {
+            cpu,
+            events: Events::default(),
+            tx: Transaction::default(),
+            mmu: VcpuMmu::default(),
+            cpuid: Cpuid::default(),
+            features: Features::empty(),
+            xcr0: 1,
+            physical_bits: 36,
+            msrs: Msrs::boxed(backend.arch_capabilities())?,
+            apic,
+            apic_base: irqchip::lapic::APIC_BASE_DEFAULT
+                | irqchip::lapic::APIC_BASE_ENABLE
+                | if boot { irqchip::lapic::APIC_BASE_BSP } else { 0 },
+            mp: if waits { MpState::Uninitialized } else { MpState::Runnable },
+            smm: Smm::default(),
+            debug: GuestDebug::default(),
+            tsc: Tsc::new(shared.clock.tsc_offset(rate), rate),
+            pv: PvClock::default(),
+            tpr: Tpr::default(),
+            unhalted: false,
+            para_2007: None,
+            ran: false,
+        };
+        Ok(try_box(inner)?)
+    }
+
     /// KVM_SET_CPUID2: the table, and what follows from it.
     pub(crate) fn set_cpuid(&mut self, cpuid: Cpuid, backend: &B) {
         self.features = cpuid.features() & (backend.features() | Features::AMD);

@@ -2,6 +2,7 @@
 //!
 //! Lock order (see `platform::lock::rank`): PIT, resamplers, routing, IOAPIC, PIC. A vCPU that neither touches a controller nor
 //! ends a level interrupt takes none of them: whether the 8259A asks for it stands in an atomic.
+use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use abi::{
@@ -13,6 +14,7 @@ use irqchip::{
 };
 use platform::{
     Atomic, Platform, Shared, SpinLock,
+    fallible::try_box,
     lock::rank,
     time::{Timer, TimerCallback},
 };
@@ -66,9 +68,11 @@ impl<P: Platform> TimerCallback for PitTick<P> {
 }
 
 impl<P: Platform> Chips<P> {
-    pub(crate) fn new() -> Result<Self, Errno> {
+    /// On the heap: a kernel's stack is small.
+    #[inline(never)]
+    pub(crate) fn new() -> Result<Box<Self>, Errno> {
         let table = Shared::try_new(RoutingTable::empty())?;
-        Ok(Self {
+        Ok(try_box(Self {
             mode: AtomicU32::new(Irqchip::None as u32),
             pit_exists: AtomicBool::new(false),
             intr: AtomicBool::new(false),
@@ -81,7 +85,7 @@ impl<P: Platform> Chips<P> {
             pic: SpinLock::<P, _>::new(rank::PIC, Pic::new())?,
             pit: SpinLock::<P, _>::new(rank::PIT, PitUnit { pit: Pit::new(), timer: None })?,
             resamplers: Resamplers::new()?,
-        })
+        })?)
     }
 
     /// Where the controllers are.

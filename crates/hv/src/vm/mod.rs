@@ -14,6 +14,7 @@ mod resample;
 mod shadow;
 mod vcpus;
 
+use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use mmu::{AddressSpace, shadow::Shadow};
@@ -73,7 +74,7 @@ pub(crate) struct VmShared<P: Platform> {
     /// For back ends whose processors walk shadow tables, or nested ones.
     pub(crate) shadow: Option<Shadow<P>>,
     pub(crate) vcpus: Vcpus<P>,
-    pub(crate) chips: Chips<P>,
+    pub(crate) chips: Box<Chips<P>>,
     pub(crate) bus: Bus<P>,
     pub(crate) ioeventfds: Ioeventfds<P>,
     pub(crate) coalesced: Coalesced<P>,

@@ -20,6 +20,7 @@ pub(crate) struct Vcpus<P: Platform> {
 
 impl<P: Platform> Vcpus<P> {
     /// `counters` is how many the back end has for each.
+    #[inline(never)]
     pub(crate) fn new(counters: usize) -> Result<Self, OutOfMemory> {
         let mut all = Vec::new();
         all.try_reserve_exact(MAX_VCPUS).map_err(|_| OutOfMemory)?;
