@@ -14,6 +14,7 @@ mod guest;
 mod kvm_unit_tests;
 mod lab;
 mod miri;
+mod module;
 mod mutants;
 mod process;
 mod prove;
@@ -43,6 +44,8 @@ enum Command {
     Test(ci::Options),
     /// Run a program beside Linux's KVM on an emulated processor with AMD-V or VT-x.
     Lab(lab::Options),
+    /// Build the kernel module.
+    Module(module::Options),
     /// Run the conformance suite on the software CPU or on Linux's KVM in the lab.
     Conformance(conformance::Options),
     /// Feed random inputs to the emulator, the ioctls and the MMU.
@@ -71,6 +74,7 @@ fn main() -> Result<ExitCode> {
         Command::Clients(options) => clients::clients(&options).map(done),
         Command::Test(options) => ci::test(&options).map(done),
         Command::Lab(options) => Ok(lab::command(&options)),
+        Command::Module(options) => module::command(&options).map(done),
         Command::Conformance(options) => conformance::command(&options),
         Command::Fuzz(options) => fuzz::fuzz(&options).map(done),
         Command::ProveCpu(options) => prove::command(&options),

@@ -1,5 +1,5 @@
 //! `cargo xtask conformance`: builds the program of the conformance suite and runs it here, on the software CPU, or in
-//! the lab, on Linux's own KVM. With several targets a table is written with a column for each.
+//! the lab, on our module or Linux's own KVM. With several targets a table is written with a column for each.
 mod run;
 mod suite;
 mod table;
@@ -31,6 +31,10 @@ pub enum Target {
     Exec,
     /// The same in a client that is linked statically.
     ExecStatic,
+    /// rekvm's module on AMD-V with nested paging, in QEMU.
+    AmdNpt,
+    /// rekvm's module on AMD-V with shadow paging, in QEMU.
+    AmdShadow,
     /// Linux's kvm-amd with nested paging, in QEMU.
     LinuxAmdNpt,
     /// Linux's kvm-amd with shadow paging, in QEMU.
@@ -64,12 +68,17 @@ impl Target {
             Self::SoftShadow | Self::SoftShadowAdversarial => None,
             Self::SoftNested | Self::SoftNestedAdversarial => None,
             Self::Exec | Self::ExecStatic => None,
-            Self::LinuxAmdNpt => Some(Cpu::AmdNpt),
-            Self::LinuxAmdShadow => Some(Cpu::AmdShadow),
+            Self::AmdNpt | Self::LinuxAmdNpt => Some(Cpu::AmdNpt),
+            Self::AmdShadow | Self::LinuxAmdShadow => Some(Cpu::AmdShadow),
             Self::LinuxIntelEpt => Some(Cpu::IntelEpt),
             Self::LinuxIntelShadow => Some(Cpu::IntelShadow),
             Self::LinuxIntelPenryn => Some(Cpu::IntelPenryn),
         }
+    }
+
+    /// Whether it is our module that is loaded in the lab, and not Linux's.
+    fn is_module(self) -> bool {
+        matches!(self, Self::AmdNpt | Self::AmdShadow)
     }
 
     /// By how much time limits inside cases are stretched. QEMU's guest sees the time of this machine, which may be busy; Bochs's
@@ -138,5 +147,6 @@ mod tests {
     fn targets_are_called_what_the_suite_calls_them() {
         assert_eq!(Target::SoftShadowAdversarial.name(), "soft-shadow-adversarial");
         assert_eq!(Target::LinuxAmdNpt.name(), "linux-amd-npt");
+        assert_eq!(Target::AmdShadow.name(), "amd-shadow");
     }
 }

@@ -11,6 +11,7 @@ use super::{Options, Run, Target, suite::Results, table};
 use crate::{
     guest,
     lab::{self, Cpu, Ending, Job, Stream},
+    module,
     process::{cache, cargo, check, release_binary},
     run as rekvm,
 };
@@ -93,6 +94,10 @@ fn client(options: &Options, target: Target) -> Result<Command> {
 fn in_lab(options: &Options, target: Target, cpu: Cpu, live: bool) -> Result<Run> {
     // The in-process device is of no use there.
     let program = guest::program(guest::Kind::Amd64, "rekvm-conformance", "conformance", &["--no-default-features"])?;
+    let module = match target.is_module() {
+        true => module::for_lab()?.to_string_lossy().into_owned(),
+        false => "linux".into(),
+    };
     let mut show = |case: &_| {
         if live {
             table::line(case)
@@ -105,7 +110,7 @@ fn in_lab(options: &Options, target: Target, cpu: Cpu, live: bool) -> Result<Run
         let after = results.cases.last().map(|case| case.name.clone());
         let mut words = vec![program.to_string_lossy().into_owned()];
         words.extend(arguments(options, target, "device:/dev/kvm", after.as_deref()));
-        let job = Job { timeout: left, quiet: Some(QUIET), ..Job::new(cpu, words) };
+        let job = Job { timeout: left, quiet: Some(QUIET), module: module.clone(), ..Job::new(cpu, words) };
         let outcome = lab::run(&job, &mut |stream, bytes| match stream {
             // A caller that no longer reads loses the output and nothing else.
             Stream::Err => drop(std::io::stderr().write_all(bytes)),

@@ -41,6 +41,24 @@ pub fn busybox(kind: Kind) -> Result<PathBuf> {
     Ok(dir.join("bin/busybox"))
 }
 
+/// The headers for modules of `kernel`: a folder as `/lib/modules/VERSION/build` is one.
+pub fn headers(kernel: &Kernel) -> Result<PathBuf> {
+    let version = kernel.modules.file_name().context("a kernel without a version")?.to_string_lossy().into_owned();
+    // 6.1.0-56-cloud-amd64: what the flavours have in common, and the tools, are packages of their own.
+    let mut parts = version.splitn(3, '-');
+    let (number, build) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let series: Vec<_> = number.split('.').take(2).collect();
+    let common = format!("linux-headers-{number}-{build}-common");
+    let flavour = format!("linux-headers-{version}");
+    let names = [flavour.clone(), common.clone(), format!("linux-kbuild-{}", series.join("."))];
+    let dir = packages(&flavour, NATIVE, |_| Ok(names.to_vec()))?;
+    let source = std::path::absolute(dir.join("usr/src"))?;
+    let headers = source.join(&flavour);
+    // The package's own makefile names the place where it would be installed.
+    fs::write(headers.join("Makefile"), format!("include {}\n", source.join(common).join("Makefile").display()))?;
+    Ok(headers)
+}
+
 /// The one entry of `dir` whose name begins with `prefix`.
 fn only(dir: &Path, prefix: &str) -> Result<PathBuf> {
     for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
@@ -57,6 +75,11 @@ const NATIVE: &str = "amd64";
 
 /// The folder in which the package that `resolve` names is unpacked, kept under `name`.
 fn package(name: &str, architecture: &str, resolve: impl Fn(&Apt) -> Result<String>) -> Result<PathBuf> {
+    packages(name, architecture, |apt| Ok(vec![resolve(apt)?]))
+}
+
+/// The folder in which the packages that `resolve` names are unpacked, one over the other, kept under `name`.
+fn packages(name: &str, architecture: &str, resolve: impl Fn(&Apt) -> Result<Vec<String>>) -> Result<PathBuf> {
     let dir = cache().join(if architecture == NATIVE { name.to_owned() } else { format!("{name}-{architecture}") });
     if dir.join(".complete").exists() {
         return Ok(dir);
@@ -108,15 +131,17 @@ impl Apt {
         command
     }
 
-    fn fetch(&self, dir: &Path, resolve: &impl Fn(&Self) -> Result<String>) -> Result<()> {
-        let package = resolve(self)?;
+    fn fetch(&self, dir: &Path, resolve: &impl Fn(&Self) -> Result<Vec<String>>) -> Result<()> {
+        let packages = resolve(self)?;
         let work = dir.with_extension(format!("new{}", std::process::id()));
         let _ = fs::remove_dir_all(&work);
         fs::create_dir_all(&work)?;
-        check(self.command("apt-get").args(["download", "-qq", &package]).current_dir(&work))?;
-        let deb = only(&work, &package)?;
-        check(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&work))?;
-        fs::remove_file(deb)?;
+        check(self.command("apt-get").args(["download", "-qq"]).args(&packages).current_dir(&work))?;
+        for package in packages {
+            let deb = only(&work, &format!("{package}_"))?;
+            check(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&work))?;
+            fs::remove_file(deb)?;
+        }
         fs::write(work.join(".complete"), "")?;
         fs::rename(&work, dir)?;
         Ok(())

@@ -66,7 +66,7 @@ fn common(job: &Job, kernel: &deb::Kernel) -> Result<(Files, String)> {
         "linux" => (job.cpu.module(), job.cpu.parameters()),
         file => {
             own = std::path::absolute(file)?.to_string_lossy().into_owned();
-            (own.as_str(), "")
+            (own.as_str(), job.cpu.parameters())
         }
     };
     let parameters = job.parameters.as_deref().unwrap_or(usual);

@@ -32,17 +32,17 @@ places! {
     /// Linux's kvm-intel with shadow paging, in Bochs.
     LINUX_INTEL_SHADOW = 7, "linux-intel-shadow";
     /// rekvm's module on AMD-V with nested paging, in QEMU.
-    MODULE_AMD_NPT = 8, "rekvm-amd-npt";
+    MODULE_AMD_NPT = 8, "amd-npt";
     /// rekvm's module on AMD-V with shadow paging, in QEMU.
-    MODULE_AMD_SHADOW = 9, "rekvm-amd-shadow";
+    MODULE_AMD_SHADOW = 9, "amd-shadow";
     /// rekvm's module on VT-x with EPT, in Bochs.
-    MODULE_INTEL_EPT = 10, "rekvm-intel-ept";
+    MODULE_INTEL_EPT = 10, "intel-ept";
     /// rekvm's module on VT-x with shadow paging, in Bochs.
-    MODULE_INTEL_SHADOW = 11, "rekvm-intel-shadow";
+    MODULE_INTEL_SHADOW = 11, "intel-shadow";
     /// Linux's kvm-intel on a processor without EPT and unrestricted guest, in Bochs.
     LINUX_INTEL_PENRYN = 12, "linux-intel-penryn";
     /// rekvm's module on such a processor, in Bochs.
-    MODULE_INTEL_PENRYN = 13, "rekvm-intel-penryn";
+    MODULE_INTEL_PENRYN = 13, "intel-penryn";
     /// The software CPU on nested tables.
     SOFT_NESTED = 14, "soft-nested";
     /// The software CPU on nested tables, with a TLB that keeps every stale entry.
@@ -99,6 +99,8 @@ impl Target {
         let option = |path: &str| fs::read_to_string(path).is_ok_and(|text| matches!(text.trim(), "1" | "Y"));
         let loaded = |module: &str| fs::exists(format!("/sys/module/{module}")).unwrap_or(false);
         let name = match () {
+            () if loaded("rekvm") && option("/sys/module/rekvm/parameters/npt") => "amd-npt",
+            () if loaded("rekvm") => "amd-shadow",
             () if loaded("kvm_amd") && option("/sys/module/kvm_amd/parameters/npt") => "linux-amd-npt",
             () if loaded("kvm_amd") => "linux-amd-shadow",
             () if loaded("kvm_intel") && option("/sys/module/kvm_intel/parameters/ept") => "linux-intel-ept",

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+/* Descriptors: /dev/kvm, and anonymous inodes for VMs, vCPUs and statistics. */
+#include <linux/anon_inodes.h>
+#include <linux/fs.h>
+#include <linux/mm.h>
+#include <linux/vmalloc.h>
+
+#include "rekvm.h"
+
+static long device_ioctl(struct file *file, unsigned int nr, unsigned long arg)
+{
+	return rekvm_rs_device_ioctl(nr, arg);
+}
+
+/* Structures are the same for 32-bit clients, whose pointers are extended with zeros. */
+const struct file_operations rekvm_device_fops = {
+	.owner = THIS_MODULE,
+	.unlocked_ioctl = device_ioctl,
+	.compat_ioctl = device_ioctl,
+	.llseek = noop_llseek,
+};
+
+static vm_fault_t answer(struct vm_fault *vmf, struct page *page)
+{
+	if (!page)
+		return VM_FAULT_SIGBUS;
+	vmf->page = page;
+	return 0;
+}
+
+static vm_fault_t machine_fault(struct vm_fault *vmf)
+{
+	return answer(vmf, rekvm_rs_vm_page(vmf->vma->vm_file->private_data, vmf->pgoff));
+}
+
+static const struct vm_operations_struct machine_vm_ops = {
+	.fault = machine_fault,
+};
+
+static int machine_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	vma->vm_ops = &machine_vm_ops;
+	return 0;
+}
+
+static long machine_ioctl(struct file *file, unsigned int nr, unsigned long arg)
+{
+	return rekvm_rs_vm_ioctl(file->private_data, nr, arg);
+}
+
+static int machine_release(struct inode *inode, struct file *file)
+{
+	rekvm_rs_vm_release(file->private_data);
+	return 0;
+}
+
+static const struct file_operations machine_fops = {
+	.owner = THIS_MODULE,
+	.unlocked_ioctl = machine_ioctl,
+	.compat_ioctl = machine_ioctl,
+	.mmap = machine_mmap,
+	.release = machine_release,
+	.llseek = noop_llseek,
+};
+
+static vm_fault_t vcpu_fault(struct vm_fault *vmf)
+{
+	return answer(vmf, rekvm_rs_vcpu_page(vmf->vma->vm_file->private_data, vmf->pgoff));
+}
+
+static const struct vm_operations_struct vcpu_vm_ops = {
+	.fault = vcpu_fault,
+};
+
+static int vcpu_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	vma->vm_ops = &vcpu_vm_ops;
+	return 0;
+}
+
+static long vcpu_ioctl(struct file *file, unsigned int nr, unsigned long arg)
+{
+	return rekvm_rs_vcpu_ioctl(file->private_data, nr, arg);
+}
+
+static int vcpu_release(struct inode *inode, struct file *file)
+{
+	rekvm_rs_vcpu_release(file->private_data);
+	return 0;
+}
+
+static const struct file_operations vcpu_fops = {
+	.owner = THIS_MODULE,
+	.unlocked_ioctl = vcpu_ioctl,
+	.compat_ioctl = vcpu_ioctl,
+	.mmap = vcpu_mmap,
+	.release = vcpu_release,
+	.llseek = noop_llseek,
+};
+
+static ssize_t stats_read(struct file *file, char __user *to, size_t bytes, loff_t *offset)
+{
+	ssize_t done = rekvm_rs_stats_read(file->private_data, (unsigned long)to, bytes, *offset);
+
+	if (done > 0)
+		*offset += done;
+	return done;
+}
+
+static int stats_release(struct inode *inode, struct file *file)
+{
+	rekvm_rs_stats_release(file->private_data);
+	return 0;
+}
+
+static const struct file_operations stats_fops = {
+	.owner = THIS_MODULE,
+	.read = stats_read,
+	.release = stats_release,
+	.llseek = noop_llseek,
+};
+
+/* A new descriptor of the calling process, or an error number. */
+int rekvm_vm_fd(void *object)
+{
+	return anon_inode_getfd("kvm-vm", &machine_fops, object, O_RDWR | O_CLOEXEC);
+}
+
+int rekvm_vcpu_fd(void *object, unsigned int id)
+{
+	char name[32];
+
+	snprintf(name, sizeof(name), "kvm-vcpu:%u", id);
+	return anon_inode_getfd(name, &vcpu_fops, object, O_RDWR | O_CLOEXEC);
+}
+
+int rekvm_stats_fd(void *object)
+{
+	return anon_inode_getfd("kvm-stats", &stats_fops, object, O_RDONLY | O_CLOEXEC);
+}
+
+/* The page behind an address that vmalloc has given, with a reference for a client's mapping. */
+struct page *rekvm_vmalloc_page(u64 at)
+{
+	struct page *page = vmalloc_to_page((void *)at);
+
+	get_page(page);
+	return page;
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+/* What a back end for the processor's own virtualization needs: interrupts, accounting, the FPU, mitigations. */
+#include <linux/context_tracking.h>
+#include <linux/hw_breakpoint.h>
+#include <linux/irqflags.h>
+#include <linux/smp.h>
+#include <linux/vtime.h>
+#include <asm/cpufeature.h>
+#include <asm/debugreg.h>
+#include <asm/fpu/api.h>
+#include <asm/mce.h>
+#include <asm/nospec-branch.h>
+#include <asm/thread_info.h>
+
+#include "rekvm.h"
+
+unsigned int rekvm_cpu(void)
+{
+	return smp_processor_id();
+}
+
+unsigned int rekvm_cpus(void)
+{
+	return nr_cpu_ids;
+}
+
+void rekvm_irqs_off(void)
+{
+	local_irq_disable();
+}
+
+void rekvm_irqs_on(void)
+{
+	local_irq_enable();
+}
+
+bool rekvm_in_guest_time(void)
+{
+	return current->flags & PF_VCPU;
+}
+
+void rekvm_guest_time_begins(void)
+{
+	vtime_account_guest_enter();
+}
+
+void rekvm_guest_time_ends(void)
+{
+	vtime_account_guest_exit();
+}
+
+/* The kernel knows that this processor uses nothing of its own that needs a grace period. */
+void rekvm_guest_begins(void)
+{
+	if (!context_tracking_guest_enter())
+		rcu_virt_note_context_switch(smp_processor_id());
+}
+
+void rekvm_guest_ended(void)
+{
+	context_tracking_guest_exit();
+	if (hw_breakpoint_active())
+		hw_breakpoint_restore();
+}
+
+void rekvm_machine_check(void)
+{
+#ifdef CONFIG_X86_MCE
+	struct pt_regs regs = {
+		.cs = 3,
+		.flags = X86_EFLAGS_IF,
+	};
+
+	do_machine_check(&regs);
+#endif
+}
+
+/* Bits: as `mitigations` in hardware.rs takes them apart. */
+u32 rekvm_mitigations(void)
+{
+	u32 bits = 0;
+
+	if (boot_cpu_has(X86_FEATURE_USE_IBPB))
+		bits |= 1;
+	if (boot_cpu_has(X86_FEATURE_RSB_VMEXIT))
+		bits |= 2;
+#ifdef X86_FEATURE_CLEAR_CPU_BUF_VM
+	if (boot_cpu_has(X86_FEATURE_CLEAR_CPU_BUF_VM))
+		bits |= 4;
+#endif
+	if (boot_cpu_has(X86_FEATURE_UNRET) || boot_cpu_has(X86_FEATURE_ENTRY_IBPB))
+		bits |= 8;
+	if (boot_cpu_has(X86_FEATURE_MSR_SPEC_CTRL))
+		bits |= 16;
+	return bits;
+}
+
+u64 rekvm_spec_ctrl(void)
+{
+	return raw_cpu_read(x86_spec_ctrl_current);
+}
+
+/* A guest's registers, and room for them in the form that the ABI has. */
+struct rekvm_fpu {
+	struct fpu_guest guest;
+	u8 area[PAGE_SIZE] __aligned(64);
+};
+
+const size_t rekvm_fpu_size = sizeof(struct rekvm_fpu);
+const size_t rekvm_fpu_area = offsetof(struct rekvm_fpu, area);
+
+bool rekvm_fpu_init(struct rekvm_fpu *fpu)
+{
+	return fpu_alloc_guest_fpstate(&fpu->guest);
+}
+
+void rekvm_fpu_destroy(struct rekvm_fpu *fpu)
+{
+	fpu_free_guest_fpstate(&fpu->guest);
+}
+
+/* Exchanges the thread's registers and the guest's. */
+void rekvm_fpu_swap(struct rekvm_fpu *fpu, bool to_guest)
+{
+	fpu_swap_kvm_fpstate(&fpu->guest, to_guest);
+}
+
+void rekvm_fpu_ready(void)
+{
+	if (test_thread_flag(TIF_NEED_FPU_LOAD))
+		switch_fpu_return();
+}
+
+void rekvm_fpu_save(struct rekvm_fpu *fpu, u64 components)
+{
+	fpu_copy_guest_fpstate_to_uabi(&fpu->guest, fpu->area, sizeof(fpu->area), components, 0);
+}
+
+/* Zero, or an error number. */
+int rekvm_fpu_restore(struct rekvm_fpu *fpu, u64 components)
+{
+	u32 pkru = 0;
+
+	return fpu_copy_uabi_to_guest_fpstate(&fpu->guest, fpu->area, components, &pkru);
+}

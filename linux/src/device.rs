@@ -1,0 +1,238 @@
+//! The objects behind descriptors. C hands each call on with the pointer that it was given for the descriptor; here it
+//! becomes the object, its ioctl runs, and an answer that is a new object becomes a new descriptor.
+use alloc::boxed::Box;
+use core::{
+    ptr,
+    sync::atomic::{AtomicPtr, Ordering::SeqCst},
+};
+
+use abi::KVM_RUN;
+use hv::{Errno, Outcome, StatsFile};
+use platform::{
+    Hva, MaySleep, Memory, Pages,
+    fallible::{Shared, try_box},
+};
+
+use crate::{
+    Cpu,
+    glue::{self, Data, Opaque},
+    memory::ClientMemory,
+    pages::{self, MappedPages},
+    vm::Bound,
+};
+
+/// Every entry of this module is a system call.
+const CX: MaySleep = MaySleep::at_entry();
+
+/// Pages that a vCPU has to itself: `kvm_run` and PIO data. The one behind them is the VM's.
+const OWN_PAGES: u64 = 2;
+
+/// The device, from when it is registered until the module goes.
+static DEVICE: AtomicPtr<hv::Kvm<Cpu>> = AtomicPtr::new(ptr::null_mut());
+
+/// Makes `kvm` the device.
+pub fn publish(kvm: Box<hv::Kvm<Cpu>>) {
+    DEVICE.store(Box::into_raw(kvm), SeqCst);
+}
+
+/// Takes the device away; nobody has a descriptor of it.
+pub fn withdraw() {
+    let kvm = DEVICE.swap(ptr::null_mut(), SeqCst);
+    if !kvm.is_null() {
+        // SAFETY: made by `publish`, and taken out once.
+        drop(unsafe { Box::from_raw(kvm) });
+    }
+}
+
+/// A vCPU and the pages that it shares with its client.
+struct VcpuFile {
+    /// Dropped before what it uses.
+    vcpu: hv::Vcpu<Cpu>,
+    pages: MappedPages,
+    bound: Shared<Bound>,
+}
+
+/// What the system call returns.
+fn returned(result: Result<i32, Errno>) -> i64 {
+    i64::from(result.unwrap_or_else(|errno| -errno.0))
+}
+
+/// Puts `object` behind the descriptor that `fd` makes for it.
+fn descriptor<T>(object: T, fd: impl FnOnce(Data) -> i32) -> Result<i32, Errno> {
+    let object = Box::into_raw(try_box(object)?);
+    let fd = fd(object.cast());
+    if fd >= 0 {
+        return Ok(fd);
+    }
+    // SAFETY: no descriptor has taken it.
+    drop(unsafe { Box::from_raw(object) });
+    Err(Errno(-fd))
+}
+
+/// The answer of a system call of the process that `bound`, if there is one, belongs to.
+fn answer(outcome: Outcome<Cpu>, bound: Option<&Shared<Bound>>) -> Result<i32, Errno> {
+    match outcome {
+        Outcome::Value(value) => Ok(value),
+        // SAFETY: the pointer is a VM's, and becomes its descriptor's.
+        Outcome::NewVm(vm) => descriptor(Bound::new(vm)?, |object| unsafe { glue::rekvm_vm_fd(object) }),
+        Outcome::NewVcpu(vcpu) => {
+            let bound = bound.ok_or(Errno::EIO)?.clone();
+            let pages = MappedPages::new(OWN_PAGES * 4096, &CX)?;
+            vcpu.set_run_pages(pages.at());
+            let id = vcpu.id();
+            // SAFETY: the pointer is a vCPU's, and becomes its descriptor's.
+            descriptor(VcpuFile { vcpu, pages, bound }, |object| unsafe { glue::rekvm_vcpu_fd(object, id) })
+        }
+        // SAFETY: the pointer is a statistics file's, and becomes its descriptor's.
+        Outcome::NewStats(file) => descriptor(file, |object| unsafe { glue::rekvm_stats_fd(object) }),
+    }
+}
+
+/// The ioctl of a descriptor of /dev/kvm.
+#[unsafe(no_mangle)]
+extern "C" fn rekvm_rs_device_ioctl(nr: u32, arg: u64) -> i64 {
+    // SAFETY: null, or the device, which outlives its descriptors.
+    let Some(kvm) = (unsafe { DEVICE.load(SeqCst).as_ref() }) else { return returned(Err(Errno::ENODEV)) };
+    returned(kvm.ioctl(nr, arg, &CX).and_then(|outcome| answer(outcome, None)))
+}
+
+/// The ioctl of a VM's descriptor.
+///
+/// # Safety
+/// `object` is a VM's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rekvm_rs_vm_ioctl(object: Data, nr: u32, arg: u64) -> i64 {
+    // SAFETY: as the caller promises; the descriptor keeps it alive.
+    let bound = unsafe { &*object.cast::<Shared<Bound>>() };
+    let result = bound.check().and_then(|()| bound.vm().ioctl(nr, arg, &CX));
+    returned(result.and_then(|outcome| answer(outcome, Some(bound))))
+}
+
+/// The page `index` of a VM's mapping: memory of its 2007 slots by guest-physical page number. Null: there is none.
+///
+/// # Safety
+/// `object` is a VM's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rekvm_rs_vm_page(object: Data, index: u64) -> *mut Opaque {
+    // SAFETY: as the caller promises; the descriptor keeps it alive.
+    let bound = unsafe { &*object.cast::<Shared<Bound>>() };
+    let gpa = index << 12;
+    let mut page = ptr::null_mut();
+    bound.vm().for_each_owned(
+        |memory| {
+            let offset = gpa.wrapping_sub(memory.gpa);
+            if offset < memory.bytes {
+                // SAFETY: within the slot's memory, which stays while this runs.
+                page = unsafe { pages::page_for_client(memory.hva.add(offset)) };
+            }
+        },
+        &CX,
+    );
+    page
+}
+
+/// The last reference to a VM's descriptor is gone.
+///
+/// # Safety
+/// `object` is a VM's, and not used any more.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rekvm_rs_vm_release(object: Data) {
+    // SAFETY: as the caller promises; made by `descriptor`.
+    drop(unsafe { Box::from_raw(object.cast::<Shared<Bound>>()) });
+}
+
+/// The signal mask of KVM_SET_SIGNAL_MASK, in force while this lives.
+struct SignalWindow;
+
+impl SignalWindow {
+    fn open(mask: u64) -> Self {
+        // SAFETY: taken back when the window closes, before the system call returns.
+        unsafe { glue::rekvm_signal_mask(mask) };
+        Self
+    }
+}
+
+impl Drop for SignalWindow {
+    fn drop(&mut self) {
+        // SAFETY: the mask was changed by `open`.
+        unsafe { glue::rekvm_signal_mask_back() };
+    }
+}
+
+/// The ioctl of a vCPU's descriptor.
+///
+/// # Safety
+/// `object` is a vCPU's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rekvm_rs_vcpu_ioctl(object: Data, nr: u32, arg: u64) -> i64 {
+    // SAFETY: as the caller promises; the descriptor keeps it alive.
+    let file = unsafe { &*object.cast::<VcpuFile>() };
+    let result = file.bound.check().and_then(|()| {
+        let _window = if nr == KVM_RUN { file.vcpu.signal_mask().map(SignalWindow::open) } else { None };
+        file.vcpu.ioctl(nr, arg, &CX)
+    });
+    returned(result.and_then(|outcome| answer(outcome, Some(&file.bound))))
+}
+
+/// The page `index` of a vCPU's mapping. Null: there is none.
+///
+/// # Safety
+/// `object` is a vCPU's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rekvm_rs_vcpu_page(object: Data, index: u64) -> *mut Opaque {
+    // SAFETY: as the caller promises; the descriptor keeps it alive.
+    let file = unsafe { &*object.cast::<VcpuFile>() };
+    let at = match index {
+        0..OWN_PAGES => file.pages.at().add(index * 4096),
+        abi::KVM_COALESCED_MMIO_PAGE_OFFSET => file.vcpu.vm().coalesced_ring(),
+        _ => return ptr::null_mut(),
+    };
+    // SAFETY: a page of the vCPU's, or of its VM's, both of which the descriptor keeps alive.
+    unsafe { pages::page_for_client(at) }
+}
+
+/// The last reference to a vCPU's descriptor is gone.
+///
+/// # Safety
+/// `object` is a vCPU's, and not used any more.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rekvm_rs_vcpu_release(object: Data) {
+    // SAFETY: as the caller promises; made by `descriptor`.
+    drop(unsafe { Box::from_raw(object.cast::<VcpuFile>()) });
+}
+
+/// `read` or `pread` of a statistics file: how many bytes were read, or a negative error number.
+///
+/// # Safety
+/// `object` is a statistics file's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rekvm_rs_stats_read(object: Data, to: u64, bytes: usize, offset: u64) -> i64 {
+    // SAFETY: as the caller promises; the descriptor keeps it alive.
+    let file = unsafe { &*object.cast::<StatsFile<Cpu>>() };
+    returned(read_stats(file, to, bytes, offset))
+}
+
+fn read_stats(file: &StatsFile<Cpu>, to: u64, bytes: usize, offset: u64) -> Result<i32, Errno> {
+    let mut done = 0;
+    let mut part = [0; 256];
+    while done < bytes {
+        let want = part.len().min(bytes - done);
+        let got = file.read_at(offset.wrapping_add(done as u64), part.get_mut(..want).unwrap_or_default());
+        if got == 0 {
+            break;
+        }
+        ClientMemory::copy_to(Hva::of_client(to)?.add(done as u64), part.get(..got).unwrap_or_default())?;
+        done += got;
+    }
+    Ok(i32::try_from(done).unwrap_or(i32::MAX))
+}
+
+/// The last reference to a statistics file's descriptor is gone.
+///
+/// # Safety
+/// `object` is a statistics file's, and not used any more.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rekvm_rs_stats_release(object: Data) {
+    // SAFETY: as the caller promises; made by `descriptor`.
+    drop(unsafe { Box::from_raw(object.cast::<StatsFile<Cpu>>()) });
+}

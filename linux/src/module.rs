@@ -1,0 +1,119 @@
+//! Loading and unloading, and processors that come and go.
+use core::sync::atomic::{AtomicPtr, Ordering::SeqCst};
+
+use alloc::boxed::Box;
+use hv::{Errno, Kvm, backend::Backend};
+use platform::{
+    Atomic, Level, MaySleep, Platform,
+    fallible::try_box,
+    hardware::{Processors, Refusal},
+};
+
+use crate::{Cpu, device, errno, glue, heap, platform::Linux};
+
+/// The back end, from before the first processor is switched on until after the last is off.
+static CPUS: AtomicPtr<Cpu> = AtomicPtr::new(core::ptr::null_mut());
+
+fn cpus() -> Option<&'static Cpu> {
+    // SAFETY: null, or valid while processors are switched on and off, see `unload`.
+    unsafe { CPUS.load(SeqCst).as_ref() }
+}
+
+fn forget_cpus() {
+    let cpus = CPUS.swap(core::ptr::null_mut(), SeqCst);
+    if !cpus.is_null() {
+        // SAFETY: made by `load`, and taken out once.
+        drop(unsafe { Box::from_raw(cpus) });
+    }
+}
+
+fn errno_of(refusal: Refusal) -> Errno {
+    match refusal {
+        Refusal::NotThere | Refusal::DisabledByFirmware => Errno::EOPNOTSUPP,
+        Refusal::AlreadyInUse => Errno::EBUSY,
+        Refusal::OutOfMemory => Errno::ENOMEM,
+    }
+}
+
+/// Makes the device, or says in the log why not. What has been switched on is off again if it fails.
+fn load() -> Result<(), Errno> {
+    let cx = MaySleep::at_entry();
+    if glue::rekvm_npt {
+        Linux::log(Level::Error, format_args!("not loaded: nested paging is not built yet (npt=0 is)"));
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let cpu = Cpu::new(svm::Options { npt: glue::rekvm_npt }, &cx).map_err(|refusal| {
+        Linux::log(Level::Error, format_args!("not loaded: {refusal}"));
+        errno_of(refusal)
+    })?;
+    let paging = if cpu.nested() { "nested" } else { "shadow" };
+    CPUS.store(Box::into_raw(try_box(cpu.clone())?), SeqCst);
+    errno::check(glue::rekvm_processors_enable()).inspect_err(|errno| {
+        Linux::log(Level::Error, format_args!("not loaded: cannot switch virtualization on (error {})", errno.0));
+    })?;
+    let result = Kvm::new(cpu, &cx).and_then(|kvm| {
+        device::publish(try_box(kvm)?);
+        errno::check(glue::rekvm_device_register()).inspect_err(|_| {
+            Linux::log(Level::Error, format_args!("not loaded: another module has /dev/kvm"));
+        })
+    });
+    match result {
+        Ok(()) => Linux::log(Level::Info, format_args!("guests run on {} with {paging} paging", Cpu::NAME)),
+        Err(_) => {
+            device::withdraw();
+            glue::rekvm_processors_disable();
+        }
+    }
+    result
+}
+
+/// `insmod`: zero or a negative error number.
+#[unsafe(no_mangle)]
+extern "C" fn rekvm_rs_init() -> i32 {
+    match load() {
+        Ok(()) => 0,
+        Err(errno) => {
+            forget_cpus();
+            report_leaks();
+            -errno.0
+        }
+    }
+}
+
+/// `rmmod`: nobody has a descriptor any more.
+#[unsafe(no_mangle)]
+extern "C" fn rekvm_rs_exit() {
+    glue::rekvm_device_deregister();
+    device::withdraw();
+    glue::rekvm_processors_disable();
+    forget_cpus();
+    report_leaks();
+    Linux::log(Level::Info, format_args!("unloaded, {} allocations left", heap::live()));
+}
+
+fn report_leaks() {
+    if heap::live() != 0 {
+        Linux::log(Level::Error, format_args!("{} allocations were not given back", heap::live()));
+    }
+}
+
+/// Switches virtualization on for processor `cpu`, which runs this with interrupts off. Zero, or a negative error number.
+#[unsafe(no_mangle)]
+extern "C" fn rekvm_rs_cpu_enable(cpu: u32) -> i32 {
+    let Some(cpus) = cpus() else { return -Errno::ENODEV.0 };
+    match cpus.enable(cpu as usize, &Atomic::at_entry()) {
+        Ok(()) => 0,
+        Err(refusal) => {
+            Linux::log(Level::Error, format_args!("processor {cpu}: {refusal}"));
+            -errno_of(refusal).0
+        }
+    }
+}
+
+/// Switches it off.
+#[unsafe(no_mangle)]
+extern "C" fn rekvm_rs_cpu_disable(cpu: u32) {
+    if let Some(cpus) = cpus() {
+        cpus.disable(cpu as usize, &Atomic::at_entry());
+    }
+}

@@ -1,0 +1,187 @@
+//! The Linux kernel as the machine that hosts guests.
+use core::{arch::asm, fmt, fmt::Write, marker::PhantomData};
+
+use platform::{
+    Atomic, BadAddress, Hardware, HostFrame, Hva, Level, MaySleep, Platform, TimerCallback, hardware::Mitigations,
+};
+
+use crate::{
+    eventfd::KernelEventFd,
+    fpu::KernelFpu,
+    glue,
+    lock::{KernelMutex, KernelSpin},
+    memory::{self, ClientMemory},
+    pages::{KernelFrames, KernelTable, MappedPages},
+    timer::HrTimer,
+    wait::Thread,
+};
+
+/// The kernel that the module is loaded into.
+pub enum Linux {}
+
+/// While it lives, preemption is off.
+pub struct Pin(PhantomData<*mut ()>);
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        // SAFETY: switched off by whoever made this, on this thread.
+        unsafe { glue::rekvm_preempt_enable() };
+    }
+}
+
+impl Platform for Linux {
+    type Memory = ClientMemory;
+    type Pages = MappedPages;
+    type EventFd = KernelEventFd;
+    type RawMutex = KernelMutex;
+    type RawSpin = KernelSpin;
+    type Waiter = Thread;
+    type Timer<C: TimerCallback> = HrTimer<C>;
+    type TablePage = KernelTable;
+    type Pin = Pin;
+
+    fn now_ns() -> u64 {
+        glue::rekvm_now_ns()
+    }
+
+    fn wall_clock_ns() -> u64 {
+        glue::rekvm_wall_clock_ns()
+    }
+
+    #[inline]
+    fn tsc() -> u64 {
+        let (low, high): (u32, u32);
+        // SAFETY: every processor that this runs on has RDTSC, and the kernel may use it.
+        unsafe { asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
+        u64::from(low) | u64::from(high) << 32
+    }
+
+    fn tsc_khz() -> u32 {
+        glue::rekvm_tsc_khz()
+    }
+
+    fn random(buf: &mut [u8]) {
+        // SAFETY: `buf` is valid for writes of its length.
+        unsafe { glue::rekvm_random(buf.as_mut_ptr(), buf.len()) };
+    }
+
+    #[inline]
+    fn signal_pending() -> bool {
+        glue::rekvm_signal_pending()
+    }
+
+    #[inline]
+    fn relax(_cx: &MaySleep) {
+        if glue::rekvm_work_pending() {
+            glue::rekvm_work();
+        }
+        glue::rekvm_cond_resched();
+    }
+
+    #[inline]
+    fn pin() -> Pin {
+        // SAFETY: switched on again when the answer goes.
+        unsafe { glue::rekvm_preempt_disable() };
+        Pin(PhantomData)
+    }
+
+    fn host_frame(hva: Hva, write: bool, cx: &MaySleep) -> Result<HostFrame, BadAddress> {
+        memory::host_frame(hva, write, cx)
+    }
+
+    fn log(level: Level, message: fmt::Arguments<'_>) {
+        let mut line = Line { text: [0; LINE], len: 0 };
+        // What does not fit is cut off.
+        let _ = line.write_fmt(message);
+        let (text, len) = (line.text.as_ptr(), line.len as i32);
+        // SAFETY: the first `len` bytes at `text` are the line.
+        unsafe {
+            match level {
+                Level::Error => glue::rekvm_log_error(text, len),
+                Level::Warning => glue::rekvm_log_warning(text, len),
+                Level::Info => glue::rekvm_log_info(text, len),
+            }
+        }
+    }
+}
+
+/// Most bytes of a line of the log.
+const LINE: usize = 256;
+
+/// A line on the stack.
+struct Line {
+    text: [u8; LINE],
+    len: usize,
+}
+
+impl Write for Line {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        let room = self.text.get_mut(self.len..).unwrap_or_default();
+        let fits = room.len().min(s.len());
+        for (to, from) in room.iter_mut().zip(s.bytes()) {
+            *to = from;
+        }
+        self.len += fits;
+        Ok(())
+    }
+}
+
+impl Hardware for Linux {
+    type Frames = KernelFrames;
+    type GuestFpu = KernelFpu;
+
+    fn cpu(_cx: &Atomic) -> usize {
+        glue::rekvm_cpu() as usize
+    }
+
+    fn cpus() -> usize {
+        glue::rekvm_cpus() as usize
+    }
+
+    #[inline]
+    fn irqs_off(_cx: &Atomic) {
+        glue::rekvm_irqs_off();
+    }
+
+    #[inline]
+    fn irqs_on(_cx: &Atomic) {
+        glue::rekvm_irqs_on();
+        // A tick that has just come is the guest's time.
+        if glue::rekvm_in_guest_time() {
+            glue::rekvm_irqs_off();
+            glue::rekvm_guest_time_ends();
+            glue::rekvm_irqs_on();
+        }
+    }
+
+    #[inline]
+    fn must_leave(_cx: &Atomic) -> bool {
+        glue::rekvm_work_pending()
+    }
+
+    #[inline]
+    fn guest_begins(_cx: &Atomic) {
+        glue::rekvm_guest_time_begins();
+        glue::rekvm_guest_begins();
+    }
+
+    #[inline]
+    fn guest_ended(_cx: &Atomic) {
+        glue::rekvm_guest_ended();
+    }
+
+    fn machine_check(_cx: &Atomic) {
+        glue::rekvm_machine_check();
+    }
+
+    fn mitigations() -> Mitigations {
+        let bits = glue::rekvm_mitigations();
+        Mitigations {
+            ibpb: bits & 1 != 0,
+            fill_rsb: bits & 2 != 0,
+            clear_buffers: bits & 4 != 0,
+            untrain_returns: bits & 8 != 0,
+            spec_ctrl: (bits & 16 != 0).then(|| glue::rekvm_spec_ctrl()),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! A VM and the address space that its guest's memory lies in: that of the process that made it. Only that process may
+//! use it, and the VM hears of every change of that address space (MMU notifier) until it goes.
+use core::{
+    ffi::c_void,
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+use hv::Errno;
+use platform::{Hva, fallible::Shared};
+
+use crate::{
+    Cpu, errno,
+    glue::{self, Data, Opaque},
+    heap::Raw,
+};
+
+/// See the module.
+pub struct Bound {
+    vm: hv::Vm<Cpu>,
+    listener: Raw,
+    listening: AtomicBool,
+    /// Compared only.
+    process: *const Opaque,
+}
+
+// SAFETY: the pointer is compared only; the rest is shared already.
+unsafe impl Send for Bound {}
+// SAFETY: as above.
+unsafe impl Sync for Bound {}
+
+impl Bound {
+    /// Binds `vm` to the calling process.
+    pub fn new(vm: hv::Vm<Cpu>) -> Result<Shared<Self>, Errno> {
+        let listener = Raw::new(glue::rekvm_listener_size)?;
+        let process = glue::rekvm_current_mm();
+        let bound = Shared::try_new(Self { vm, listener, listening: AtomicBool::new(false), process })?;
+        let object = (&raw const *bound).cast_mut().cast::<c_void>();
+        // SAFETY: the room is as large as a listener, and the object stays where it is until it listens no more.
+        errno::check(unsafe { glue::rekvm_listen(bound.listener.at(), object) })?;
+        bound.listening.store(true, Relaxed);
+        Ok(bound)
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &hv::Vm<Cpu> {
+        &self.vm
+    }
+
+    /// Refuses processes other than the one that made the VM.
+    pub fn check(&self) -> Result<(), Errno> {
+        if glue::rekvm_current_mm() == self.process { Ok(()) } else { Err(Errno::EIO) }
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if *self.listening.get_mut() {
+            // SAFETY: listens; no callback runs when this returns.
+            unsafe { glue::rekvm_unlisten(self.listener.at()) };
+        }
+    }
+}
+
+/// # Safety
+/// `object` was given to `rekvm_listen`, and listens.
+unsafe fn bound<'a>(object: Data) -> &'a Bound {
+    // SAFETY: as the caller promises.
+    unsafe { &*object.cast::<Bound>() }
+}
+
+fn range(start: u64, end: u64) -> Range<Hva> {
+    Hva(start)..Hva(end)
+}
+
+/// The client's pages in a range are about to change.
+///
+/// # Safety
+/// See [`bound`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rekvm_rs_invalidate_begin(object: Data, start: u64, end: u64) {
+    // SAFETY: as the caller promises.
+    unsafe { bound(object) }.vm.invalidate_begin(range(start, end));
+}
+
+/// They have changed.
+///
+/// # Safety
+/// See [`bound`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rekvm_rs_invalidate_end(object: Data) {
+    // SAFETY: as the caller promises.
+    unsafe { bound(object) }.vm.invalidate_end();
+}
+
+/// Whether the guest has used a page in a range since this was last asked with `take`.
+///
+/// # Safety
+/// See [`bound`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rekvm_rs_young(object: Data, start: u64, end: u64, take: bool) -> bool {
+    // SAFETY: as the caller promises.
+    unsafe { bound(object) }.vm.pages_are_young(range(start, end), take)
+}
