@@ -2,6 +2,7 @@
 /* Locks, sleeping and waking, timers, clocks, signals, the log. */
 #include <linux/entry-kvm.h>
 #include <linux/hrtimer.h>
+#include <linux/kvm_host.h>
 #include <linux/mutex.h>
 #include <linux/random.h>
 #include <linux/rcupdate.h>
@@ -163,7 +164,11 @@ bool rekvm_work_pending(void)
 /* Does that work, but for signals. */
 void rekvm_work(void)
 {
-	xfer_to_guest_mode_handle_work(NULL);
+	/* A signal is noted in a vCPU of Linux's, which nobody looks at. */
+	static struct kvm_run run;
+	static struct kvm_vcpu nobody = { .run = &run };
+
+	xfer_to_guest_mode_handle_work(&nobody);
 }
 
 void rekvm_cond_resched(void)

@@ -286,23 +286,26 @@ pub fn host_frame(hva: Hva, write: bool, _cx: &MaySleep) -> Result<HostFrame, Ba
     let at = hva.0 & !0xfff;
     if is_own(hva) {
         // SAFETY: the memory is there as long as the VM that owns it.
-        return Ok(HostFrame { hpa: unsafe { glue::rekvm_vmalloc_hpa(at) }, writable: true });
+        return Ok(HostFrame { hpa: unsafe { glue::rekvm_vmalloc_hpa(at) }, writable: true, shift: PAGE_SHIFT });
     }
     if let Some(page) = Page::new(glue::rekvm_client_page(at, write)) {
         let hpa = page.hpa();
-        return Ok(HostFrame { hpa, writable: write || writable_now(at, hpa) });
+        return Ok(HostFrame { hpa, writable: write || writable_now(at, hpa), shift: PAGE_SHIFT });
     }
     let (mut hpa, mut writable) = (0, false);
     // The place in the client's tables may change a few times before it stays.
     for _ in 0..4 {
         match glue::rekvm_client_frame(at, write, &mut hpa, &mut writable) {
-            0 if writable || !write => return Ok(HostFrame { hpa, writable }),
+            0 if writable || !write => return Ok(HostFrame { hpa, writable, shift: PAGE_SHIFT }),
             0 | AGAIN => {}
             _ => break,
         }
     }
     Err(BadAddress)
 }
+
+/// Every page for itself, however large the host's mapping of it is.
+const PAGE_SHIFT: u32 = 12;
 
 /// EAGAIN, negative.
 const AGAIN: i32 = -11;

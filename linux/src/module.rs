@@ -49,7 +49,8 @@ fn load() -> Result<(), Errno> {
     let paging = if cpu.nested() { "nested" } else { "shadow" };
     CPUS.store(Box::into_raw(try_box(cpu.clone())?), SeqCst);
     errno::check(glue::rekvm_processors_enable()).inspect_err(|errno| {
-        Linux::log(Level::Error, format_args!("not loaded: cannot switch virtualization on (error {})", errno.0));
+        let why = if *errno == Errno::EBUSY { "another hypervisor's module is loaded" } else { "see above" };
+        Linux::log(Level::Error, format_args!("not loaded: {why} (error {})", errno.0));
     })?;
     let result = Kvm::new(cpu, &cx).and_then(|kvm| {
         device::publish(try_box(kvm)?);
