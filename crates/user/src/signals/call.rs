@@ -98,14 +98,17 @@ impl Drop for Call {
             DEPTH.set(depth);
             return;
         }
-        // A signal that comes before this is deferred, one that comes after it is the client's at once.
-        NOTED.set(false);
-        DEPTH.set(0);
-        compiler_fence(Ordering::SeqCst);
-        let deferred = DEFERRED.take();
+        // What only the mask of KVM_SET_SIGNAL_MASK lets through must not come to the client's handler: first that mask
+        // goes.
         if let Some(outside) = self.outside {
             set_mask(libc::SIG_SETMASK, outside);
-        } else if deferred != 0 {
+        }
+        // A signal that comes before this is deferred, one that comes after it is the client's at once.
+        DEPTH.set(0);
+        compiler_fence(Ordering::SeqCst);
+        NOTED.set(false);
+        let deferred = DEFERRED.take() & !self.outside.unwrap_or(0);
+        if deferred != 0 {
             set_mask(libc::SIG_UNBLOCK, deferred);
         }
     }
