@@ -7,7 +7,7 @@ use std::{panic::catch_unwind, sync::Arc, thread, vec::Vec};
 use x86::{Cr0, Cr4, Efer, exception::pf};
 
 use crate::{
-    backend::{BackendVcpu, CrOp, Exit, FlushTlb, Groups, Translation},
+    backend::{Access, BackendVcpu, CrOp, Exit, FlushTlb, Groups, Translation},
     testing::{CODE, Machine, cx, script::Note},
 };
 
@@ -213,4 +213,28 @@ fn tables_beyond_a_new_bound_outlive_the_stay_too() {
     m.vm.ioctl(KVM_SET_NR_MMU_PAGES, 1000, &cx()).unwrap();
     let change = || _ = m.vm.ioctl(KVM_SET_NR_MMU_PAGES, 64, &cx()).unwrap();
     outlive_a_stay(&m, |root| below(below(root, 0..1)[0], 1..=SLOTS as usize), change);
+}
+
+#[test]
+fn small_nested_tables_outlive_the_stay_when_their_log_ends() {
+    const AT: u64 = 0x20_0000;
+    let m = Machine::on(Translation::Nested);
+    let set = |flags| {
+        let (size, ram) = (0x2000, m.ram.at());
+        let mut region =
+            KvmUserspaceMemoryRegion { slot: 1, flags, guest_phys_addr: AT, memory_size: size, userspace_addr: ram };
+        m.vm_ioctl(KVM_SET_USER_MEMORY_REGION, &mut region).unwrap();
+    };
+    set(KVM_MEM_LOG_DIRTY_PAGES);
+    m.script.exit(Exit::NestedPageFault { gpa: AT, access: Access::Read, table_walk: false });
+    outlive_a_stay(&m, |root| below(below(below(root, 0..1)[0], 0..1)[0], 1..2), || set(0));
+}
+
+#[test]
+fn nested_tables_that_a_vcpu_walks_for_the_first_time() {
+    let m = Machine::on(Translation::Nested);
+    again(&m);
+    let notes = m.script.take_notes();
+    let until_entry = notes.iter().take_while(|note| **note != Note::Entered);
+    assert!(until_entry.into_iter().any(|note| *note == Note::Flushed(FlushTlb::Physical)), "{notes:?}");
 }
