@@ -369,12 +369,18 @@ pub(crate) fn jump_page(linear: u64) -> (usize, u64) {
 }
 
 impl<P: Platform> BackendVcpu<P> for SoftVcpu<P> {
+    type Vectors = Native;
+
     fn registers(&mut self, _need: Groups) -> &CpuState {
         &self.state
     }
 
     fn registers_mut(&mut self, _change: Groups) -> &mut CpuState {
         &mut self.state
+    }
+
+    fn registers_and_vectors(&mut self, _change: Groups) -> (&mut CpuState, Option<&mut Native>) {
+        (&mut self.state, Some(&mut self.native))
     }
 
     fn set_features(&mut self, features: Features, xcr0: u64, physical_bits: u32) {

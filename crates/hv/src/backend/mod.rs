@@ -1,6 +1,7 @@
 //! The seam towards processors.
 mod event;
 mod exit;
+mod vector;
 
 use core::sync::atomic::AtomicU32;
 
@@ -9,6 +10,7 @@ pub use event::{Event, EventKind};
 pub use exit::{Access, CrOp, Exit, PioExit};
 use mmu::{AddressSpace, shadow::Root};
 use platform::{Atomic, MaySleep, OutOfMemory, Platform};
+pub use vector::VectorUnit;
 use x86::{CpuState, Features};
 
 /// Groups of registers, as a hardware back end fetches and writes them.
@@ -117,11 +119,16 @@ pub trait Backend: Sized + Send + Sync + 'static {
 
 /// One guest processor of a back end. Its owner (the thread inside a vCPU ioctl) is the only one who reaches it.
 pub trait BackendVcpu<P: Platform>: Send + 'static {
+    /// What executes vector and x87 arithmetic outside of [`Self::enter`]; `Infallible` if nothing does.
+    type Vectors: VectorUnit;
+
     /// The registers; the groups in `need` are up to date, others may be stale.
     fn registers(&mut self, need: Groups) -> &CpuState;
     /// The registers to be changed; the groups in `change` are up to date, and what is written to them takes effect
     /// at the next entry. The caller calls `CpuState::refresh` when mode or privilege may have changed.
     fn registers_mut(&mut self, change: Groups) -> &mut CpuState;
+    /// The same, and what executes vector instructions on them.
+    fn registers_and_vectors(&mut self, change: Groups) -> (&mut CpuState, Option<&mut Self::Vectors>);
     /// The guest's CPUID changed.
     fn set_features(&mut self, features: Features, xcr0: u64, physical_bits: u32);
     /// Guest TSC = host TSC * ratio >> 48 + offset. A ratio of 1 << 48 means no scaling.

@@ -7,7 +7,7 @@ use x86::{CpuState, Exception, Features, Vector, exception::pf, flags, paging::P
 
 use super::{DeviceAccess, Transaction};
 use crate::{
-    backend::{Backend, BackendVcpu, Groups},
+    backend::{Backend, BackendVcpu, VectorUnit},
     stats::Counter,
     vcpu::{Inner, LocalApic, RunPage, Tsc, VcpuShared},
     vm::{Space, VmShared},
@@ -60,7 +60,7 @@ impl Loaded {
 }
 
 /// A vCPU for the length of one instruction.
-pub(crate) struct Guest<'a, P: Platform> {
+pub(crate) struct Guest<'a, P: Platform, V> {
     pub(super) state: &'a mut CpuState,
     pub(super) vm: &'a VmShared<P>,
     shared: &'a VcpuShared<P>,
@@ -79,6 +79,7 @@ pub(crate) struct Guest<'a, P: Platform> {
     pub(super) payload: u64,
     pub(super) notes: Notes,
     loaded: Option<Loaded>,
+    vectors: Option<&'a mut V>,
 }
 
 /// Offset of the task priority register in the local APIC's page.
@@ -91,19 +92,24 @@ struct Piece {
     len: usize,
 }
 
-impl<'a, P: Platform> Guest<'a, P> {
+impl<'a, P: Platform, V> Guest<'a, P, V> {
     /// vCPU number `reader`, whose parts are borrowed one by one. Of its registers those in `groups` may be changed; the
     /// others are as the last look at them found them.
-    pub(super) fn new<B: Backend<Platform = P>>(
+    pub(super) fn new<B>(
         inner: &'a mut Inner<B>,
         groups: Groups,
         vm: &'a VmShared<P>,
         shared: &'a VcpuShared<P>,
         reader: usize,
         page: RunPage<P>,
-    ) -> Self {
+    ) -> Self
+    where
+        B: Backend<Platform = P>,
+        B::Vcpu: BackendVcpu<P, Vectors = V>,
+    {
+        let (state, vectors) = inner.cpu.registers_and_vectors(groups);
         Self {
-            state: inner.cpu.registers_mut(groups),
+            state,
             vm,
             shared,
             reader,
@@ -119,6 +125,7 @@ impl<'a, P: Platform> Guest<'a, P> {
             payload: 0,
             notes: Notes::default(),
             loaded: None,
+            vectors,
         }
     }
 
@@ -395,7 +402,7 @@ fn bytes_of<T: Word>(value: T) -> [u8; 16] {
     (u128::from(value.low()) | u128::from(value.high()) << 64).to_le_bytes()
 }
 
-impl<P: Platform> Cpu for Guest<'_, P> {
+impl<P: Platform, V: VectorUnit> Cpu for Guest<'_, P, V> {
     /// The log of device accesses is of one element: registers are committed behind each.
     const ELEMENTS: u64 = 1;
 
@@ -557,7 +564,10 @@ impl<P: Platform> Cpu for Guest<'_, P> {
         self.notes.after = Some(exception);
     }
 
-    fn vector(&mut self, _op: &Op<Self>, _memory: Option<u64>) -> Res {
-        Err(self.stop(Why::Unsupported))
+    fn vector(&mut self, op: &Op<Self>, memory: Option<u64>) -> Res {
+        let Some(unit) = self.vectors.take() else { return Err(self.stop(Why::Unsupported)) };
+        let result = unit.execute(self, op, memory);
+        self.vectors = Some(unit);
+        result
     }
 }

@@ -12,12 +12,12 @@ use super::{
     Bulk,
     guest::{Guest, Why},
 };
-use crate::{vcpu::PIO_DATA, vm::Space};
+use crate::{backend::VectorUnit, vcpu::PIO_DATA, vm::Space};
 
 /// Bytes that are copied at a time.
 const CHUNK: usize = 256;
 
-impl<P: Platform> Guest<'_, P> {
+impl<P: Platform, V: VectorUnit> Guest<'_, P, V> {
     /// Whether all accesses to this port go to the client.
     fn port_is_clients(&self, port: u16, size: u8) -> bool {
         let (vm, reader, at, len) = (self.vm, self.reader, port.into(), size.into());

@@ -129,12 +129,17 @@ pub(crate) struct ScriptedVcpu {
 }
 
 impl BackendVcpu<Host> for ScriptedVcpu {
+    type Vectors = core::convert::Infallible;
+
     fn registers(&mut self, _need: Groups) -> &CpuState {
         &self.state
     }
     fn registers_mut(&mut self, change: Groups) -> &mut CpuState {
         *self.script.fpu_looks.lock().unwrap() += u64::from(change.0 & Groups::FPU.0 != 0);
         &mut self.state
+    }
+    fn registers_and_vectors(&mut self, change: Groups) -> (&mut CpuState, Option<&mut Self::Vectors>) {
+        (self.registers_mut(change), None)
     }
     fn set_features(&mut self, _features: Features, _xcr0: u64, _physical_bits: u32) {}
     fn set_tsc(&mut self, offset: u64, ratio: u64) {

@@ -33,6 +33,7 @@
 use std::{io, ptr::NonNull};
 
 use emulate::{Access, Cpu, Op, Res, Stop};
+use hv::backend::VectorUnit;
 use platform::fallible;
 
 mod assemble;
@@ -116,6 +117,26 @@ pub fn execute<C: Host>(cpu: &mut C, op: &Op<C>, memory: Option<u64>) -> Res {
     let native = cpu.native();
     let context = native.context;
     let stub = native.stubs.find(op).ok_or(Stop::UD)?;
+    run(cpu, context, stub, op, memory, |cpu| cpu.native().stubs.find_complete(op))
+}
+
+impl VectorUnit for Native {
+    fn execute<C: Cpu>(&mut self, cpu: &mut C, op: &Op<C>, memory: Option<u64>) -> Res {
+        let stub = self.stubs.find(op).ok_or(Stop::UD)?;
+        run(cpu, self.context, stub, op, memory, |_| self.stubs.find_complete(op))
+    }
+}
+
+/// Runs `stub`, which belongs to `op`; `complete` finds the one that works under all conditions.
+#[inline(always)]
+fn run<C: Cpu>(
+    cpu: &mut C,
+    context: NonNull<Context>,
+    stub: Stub,
+    op: &Op<C>,
+    memory: Option<u64>,
+    complete: impl FnOnce(&mut C) -> Option<Stub>,
+) -> Res {
     match stub.kind {
         Kind::Plain => {
             load_operand(cpu, context, op, memory)?;
@@ -148,7 +169,7 @@ pub fn execute<C: Host>(cpu: &mut C, op: &Op<C>, memory: Option<u64>) -> Res {
             simd::commit(cpu, context);
             Ok(())
         }
-        Kind::Light | Kind::LightStore => x87::execute_light(cpu, context, stub, op, memory),
+        Kind::Light | Kind::LightStore => x87::execute_light(cpu, context, stub, op, memory, complete),
         Kind::X87 | Kind::X87Store => x87::execute(cpu, context, stub, op, memory),
     }
 }

@@ -9,7 +9,7 @@ use emulate::{Cpu, Op, Res, Stop, fpu::registers};
 use x86::{Fpu, Vector, flags};
 
 use super::{
-    Host, assemble, call,
+    assemble, call,
     context::Context,
     load_operand, simd, store_operand,
     stubs::{Kind, Stub},
@@ -22,16 +22,17 @@ const NO_STORE: u16 = 0x1f;
 const EXCEPTIONS: u16 = 0x3f;
 
 /// Executes an instruction on its operands alone, if [`super::light`] allows it now.
-pub(super) fn execute_light<C: Host>(
+pub(super) fn execute_light<C: Cpu>(
     cpu: &mut C,
     context: NonNull<Context>,
     stub: Stub,
     op: &Op<C>,
     memory: Option<u64>,
+    complete: impl FnOnce(&mut C) -> Option<Stub>,
 ) -> Res {
     let legacy = &cpu.state().fpu.legacy;
     if !stub.light.hold(legacy.fcw, legacy.fsw, legacy.ftw) {
-        let stub = cpu.native().stubs.find_complete(op).ok_or(Stop::UD)?;
+        let stub = complete(cpu).ok_or(Stop::UD)?;
         return execute(cpu, context, stub, op, memory);
     }
     if stub.kind == Kind::Light {

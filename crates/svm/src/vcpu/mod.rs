@@ -299,6 +299,9 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
 }
 
 impl<P: Hardware, I: Instructions> BackendVcpu<P> for AmdVcpu<P, I> {
+    /// A kernel does not lend its FPU.
+    type Vectors = core::convert::Infallible;
+
     fn registers(&mut self, need: Groups) -> &CpuState {
         self.guest.fetch(need);
         &self.guest.state
@@ -308,6 +311,10 @@ impl<P: Hardware, I: Instructions> BackendVcpu<P> for AmdVcpu<P, I> {
         self.guest.fetch(change);
         self.guest.changed = self.guest.changed.and(change);
         &mut self.guest.state
+    }
+
+    fn registers_and_vectors(&mut self, change: Groups) -> (&mut CpuState, Option<&mut Self::Vectors>) {
+        (self.registers_mut(change), None)
     }
 
     /// What a guest may use is the same for all: the intercepts keep it from what it is not offered.
