@@ -10,9 +10,12 @@ use crate::{MaySleep, OutOfMemory};
 pub struct Hva(pub u64);
 
 impl Hva {
-    /// An address that a client names: one in its own half of the address space.
+    /// Where a client's addresses end, as on Linux with four levels of page tables, which leaves the last page out.
+    pub const CLIENT_END: Self = Self(0x7fff_ffff_f000);
+
+    /// An address that a client names: one in its own part of the address space.
     pub const fn of_client(address: u64) -> Result<Self, BadAddress> {
-        if address >> 63 == 0 { Ok(Self(address)) } else { Err(BadAddress) }
+        if address < Self::CLIENT_END.0 { Ok(Self(address)) } else { Err(BadAddress) }
     }
 
     /// The address `bytes` further on; wraps, and a wrapped address fails when it is used.

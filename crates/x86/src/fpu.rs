@@ -6,8 +6,6 @@ pub const MXCSR_RESET: u32 = 0x1f80;
 pub const MXCSR_MASK: u32 = 0xffff;
 /// x87 control word after FNINIT.
 pub const FCW_INIT: u16 = 0x37f;
-/// x87 control word after reset (SDM vol. 3, table 9-1).
-pub const FCW_RESET: u16 = 0x40;
 
 /// The first 512 bytes: what FXSAVE64 stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -127,7 +127,8 @@ pub struct CpuState {
 }
 
 impl CpuState {
-    /// The state after reset (SDM vol. 3, table 9-1); `signature` is CPUID.1:EAX, which RDX shows.
+    /// The state after reset (SDM vol. 3, table 9-1); `signature` is CPUID.1:EAX, which RDX shows. The x87 is as FNINIT
+    /// leaves it, where all of Linux's vCPUs begin: a processor's would hold zeros, with a control word of 0x40.
     pub fn reset(signature: u32) -> Self {
         let data = Segment::real(0, 0);
         let mut code = Segment::real(0xf000, 0);
@@ -136,9 +137,6 @@ impl CpuState {
         let system = |typ| Segment { selector: 0, attr: Attr(Attr::P | typ), limit: 0xffff, base: 0 };
         let mut gpr = [0; 16];
         gpr[2] = signature as u64;
-        let mut fpu = Fpu::default();
-        fpu.legacy.fcw = crate::fpu::FCW_RESET;
-        fpu.legacy.ftw = 0xff;
         let mut state = Self {
             gpr,
             rip: 0xfff0,
@@ -171,7 +169,7 @@ impl CpuState {
             sysenter_esp: 0,
             sysenter_eip: 0,
             tsc_aux: 0,
-            fpu,
+            fpu: Fpu::default(),
         };
         state.refresh();
         state

@@ -48,7 +48,7 @@ impl<B: Backend> Run<'_, B> {
                     if self.ask_client()? == Step::ToClient {
                         return Ok(Step::ToClient);
                     }
-                    if self.only_finish || self.shared.requests.load(Relaxed) != 0 {
+                    if self.shared.requests.load(Relaxed) != 0 {
                         break;
                     }
                 }

@@ -9,6 +9,7 @@ use crate::{
     backend::Backend,
     cpuid::{self, Offer},
     msr, uaccess,
+    vcpu::MAX_MSRS,
 };
 
 type Mem<B> = <<B as Backend>::Platform as Platform>::Memory;
@@ -83,7 +84,7 @@ impl<B: Backend> Kvm<B> {
     /// KVM_GET_MSRS on the device: feature MSRs.
     fn get_feature_msrs(&self, arg: u64) -> Result<Outcome<B>, Errno> {
         let header: KvmMsrs = uaccess::get::<Mem<B>, _>(arg)?;
-        let mut entries = uaccess::get_tail::<Mem<B>, KvmMsrs, KvmMsrEntry>(arg, header.nmsrs, cpuid::MAX_ENTRIES)?;
+        let mut entries = uaccess::get_tail::<Mem<B>, KvmMsrs, KvmMsrEntry>(arg, header.nmsrs, MAX_MSRS)?;
         let mut done = 0;
         for entry in &mut entries {
             let Some(value) = msr::feature(entry.index, self.backend().arch_capabilities()) else { break };

@@ -155,19 +155,52 @@ fn immediate_exit_finishes_what_is_pending_first() {
 }
 
 #[test]
-fn immediate_exit_begins_no_other_iteration() {
+fn immediate_exit_is_looked_at_behind_the_last_iteration() {
     let m = machine(&[0xf3, 0xac]); // rep lodsb
     m.state(|s| (s.gpr[1], s.gpr[6]) = (3, 0));
     fault(&m, Access::Read);
     assert_eq!(mmio(&m), (DEVICE, 1, false, 0));
     m.answer_mmio(7);
     m.set_run_field(KVM_RUN_IMMEDIATE_EXIT_OFFSET as u64, 1u8);
+    for i in 1..3 {
+        assert_eq!(mmio(&m), (DEVICE + i, 1, false, 0));
+        m.answer_mmio(i + 7);
+    }
     assert_eq!(m.run(), Err(Errno::EINTR));
     let regs: KvmRegs = m.get(KVM_GET_REGS);
-    assert_eq!((regs.rax & 0xff, regs.rcx, regs.rsi, regs.rip), (7, 2, 1, CODE));
-    m.set_run_field(KVM_RUN_IMMEDIATE_EXIT_OFFSET as u64, 0u8);
+    assert_eq!((regs.rax & 0xff, regs.rcx, regs.rsi, regs.rip), (9, 0, 3, CODE + 2));
+}
+
+/// Linux loses the answer then, and with it what MOV has to load.
+#[test]
+fn registers_that_the_client_sets_while_a_read_is_pending_do_not_lose_the_answer() {
+    let m = machine(&[0x8b, 0x07]); // mov ax, [bx]
     fault(&m, Access::Read);
-    assert_eq!(mmio(&m), (DEVICE + 1, 1, false, 0));
+    mmio(&m);
+    let mut regs: KvmRegs = m.get(KVM_GET_REGS);
+    regs.rbp = 0x5555;
+    m.ioctl(KVM_SET_REGS, &mut regs).unwrap();
+    let mut sregs: KvmSregs = m.get(KVM_GET_SREGS);
+    m.ioctl(KVM_SET_SREGS, &mut sregs).unwrap();
+    m.answer_mmio(0x1234);
+    went_on(&m);
+    m.state(|s| assert_eq!((s.gpr[0] & 0xffff, s.gpr[5], s.rip), (0x1234, 0x5555, CODE + 2)));
+}
+
+/// Linux forgets the step when the client has to write (SDM vol. 3, 17.3.1.4: a trap behind each instruction).
+#[test]
+fn a_step_ends_behind_the_write_of_an_instruction() {
+    let m = machine(&[0x01, 0x07]); // add [bx], ax
+    let mut debug =
+        KvmGuestDebug { control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP, ..KvmGuestDebug::default() };
+    m.ioctl(KVM_SET_GUEST_DEBUG, &mut debug).unwrap();
+    m.state(|s| s.gpr[0] = 5);
+    fault(&m, Access::Write);
+    assert_eq!(mmio(&m), (DEVICE + 0x10, 2, false, 0));
+    m.answer_mmio(37);
+    assert_eq!(mmio(&m), (DEVICE + 0x10, 2, true, 42));
+    assert_eq!(m.run(), Ok(KVM_EXIT_DEBUG));
+    assert_eq!(m.get::<KvmRegs>(KVM_GET_REGS).rip, CODE + 2);
 }
 
 #[test]

@@ -16,7 +16,7 @@ const XSTATE_BV: usize = 512;
 /// Offset of the upper halves of the YMM registers.
 const YMM: usize = 576;
 
-/// KVM_GET_FPU.
+/// KVM_GET_FPU. It has a field for MXCSR, but on Linux neither call has ever used it.
 pub(crate) fn to_abi(fpu: &Fpu) -> KvmFpu {
     let l = &fpu.legacy;
     KvmFpu {
@@ -29,17 +29,16 @@ pub(crate) fn to_abi(fpu: &Fpu) -> KvmFpu {
         last_ip: l.fip,
         last_dp: l.fdp,
         xmm: l.xmm,
-        mxcsr: l.mxcsr,
+        mxcsr: 0,
         pad2: 0,
     }
 }
 
-/// KVM_SET_FPU. MXCSR bits that no processor has are dropped: clients of 2007 send uninitialised ones.
+/// KVM_SET_FPU, which leaves MXCSR alone.
 pub(crate) fn from_abi(fpu: &mut Fpu, f: &KvmFpu) {
     let l = &mut fpu.legacy;
     (l.st, l.fcw, l.fsw, l.ftw) = (f.fpr, f.fcw, f.fsw, f.ftwx);
     (l.fop, l.fip, l.fdp, l.xmm) = (f.last_opcode, f.last_ip, f.last_dp, f.xmm);
-    l.mxcsr = f.mxcsr & MXCSR_MASK;
 }
 
 /// KVM_GET_XSAVE into `bytes`, which are zero: standard form, every component of `supported` present.
@@ -51,7 +50,7 @@ pub(crate) fn to_xsave(fpu: &Fpu, supported: u64, bytes: &mut [u8]) {
     put(bytes, 6, &f.last_opcode.to_le_bytes());
     put(bytes, 8, &f.last_ip.to_le_bytes());
     put(bytes, 16, &f.last_dp.to_le_bytes());
-    put(bytes, 24, &f.mxcsr.to_le_bytes());
+    put(bytes, 24, &fpu.legacy.mxcsr.to_le_bytes());
     put(bytes, 28, &MXCSR_MASK.to_le_bytes());
     for (i, register) in f.fpr.iter().enumerate() {
         put(bytes, 32 + 16 * i, register);
@@ -139,6 +138,7 @@ fn get<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use x86::fpu::Legacy;
 
     const ALL: u64 = xcr0::X87 | xcr0::SSE | xcr0::AVX;
 
@@ -163,7 +163,7 @@ mod tests {
         let fpu = sample();
         let mut other = Fpu::default();
         from_abi(&mut other, &to_abi(&fpu));
-        assert_eq!(other.legacy, fpu.legacy);
+        assert_eq!(other.legacy, Legacy { mxcsr: MXCSR_RESET, ..fpu.legacy });
         let mut other = Fpu::default();
         from_xsave(&mut other, &area(&fpu, ALL), ALL).unwrap();
         assert_eq!(other, fpu);

@@ -43,6 +43,7 @@ pub(crate) use debug::KNOWN as GUEST_DEBUG;
 pub(crate) use events::Events;
 pub(crate) use mmu::VcpuMmu;
 pub(crate) use mp_state::MpState;
+pub(crate) use msr::MAX_MSRS;
 #[cfg(test)]
 pub(crate) use msr::is_active as is_active_msr;
 pub(crate) use nested_state::SIZE as NESTED_STATE_SIZE;

@@ -10,11 +10,14 @@ use super::{Inner, LocalApic, clock::ClockWriter, para_2007};
 use crate::{
     Errno, Outcome,
     backend::{Backend, BackendVcpu, FlushTlb, Groups},
-    cpuid::{MAX_ENTRIES, PV_CLOCK, PV_CLOCK_NEW},
+    cpuid::{PV_CLOCK, PV_CLOCK_NEW},
     msr::{By, Refused},
     uaccess,
     vm::VmShared,
 };
+
+/// Most registers of one call; Linux refuses 256 already.
+pub(crate) const MAX_MSRS: usize = 255;
 
 type Mem<B> = <<B as Backend>::Platform as Platform>::Memory;
 
@@ -209,6 +212,6 @@ impl<B: Backend> Inner<B> {
 
     fn msr_entries(arg: u64) -> Result<Vec<KvmMsrEntry>, Errno> {
         let header: KvmMsrs = uaccess::get::<Mem<B>, _>(arg)?;
-        uaccess::get_tail::<Mem<B>, KvmMsrs, KvmMsrEntry>(arg, header.nmsrs, MAX_ENTRIES)
+        uaccess::get_tail::<Mem<B>, KvmMsrs, KvmMsrEntry>(arg, header.nmsrs, MAX_MSRS)
     }
 }

@@ -39,8 +39,6 @@ pub(crate) struct Run<'a, B: Backend> {
     pub(super) window: bool,
     /// Exits of this call.
     exits: u32,
-    /// What is pending is finished, and nothing begun: not even the next iteration of a REP.
-    pub(crate) only_finish: bool,
 }
 
 /// The back end's counters are shown after so many exits that stay inside, and when KVM_RUN returns.
@@ -75,8 +73,7 @@ impl<B: Backend> Vcpu<B> {
         inner.ran = true;
         shared.stats.count(Counter::Runs);
         let in_use = shared.begin();
-        let mut run =
-            Run { inner, vm, shared, index: self.0.index, page, in_use, window, only_finish: false, exits: 0 };
+        let mut run = Run { inner, vm, shared, index: self.0.index, page, in_use, window, exits: 0 };
         run.inner.cpu.load(&Atomic::at_entry());
         let result = run.until_client(cx);
         run.inner.cpu.put(&Atomic::at_entry());
@@ -102,11 +99,10 @@ impl<B: Backend> Run<'_, B> {
             }
             self.inner.cpu.registers_mut(Groups::CONTROL).cr8 = cr8;
         }
-        self.only_finish = immediate_exit || B::Platform::signal_pending();
         if self.complete(cx)? == Step::ToClient {
             return Ok(());
         }
-        if self.only_finish || B::Platform::signal_pending() {
+        if immediate_exit || B::Platform::signal_pending() {
             return self.interrupted();
         }
         loop {

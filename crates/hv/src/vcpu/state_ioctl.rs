@@ -1,7 +1,7 @@
 //! Ioctls that read and replace the state of a vCPU.
 use abi::*;
 use irqchip::{LapicShared, lapic::StateError};
-use mmu::{Paging, walk::load_pdptes};
+use mmu::{Paging, Request, walk, walk::load_pdptes};
 use platform::Platform;
 use x86::{CpuState, Cr0, Cr4, Efer, Features, debug};
 
@@ -173,7 +173,7 @@ impl<B: Backend> Inner<B> {
         Ok(Outcome::OK)
     }
 
-    /// KVM_TRANSLATE (row A11).
+    /// KVM_TRANSLATE (row A11): a supervisor's read, which sets accessed bits as on Linux.
     pub(super) fn translate(
         &mut self,
         arg: u64,
@@ -184,7 +184,7 @@ impl<B: Backend> Inner<B> {
         let state = self.cpu.registers(Groups::CONTROL);
         let paging = Paging::new(state, self.features, self.physical_bits);
         let view = vm.space(self.smm.inside).view(reader).ok_or(Errno::EIO)?;
-        let found = mmu::translate(&view, &paging, answer.linear_address);
+        let found = walk(&view, &paging, answer.linear_address, Request::READ.lift_smap()).ok();
         drop(view);
         answer.physical_address = found.map_or(u64::MAX, |t| t.gpa);
         // As Linux has it, which tells no rights.

@@ -18,7 +18,6 @@ type Mem<B> = <<B as Backend>::Platform as Platform>::Memory;
 impl<B: Backend> Vm<B> {
     /// `ioctl` on a VM's descriptor.
     pub fn ioctl(&self, nr: u32, arg: u64, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
-        let none = || if arg == 0 { Ok(()) } else { Err(Errno::EINVAL) };
         match nr {
             KVM_CHECK_EXTENSION => Ok(Outcome::Value(self.kvm().check_extension(arg))),
             KVM_CREATE_VCPU => self.create_vcpu(arg, cx),
@@ -51,14 +50,8 @@ impl<B: Backend> Vm<B> {
             }
             KVM_SET_TSS_ADDR => self.set_tss_addr(arg),
             KVM_SET_IDENTITY_MAP_ADDR => self.set_identity_map_addr(arg),
-            KVM_CREATE_IRQCHIP => {
-                none()?;
-                self.create_irqchip(cx)
-            }
-            KVM_CREATE_PIT => {
-                none()?;
-                self.create_pit(None, cx)
-            }
+            KVM_CREATE_IRQCHIP => self.create_irqchip(cx),
+            KVM_CREATE_PIT => self.create_pit(None, cx),
             KVM_CREATE_PIT2 => self.create_pit(Some(arg), cx),
             KVM_IRQ_LINE => self.irq_line(arg, false),
             KVM_IRQ_LINE_STATUS => self.irq_line(arg, true),
@@ -86,14 +79,8 @@ impl<B: Backend> Vm<B> {
                 self.shared().settings.tsc_khz.store(khz, SeqCst);
                 Ok(Outcome::OK)
             }
-            KVM_GET_TSC_KHZ => {
-                none()?;
-                Ok(Outcome::Value(i32::try_from(self.shared().tsc_khz()).unwrap_or(i32::MAX)))
-            }
-            KVM_GET_STATS_FD => {
-                none()?;
-                Ok(Outcome::NewStats(StatsFile::new(self.clone(), None)))
-            }
+            KVM_GET_TSC_KHZ => Ok(Outcome::Value(i32::try_from(self.shared().tsc_khz()).unwrap_or(i32::MAX))),
+            KVM_GET_STATS_FD => Ok(Outcome::NewStats(StatsFile::new(self.clone(), None))),
             _ => Err(Errno::ENOTTY),
         }
     }

@@ -38,9 +38,8 @@ impl Region {
     /// Checks the argument of `KVM_SET_USER_MEMORY_REGION`.
     pub fn user(arg: &KvmUserspaceMemoryRegion) -> Result<Self, SlotError> {
         let hva = arg.userspace_addr;
-        // The client's half of its address space, as a canonical address.
         let end = hva.checked_add(arg.memory_size).ok_or(SlotError::Invalid)?;
-        if !hva.is_multiple_of(PAGE_SIZE) || (hva | end) >> 63 != 0 {
+        if !hva.is_multiple_of(PAGE_SIZE) || end > Hva::CLIENT_END.0 {
             return Err(SlotError::Invalid);
         }
         let allowed = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY;

@@ -110,7 +110,7 @@ pub fn walk_traced<M: TableMemory>(
     (result, trace)
 }
 
-/// KVM_TRANSLATE: where `gva` leads for a supervisor's read, without any change to the tables. None: nowhere.
+/// Where `gva` leads for a supervisor's read, without any change to the tables. None: nowhere.
 pub fn translate<M: TableMemory>(memory: &M, paging: &Paging, gva: u64) -> Option<Translation> {
     let request = Request::READ.lift_smap();
     match paging.mode {
