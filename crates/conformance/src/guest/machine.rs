@@ -285,6 +285,20 @@ impl Machine {
         self.code(|a| bytes.chunks(16).try_for_each(|part| a.db(part)))
     }
 
+    /// Puts code, for 32 or 64 bits, that writes to every page which events and task switches need, and goes on with the
+    /// code that is added next.
+    ///
+    /// The host brings these pages in when they are touched first. If that happens while an event is delivered, the
+    /// processor starts the delivery over; QEMU's TCG forgets meanwhile which event was the first of two
+    /// (`helper_vmrun` leaves `old_exception` alone), that interrupts were held back (it does not load `int_state`),
+    /// and how long INT n is (no next RIP in the VMCB), and has half of a task switch done (`switch_tss_ra`).
+    pub fn touch(&mut self) -> u64 {
+        let pages = [GDT, IDT, TSS, LOG, STUBS, COMMON, STACK - 4096, STACK2 - 4096, USER_STACK - 4096, DATA];
+        // or byte [page], 0
+        let code = pages.map(|page| [0x80, 0x0c, 0x25, 0, (page >> 8) as u8, 0, 0, 0]);
+        self.bytes(code.as_flattened())
+    }
+
     /// Where the next code of level 0 goes.
     pub fn next_code(&self) -> u64 {
         self.next_code

@@ -9,21 +9,26 @@ pub enum Why {
     Dropped,
     /// A fault of the emulator below that Linux's own KVM shows too.
     Below,
-    /// Linux documents or does something else that clients do not rely on.
-    Differs,
-    /// A defect that is known and open: ours, or one whose cause is not known yet.
-    Open,
 }
 
-/// A place where a case is expected to fail, or is not run.
+/// What is done with a case at a place where it cannot pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Instead {
+    /// It is run and has to fail, so that a reason that is no longer true is noticed.
+    Fails(Why),
+    /// It is not run: it would take the machine down or hang.
+    NotRun(Why),
+    /// It is not run: what it shows is not to be had there.
+    DoesNotApply,
+}
+
+/// A place where a case cannot pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Except {
     pub(crate) on: Target,
-    pub(crate) why: Why,
+    pub(crate) instead: Instead,
     /// The reason in words.
     pub(crate) reason: &'static str,
-    /// Whether it is run all the same, so that a reason that is no longer true is noticed.
-    pub(crate) run: bool,
 }
 
 /// One case.
@@ -65,22 +70,22 @@ impl Case {
 
     /// Linux has dropped the call: the case is run there and must fail.
     pub const fn dropped(self, reason: &'static str) -> Self {
-        self.except(Except { on: Target::LINUX, why: Why::Dropped, reason, run: true })
-    }
-
-    /// Linux differs, and why that is not followed: the case is run there and must fail.
-    pub const fn linux_differs(self, on: Target, reason: &'static str) -> Self {
-        self.except(Except { on, why: Why::Differs, reason, run: true })
+        self.except(Except { on: Target::LINUX, instead: Instead::Fails(Why::Dropped), reason })
     }
 
     /// A fault of the emulator below, which its name says: the case is run there and must fail.
     pub const fn fails_below(self, on: Target, reason: &'static str) -> Self {
-        self.except(Except { on, why: Why::Below, reason, run: true })
+        self.except(Except { on, instead: Instead::Fails(Why::Below), reason })
     }
 
-    /// Not run there: it would take the machine down or hang.
-    pub const fn not_on(self, on: Target, why: Why, reason: &'static str) -> Self {
-        self.except(Except { on, why, reason, run: false })
+    /// A fault of the emulator below that takes the machine down or hangs it: the case is not run there.
+    pub const fn hangs_below(self, on: Target, reason: &'static str) -> Self {
+        self.except(Except { on, instead: Instead::NotRun(Why::Below), reason })
+    }
+
+    /// Does not apply there, because of what that place is.
+    pub const fn inapplicable(self, on: Target, reason: &'static str) -> Self {
+        self.except(Except { on, instead: Instead::DoesNotApply, reason })
     }
 
     /// What is to be said about it on `target`.

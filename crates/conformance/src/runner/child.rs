@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Case, LACKS, NOT_APPLICABLE, Outcome, Report, Target};
+use super::{Case, Instead, LACKS, NOT_APPLICABLE, Outcome, Report, Target};
 
 /// How cases are run.
 #[derive(Clone, Debug)]
@@ -57,9 +57,14 @@ fn end(child: &mut Child, options: &Options) -> io::Result<String> {
 
 /// Runs one case in a child.
 fn run_one(name: &str, case: &Case, options: &Options) -> io::Result<Outcome> {
-    let except = case.exception(options.target);
-    if let Some(except) = except.filter(|except| !except.run) {
-        return Ok(Outcome::NotRun(except.why, except.reason.to_owned()));
+    let mut expected = None;
+    if let Some(except) = case.exception(options.target) {
+        let reason = except.reason.to_owned();
+        match except.instead {
+            Instead::Fails(why) => expected = Some((why, reason)),
+            Instead::NotRun(why) => return Ok(Outcome::NotRun(why, reason)),
+            Instead::DoesNotApply => return Ok(Outcome::NotApplicable(reason)),
+        }
     }
     let mut output = scratch()?;
     let mut child = Command::new("/proc/self/exe")
@@ -86,10 +91,10 @@ fn run_one(name: &str, case: &Case, options: &Options) -> io::Result<Outcome> {
         },
         None => Some(format!("{late}\n{said}")),
     };
-    Ok(match (failed, except) {
+    Ok(match (failed, expected) {
         (None, None) => Outcome::Passed,
-        (None, Some(except)) => Outcome::Unexpected(except.reason.to_owned()),
-        (Some(_), Some(except)) => Outcome::Known(except.why, except.reason.to_owned()),
+        (None, Some((_, reason))) => Outcome::Unexpected(reason),
+        (Some(_), Some((why, reason))) => Outcome::Known(why, reason),
         (Some(said), None) => Outcome::Failed(said),
     })
 }

@@ -8,6 +8,7 @@ mod child;
 mod report;
 mod target;
 
+use case::Instead;
 pub use case::{Case, Except, Why, case};
 pub use child::{Options, run};
 pub use report::{Format, Outcome, Report};

@@ -52,8 +52,6 @@ fn why(why: Why) -> &'static str {
     match why {
         Why::Dropped => "dropped by Linux",
         Why::Below => "fault of the emulator below",
-        Why::Differs => "Linux differs",
-        Why::Open => "open defect",
     }
 }
 

@@ -1,5 +1,5 @@
 //! Interrupt controllers and timer in the hypervisor.
-use crate::runner::{Case, Target, case};
+use crate::runner::{Case, case};
 use abi::*;
 
 pub(in crate::cases) mod apic;
@@ -42,10 +42,7 @@ pub(super) const CASES: &[Case] = &[
     case("pit-state", "E01", pit::state).needs(KVM_CAP_PIT_STATE2),
     case("pit-ticks-arrive", "E01 D06", pit::ticks).needs(KVM_CAP_PIT2),
     case("pit-and-port-61", "E01 A19", pit::port_61).needs(KVM_CAP_PIT2),
-    case("pit-needs-a-pic", "E01", pit::needs_pic).linux_differs(
-        Target::LINUX,
-        "Linux 6.1 makes a timer whose interrupt goes nowhere; later ones refuse, as we do",
-    ),
+    case("pit-without-a-pic", "E01", pit::without_pic).needs(KVM_CAP_PIT2),
     case("pit-and-bad-input", "E01", pit::errors).needs(KVM_CAP_PIT2),
     case("split-refuses-the-rest", "E01", split::refuses).needs(KVM_CAP_SPLIT_IRQCHIP),
     case("split-end-of-interrupt", "E01 A05", split::eoi).needs(KVM_CAP_SPLIT_IRQCHIP),

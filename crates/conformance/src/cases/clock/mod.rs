@@ -13,7 +13,7 @@ pub(super) const CASES: &[Case] = &[
     case("tsc-can-be-set", "A10 C10", set),
     case("tsc-adjust-moves-the-tsc", "C10", adjust),
     case("tsc-frequency", "A10", frequency).needs(KVM_CAP_GET_TSC_KHZ),
-    case("kvmclock-page", "A10", page).needs(KVM_CAP_CLOCKSOURCE),
+    case("kvmclock-page", "A10", page).needs(KVM_CAP_CLOCKSOURCE).needs(KVM_CAP_ADJUST_CLOCK),
     case("clock-of-the-vm", "A10", clock).needs(KVM_CAP_ADJUST_CLOCK),
     case("clock-was-stopped", "A10", stopped).needs(KVM_CAP_KVMCLOCK_CTRL),
 ];
@@ -87,16 +87,46 @@ fn frequency(device: &Device) {
     assert!(khz.is_ok_and(|khz| khz > 1000), "{khz:?}");
 }
 
+/// Nanoseconds as a guest computes them of the page at 0x5000 and its TSC.
+fn nanoseconds(machine: &RealMode, tsc: u64) -> u64 {
+    let memory = &machine.memory;
+    let (timestamp, system_time) = (memory.u64(0x5008), memory.u64(0x5010));
+    let (multiplier, shift) = (memory.u32(0x5018), memory.u8(0x501c) as i8);
+    let passed = tsc - timestamp;
+    let passed = if shift < 0 { passed >> -shift } else { passed << shift };
+    system_time + ((u128::from(passed) * u128::from(multiplier)) >> 32) as u64
+}
+
+fn now(machine: &RealMode) -> u64 {
+    machine.vm.fd.get::<KvmClockData>(KVM_GET_CLOCK).expect("KVM_GET_CLOCK").clock
+}
+
+/// The guest's clock, and that it is the VM's.
+fn agrees(machine: &RealMode) -> u64 {
+    let before = now(machine);
+    let tsc = read(machine);
+    let after = now(machine);
+    let version = machine.memory.u32(0x5000);
+    assert!(version != 0 && version.is_multiple_of(2), "version {version}");
+    let ns = nanoseconds(machine, tsc);
+    // The two may be scaled by different roads.
+    let slack = 2_000_000;
+    assert!(before < ns + slack && ns < after + slack, "{ns} is not between {before} and {after}");
+    ns
+}
+
 fn page(device: &Device) {
     let machine = machine(device);
     assert!(machine.vcpu.set_msr(0x4b56_4d01, 0x5001));
     assert_eq!(machine.vcpu.msr(0x4b56_4d01), Some(0x5001));
-    let tsc = read(&machine);
-    let version = machine.memory.u32(0x5000);
-    // An even version; a TSC that has been; factors that make nanoseconds.
-    assert!(version != 0 && version.is_multiple_of(2), "version {version}");
-    assert!(machine.memory.u64(0x5008) <= tsc);
-    assert_ne!(machine.memory.u32(0x5018), 0);
+    let first = agrees(&machine);
+    std::thread::sleep(std::time::Duration::from_millis(10));
+    assert!(agrees(&machine) > first + 5_000_000);
+    // A clock that the client sets is the guest's, too.
+    let hour = 3_600_000_000_000;
+    let set = KvmClockData { clock: 10 * hour, ..KvmClockData::default() };
+    machine.vm.fd.put(KVM_SET_CLOCK, &set).expect("KVM_SET_CLOCK");
+    assert!((10 * hour..11 * hour).contains(&agrees(&machine)));
     // Switched off, it is not written any more.
     assert!(machine.vcpu.set_msr(0x4b56_4d01, 0));
     machine.memory.write(0x5000, &[0; 32]);

@@ -43,6 +43,8 @@ fn no_argument(device: &Device) {
     let vm = device.vm();
     let vcpu = vm.vcpu(0);
     assert_eq!(vcpu.fd.number(KVM_RUN, 1), Err(Errno::EINVAL));
+    // Others do not look at it.
+    assert_eq!(device.vm().fd.number(KVM_CREATE_IRQCHIP, 1), Ok(0));
 }
 
 fn unknown_capabilities(device: &Device) {

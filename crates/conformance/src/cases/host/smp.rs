@@ -71,8 +71,10 @@ fn startup_program(m: &mut Machine) {
     });
 }
 
-/// INIT, then SIPI twice, to the processor whose APIC identifier is 1.
+/// INIT, then SIPI twice, to the processor whose APIC identifier is 1. Before some local APIC of the VM is enabled, Linux does
+/// not know the processor that was made last.
 fn start_other(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
+    apic(a, SVR, 0x1ff)?;
     for command in [0x0000_c500, 0x0000_060c, 0x0000_060c] {
         apic(a, ICR_HIGH, 1 << 24)?;
         apic(a, ICR_LOW, command)?;

@@ -22,9 +22,11 @@ pub(super) const CASES: &[Case] = &[
     case("delivery-to-a-stack-that-was-write-protected", "A12 A17", protected_stack),
     case("an-open-window-exits", "A12", window::exits),
     case("no-window-in-the-shadow-of-sti", "A12", window::sti),
+    case("no-window-between-sti-and-mov-ss", "A12", window::mov_ss),
     case("popf-has-no-shadow", "A12", window::popf),
     case("an-open-window-does-not-wait", "A12", window::open_at_once),
     case("nmi", "A12", nmi).needs(KVM_CAP_USER_NMI),
+    case("nmi-takes-no-argument", "A12", nmi_argument).needs(KVM_CAP_USER_NMI),
     case("one-nmi-waits-for-iret", "A12", nmi_waits).needs(KVM_CAP_USER_NMI),
     case("task-priority-in", "A13", tpr_in),
     case("task-priority-out", "A13 C05", tpr_out),
@@ -206,6 +208,13 @@ fn nmi(device: &Device) {
     assert_eq!((machine.memory.u16(0x602), machine.memory.u16(0x7ffa), vcpu.regs().rbx), (1, 0x1000, 0));
     vcpu.run_to_hlt();
     assert_eq!((machine.memory.u16(0x602), vcpu.regs().rbx), (1, 1));
+}
+
+/// What stands there is not looked at.
+fn nmi_argument(device: &Device) {
+    let machine = with_nmi_handler(device);
+    assert_eq!(machine.vcpu.fd.number(KVM_NMI, 0x1234), Ok(0));
+    assert_eq!(machine.vcpu.run(), Exit::out8(0x20, 0));
 }
 
 fn nmi_waits(device: &Device) {

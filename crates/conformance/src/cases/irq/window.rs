@@ -46,6 +46,25 @@ pub(super) fn sti(device: &Device) {
     assert_eq!(machine.vcpu.regs().rbx, 2);
 }
 
+/// In the shadow of STI, MOV SS makes one of its own or not (SDM vol. 3, 6.8.3): the window opens behind it, or behind the
+/// instruction after it, and not before.
+pub(super) fn mov_ss(device: &Device) {
+    let machine = with_handler(device, |a| {
+        a.mov(ax, ss)?;
+        a.sti()?;
+        a.mov(ss, ax)?;
+        a.inc(bx)?;
+        a.inc(bx)?;
+        a.hlt()
+    });
+    machine.vcpu.page.request_interrupt_window(true);
+    assert_eq!(machine.vcpu.run(), Exit::IrqWindow);
+    let regs = machine.vcpu.regs();
+    assert!([(0, CODE + 5), (1, CODE + 6)].contains(&(regs.rbx, regs.rip)), "it opened at {:#x}", regs.rip);
+    opens_at(&machine, regs.rip);
+    assert_eq!(machine.vcpu.regs().rbx, 2);
+}
+
 pub(super) fn popf(device: &Device) {
     let machine = with_handler(device, |a| {
         a.push(0x202)?;

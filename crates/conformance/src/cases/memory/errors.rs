@@ -24,6 +24,8 @@ pub(super) fn alignment(device: &Device) {
         ("an end behind the last address", u64::MAX - 0xfff, 0x2000, hva),
         ("an end at 2^64", u64::MAX - 0xfff, 0x1000, hva),
         ("an address of the kernel", 0x20000, 0x1000, 0xffff_8000_0000_0000),
+        ("an address range that runs into the kernel's half", 0x20000, 0x4000, 0x7fff_ffff_e000),
+        ("an address range that ends in the last page before it", 0x20000, 0x2000, 0x7fff_ffff_e000),
         ("an address range that wraps", 0x20000, 0x1000, u64::MAX - 0xfff),
     ] {
         assert_eq!(set(&vm, 0, 0, gpa, size, hva), Err(Errno::EINVAL), "{what}");

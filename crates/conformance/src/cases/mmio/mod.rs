@@ -1,14 +1,11 @@
 //! Accesses where no memory is, which the client serves.
-use crate::runner::{Case, Target, case};
+use crate::runner::{Case, case};
 
 mod operands;
 mod pending;
 mod rmw;
 mod split;
 mod string;
-
-const SET_WHILE_PENDING: &str =
-    "the state before completion is documented as not consistent; Linux drops the answer, we finish the instruction";
 
 pub(super) const CASES: &[Case] = &[
     case("mov-of-every-size", "A07 C09", operands::every_size),
@@ -44,14 +41,11 @@ pub(super) const CASES: &[Case] = &[
     case("a-read-is-finished-before-entry", "A07", pending::immediate_exit_read),
     case("a-write-is-finished-before-entry", "A07", pending::immediate_exit_write),
     case("immediate-exit-between-two-reads", "A07", pending::immediate_exit_two_reads),
-    case("immediate-exit-in-a-string", "A07", pending::immediate_exit_string)
-        .linux_differs(Target::LINUX, "it goes on to the next element's read before it looks at immediate_exit"),
+    case("immediate-exit-behind-a-string", "A07", pending::immediate_exit_string),
     case("signal-while-a-read-is-pending", "A07 A09", pending::signal),
     case("get-regs-while-a-read-is-pending", "A07 A10", pending::get_regs),
-    case("set-regs-of-the-same-while-a-read-is-pending", "A07 A10", pending::set_same_regs)
-        .linux_differs(Target::LINUX, SET_WHILE_PENDING),
-    case("set-other-regs-while-a-read-is-pending", "A07 A10", pending::set_other_register)
-        .linux_differs(Target::LINUX, SET_WHILE_PENDING),
+    case("set-regs-of-the-same-while-a-read-is-pending", "A07 A10", pending::set_same_regs),
+    case("set-other-regs-while-a-read-is-pending", "A07 A10", pending::set_other_register),
     case("code-in-a-device-is-an-internal-error", "A05 C09", pending::code_in_device),
     case("an-answer-longer-than-the-access-is-cut", "A07", pending::long_answer),
 ];

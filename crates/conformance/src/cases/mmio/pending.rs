@@ -79,6 +79,7 @@ pub(super) fn immediate_exit_two_reads(device: &Device) {
     vcpu.run_to_hlt();
 }
 
+/// A string instruction goes on to its next element before anybody looks whether KVM_RUN has to end.
 pub(super) fn immediate_exit_string(device: &Device) {
     let machine = RealMode::new(device, |a| {
         a.rep().lodsb()?;
@@ -89,11 +90,11 @@ pub(super) fn immediate_exit_string(device: &Device) {
     for i in 0..3u8 {
         assert_eq!(vcpu.run(), Exit::Read { gpa: 0x20000 + u64::from(i), len: 1 });
         vcpu.answer(&[i + 5]);
-        // One element done, the next not begun: a machine saved here goes on elsewhere.
-        only_complete(vcpu);
-        let regs = vcpu.regs();
-        assert_eq!((regs.rcx, regs.rsi, regs.rax & 0xff), (2 - u64::from(i), u64::from(i) + 1, u64::from(i) + 5));
+        vcpu.page.set_immediate_exit(true);
     }
+    only_complete(vcpu);
+    let regs = vcpu.regs();
+    assert_eq!((regs.rcx, regs.rsi, regs.rax & 0xff), (0, 3, 7));
     vcpu.run_to_hlt();
 }
 
@@ -119,11 +120,15 @@ pub(super) fn get_regs(device: &Device) {
     ends_well(&machine.vcpu);
 }
 
+/// The instruction is done all the same. Whether it gets what was read is not asked: the state before completion is
+/// documented as not consistent, and Linux loses the answer.
 pub(super) fn set_same_regs(device: &Device) {
     let machine = pending_read(device);
     machine.vcpu.edit_regs(|_| ());
     machine.vcpu.edit_sregs(|_| ());
-    ends_well(&machine.vcpu);
+    machine.vcpu.run_to_hlt();
+    let regs = machine.vcpu.regs();
+    assert_eq!((regs.rdx & 0xffff, regs.rip), (1, CODE + 6));
 }
 
 pub(super) fn set_other_register(device: &Device) {
@@ -131,7 +136,7 @@ pub(super) fn set_other_register(device: &Device) {
     machine.vcpu.edit_regs(|r| (r.rbp, r.rdx) = (0x5555, 8));
     machine.vcpu.run_to_hlt();
     let regs = machine.vcpu.regs();
-    assert_eq!((regs.rcx, regs.rdx, regs.rbp, regs.rip), (0x1234, 9, 0x5555, CODE + 6));
+    assert_eq!((regs.rdx, regs.rbp, regs.rip), (9, 0x5555, CODE + 6));
 }
 
 pub(super) fn code_in_device(device: &Device) {

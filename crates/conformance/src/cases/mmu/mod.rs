@@ -32,7 +32,7 @@ pub(in crate::cases) const NESTED_AMD: Target = Target::LINUX_AMD_NPT.or(Target:
 const LINUX_SHADOW: Target = Target::LINUX_AMD_SHADOW.or(Target::LINUX_INTEL_SHADOW).or(Target::LINUX_INTEL_PENRYN);
 
 /// Why what loads page-directory pointers fails in a guest on QEMU's nested paging.
-pub(in crate::cases) const ACCESSED_POINTERS: &str = "QEMU's TCG sets the accessed bit in page-directory pointers, where it is reserved, so that they cannot be loaded again";
+pub(in crate::cases) const ACCESSED_POINTERS: &str = "QEMU's TCG sets the accessed bit in page-directory pointers, where it is reserved, so that they cannot be loaded again (mmu_translate in excp_helper.c)";
 
 /// A gva that the standard machine does not map; cases map pages from here on.
 const GVA: u64 = 0x80_0000;

@@ -14,7 +14,8 @@ use crate::{
     runner::{Case, Target, case, not_applicable},
 };
 
-const NO_PRESENT: &str = "QEMU's TCG leaves P out of the error code when it finds a reserved bit";
+const NO_PRESENT: &str =
+    "QEMU's TCG leaves P out of the error code when it finds a reserved bit (mmu_translate in excp_helper.c)";
 
 pub(in crate::cases) const CASES: &[Case] = &[
     case("present-writable-user-in-small-pages", "B01", small_pages),
@@ -24,7 +25,7 @@ pub(in crate::cases) const CASES: &[Case] = &[
     case("write-protect-leaves-user-rights-alone", "B01 B02", wp_and_user),
     case("no-execute-at-every-level", "B01", no_execute),
     case("no-execute-without-nxe-is-reserved", "B01 C07", nx_reserved).fails_below(NESTED_AMD, NO_PRESENT),
-    case("nxe-changes-in-the-guest", "B01", nxe_changes).fails_below(NESTED_AMD, NO_PRESENT).linux_differs(
+    case("nxe-changes-in-the-guest", "B01", nxe_changes).fails_below(NESTED_AMD, NO_PRESENT).inapplicable(
         LINUX_SHADOW,
         "its shadow pages serve both values of EFER.NXE, so that a translation made before NXE was cleared goes on",
     ),
@@ -35,7 +36,10 @@ pub(in crate::cases) const CASES: &[Case] = &[
     case("smep-with-pae", "B01", smep_pae).fails_below(NESTED_AMD, ACCESSED_POINTERS),
     case("smap-keeps-the-kernel-out-of-user-data", "B01", smap),
     case("smap-does-not-let-ac-excuse-implicit-accesses", "B01", smap_implicit)
-        .fails_below(Target::IN_QEMU, "QEMU's TCG lets EFLAGS.AC excuse implicit accesses, too")
+        .fails_below(
+            Target::IN_QEMU,
+            "QEMU's TCG lets EFLAGS.AC excuse implicit accesses, too (cpu_mmu_index_kernel in cpu.h)",
+        )
         .fails_below(Target::IN_BOCHS, "Bochs lets EFLAGS.AC excuse implicit accesses, too"),
     case("page-size-bit-without-pse", "B01", without_pse),
     case("gigabyte-pages", "B01", gigabyte),

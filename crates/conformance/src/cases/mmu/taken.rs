@@ -7,9 +7,11 @@ use crate::{
     Device, Errno,
     device::Memory,
     guest::{Live, Machine, Mode, Paging, layout::DATA},
-    runner::{Case, Target, Why, case},
+    runner::{Case, Target, case},
     vm::{until, while_running},
 };
+
+const FOLLOW: &str = "shadow pages follow the guest's writes to its tables, not the client's";
 
 pub(in crate::cases) const CASES: &[Case] = &[
     case("pages-given-back-read-as-zeroes", "B12", discarded),
@@ -20,12 +22,8 @@ pub(in crate::cases) const CASES: &[Case] = &[
     case("memory-that-moved-away-is-efault", "B12", moved_away),
     case("access-taken-from-a-running-guest", "B12 B08", protected_while_running),
     case("page-tables-given-back-map-nothing-after-a-flush", "B12 B02", tables_discarded)
-        .linux_differs(LINUX_SHADOW, "shadow pages follow the guest's writes to its tables, not the client's")
-        .not_on(
-            Target::SOFT_SHADOW.or(Target::SOFT_SHADOW_ADVERSARIAL),
-            Why::Differs,
-            "as above, and a process is not told that it gave its own memory back",
-        ),
+        .inapplicable(LINUX_SHADOW, FOLLOW)
+        .inapplicable(Target::SOFT_SHADOW.or(Target::SOFT_SHADOW_ADVERSARIAL), FOLLOW),
 ];
 
 /// A slot of 16 pages beyond the standard memory, where the guest sees it at [`GVA`].

@@ -165,7 +165,8 @@ fn limited(device: &Device, input: bool) -> RealMode {
 
 pub(super) fn ins_limit(device: &Device) {
     let machine = limited(device, true);
-    assert_eq!(serve(&machine.vcpu, 0x60, 1, |i| i as u8 + 1), (8, Exit::Hlt));
+    // How many items are asked for is not: Linux reads some that it cannot store.
+    assert_eq!(serve(&machine.vcpu, 0x60, 1, |i| i as u8 + 1).1, Exit::Hlt);
     let regs = machine.vcpu.regs();
     assert_eq!((regs.rbx, regs.rcx, regs.rdi), (0x1234, 12, 0x1_0000));
     assert_eq!(machine.memory.read(0xfff8, 8), [1, 2, 3, 4, 5, 6, 7, 8]);

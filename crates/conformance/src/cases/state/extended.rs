@@ -4,7 +4,7 @@ use iced_x86::code_asm::*;
 
 use crate::{
     device::{Device, Errno, fenced},
-    vm::{RealMode, Vcpu},
+    vm::{CODE, RealMode, Vcpu},
 };
 
 /// Gives a vCPU all features, and an FPU that is in use: Linux takes what KVM_SET_FPU stores for the initial state until then.
@@ -56,10 +56,19 @@ pub(super) fn mxcsr(device: &Device) {
     let vcpu = &machine.vcpu;
     prepare(device, vcpu);
     vcpu.edit_sregs(|s| s.cr4 |= 1 << 9);
+    // The FPU calls have a field for it that nobody reads; the XSAVE calls set it.
     vcpu.fd.put(KVM_SET_FPU, &KvmFpu { fcw: 0x37f, mxcsr: 0x1fa0, ..KvmFpu::default() }).expect("KVM_SET_FPU");
+    assert_eq!(vcpu.fd.get::<KvmFpu>(KVM_GET_FPU).map(|fpu| fpu.mxcsr), Ok(0));
+    vcpu.run_to_hlt();
+    assert_eq!(machine.memory.u32(0x500), 0x1f80);
+    let mut area: KvmXsave = vcpu.fd.get(KVM_GET_XSAVE).expect("KVM_GET_XSAVE");
+    assert_eq!(area.region[6], 0x1f80);
+    area.region[6] = 0x1fa0;
+    area.region[128] |= 3;
+    vcpu.fd.put(KVM_SET_XSAVE, &area).expect("KVM_SET_XSAVE");
+    vcpu.edit_regs(|r| r.rip = CODE);
     vcpu.run_to_hlt();
     assert_eq!(machine.memory.u32(0x500), 0x1fa0);
-    assert_eq!(vcpu.fd.get::<KvmFpu>(KVM_GET_FPU).map(|fpu| fpu.mxcsr), Ok(0x1fa0));
 }
 
 pub(super) fn fpu_in_guest(device: &Device) {

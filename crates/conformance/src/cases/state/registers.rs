@@ -102,7 +102,8 @@ pub(super) fn impossible(device: &Device) {
     vcpu.support_all(device);
     let good = vcpu.sregs();
     type Edit = fn(&mut KvmSregs);
-    let edits: [(&str, Edit); 5] = [
+    let edits: [(&str, Edit); 6] = [
+        ("NW without CD", |s| s.cr0 = 1 << 29 | 0x10),
         ("paging without protection", |s| s.cr0 = 1 << 31 | 0x10),
         ("upper half of CR0", |s| s.cr0 |= 1 << 40),
         ("reserved bit of CR4", |s| s.cr4 |= 1 << 31),
@@ -139,8 +140,8 @@ pub(super) fn reset(device: &Device) {
 pub(super) fn reset_fpu(device: &Device) {
     let vcpu = device.vm().vcpu(0);
     let fpu: KvmFpu = vcpu.fd.get(KVM_GET_FPU).expect("KVM_GET_FPU");
-    // As after RESET, not as after FNINIT.
-    assert_eq!((fpu.fcw, fpu.fsw, fpu.mxcsr), (0x40, 0, 0x1f80));
+    // As after FNINIT, not as after a processor's RESET.
+    assert_eq!((fpu.fcw, fpu.fsw, fpu.ftwx), (0x37f, 0, 0));
     assert_eq!((fpu.fpr, fpu.xmm), ([[0; 16]; 8], [[0; 16]; 16]));
 }
 
