@@ -294,9 +294,11 @@ impl Machine {
     /// and how long INT n is (no next RIP in the VMCB), and has half of a task switch done (`switch_tss_ra`).
     pub fn touch(&mut self) -> u64 {
         let pages = [GDT, IDT, TSS, LOG, STUBS, COMMON, STACK - 4096, STACK2 - 4096, USER_STACK - 4096, DATA];
-        // or byte [page], 0
-        let code = pages.map(|page| [0x80, 0x0c, 0x25, 0, (page >> 8) as u8, 0, 0, 0]);
-        self.bytes(code.as_flattened())
+        // xchg al, [page], twice: neither registers nor flags change. NOPs up to the code that follows.
+        let code = pages.map(|page| [0x86, 0x04, 0x25, 0, (page >> 8) as u8, 0, 0]).map(|exchange| [exchange; 2]);
+        let mut code = code.as_flattened().as_flattened().to_vec();
+        code.resize(code.len().next_multiple_of(16), 0x90);
+        self.bytes(&code)
     }
 
     /// Where the next code of level 0 goes.

@@ -7,7 +7,7 @@ use x86::{CpuState, Exception, Features, Vector, exception::pf, flags, paging::P
 
 use super::{DeviceAccess, Transaction};
 use crate::{
-    backend::{Backend, BackendVcpu, VectorUnit},
+    backend::{Backend, BackendVcpu, Groups, VectorUnit},
     stats::Counter,
     vcpu::{Inner, LocalApic, RunPage, Tsc, VcpuShared},
     vm::{Space, VmShared},

@@ -29,7 +29,6 @@ impl<B: Backend> Vcpu<B> {
     /// All but KVM_RUN, and apart from it: what these copy would take half of a kernel's stack from it.
     #[inline(never)]
     fn other_ioctl(&self, inner: &mut Inner<B>, nr: u32, arg: u64) -> Result<Outcome<B>, Errno> {
-        let none = || if arg == 0 { Ok(()) } else { Err(Errno::EINVAL) };
         // Some of these use guest memory.
         let _in_use = self.shared().begin();
         let (vm, index) = (&**self.vm().shared(), self.0.index);
@@ -62,7 +61,6 @@ impl<B: Backend> Vcpu<B> {
                 Ok(Outcome::OK)
             }
             KVM_SMI => {
-                none()?;
                 self.shared().lapic.queue_smi();
                 Ok(Outcome::OK)
             }
