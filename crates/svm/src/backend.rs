@@ -95,7 +95,7 @@ impl<P: Hardware, I: Instructions> Backend for Amd<P, I> {
     const NAME: &'static str = "AMD-V";
 
     fn translation(&self) -> Translation {
-        Translation::Shadow
+        if self.common.nested { Translation::Nested } else { Translation::Shadow }
     }
 
     fn features(&self) -> Features {

@@ -229,6 +229,18 @@ fn registers_that_differ_from_the_guests_are_intercepted() {
 }
 
 #[test]
+fn nested_paging_is_used_where_it_is_wanted_and_there() {
+    use hv::backend::{Backend, Translation};
+    let translation = |npt| {
+        let amd: crate::Amd<TestHost, Recorder> = crate::Amd::new(Options { npt }, &MaySleep::at_entry()).unwrap();
+        amd.translation()
+    };
+    assert_eq!(translation(true), Translation::Shadow);
+    script(|s| s.svm_features |= 1);
+    assert_eq!([translation(true), translation(false)], [Translation::Nested, Translation::Shadow]);
+}
+
+#[test]
 fn nested_paging_leaves_cr3_to_the_guest() {
     script(|s| s.svm_features |= 1);
     let mut rig = Rig::with(Options { npt: true });
