@@ -2,13 +2,13 @@
 //! is linked statically, or makes system calls by itself.
 //!
 //! The client is loaded into this process, as the kernel's exec would load it, beside this program and its C library
-//! ([`program`]). Syscall user dispatch (Linux 5.11, `Documentation/admin-guide/syscall-user-dispatch.rst`) has the kernel
-//! send SIGSYS for each system call that the client makes; the handler ([`trap`]) carries it out: with the kernel, or, where it
+//! (`program`). Syscall user dispatch (Linux 5.11, `Documentation/admin-guide/syscall-user-dispatch.rst`) has the kernel
+//! send SIGSYS for each system call that the client makes; the handler (`trap`) carries it out: with the kernel, or, where it
 //! concerns /dev/kvm, with [`user::device`].
 //!
 //! Two C libraries share each thread. The client's believes that the thread is its own, so the FS register points at
 //! its variables; ours needs others when it works for the thread. So a client's thread borrows FS and stack of a thread of
-//! ours that sleeps ([`world`]). What runs while FS is the client's (the handler's first and last steps) touches
+//! ours that sleeps (`world`). What runs while FS is the client's (the handler's first and last steps) touches
 //! no variable of a thread, no allocator and no lock of a C library: such functions say "bare" in their description.
 
 mod brk;

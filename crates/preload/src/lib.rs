@@ -2,7 +2,7 @@
 //!
 //! `rekvm exec` has the program loader put this library in front of the C library (LD_PRELOAD). Its functions have the
 //! names of the C library's. A call that concerns /dev/kvm, or a descriptor made from it, goes to the device inside this
-//! process ([`user::device`]); every other goes on to the C library as it came ([`next`]).
+//! process ([`user::device`]); every other goes on to the C library as it came (`next`).
 //!
 //! What the client opens are real descriptors, so that only calls that mean something else for /dev/kvm than for a memfd
 //! need to be here: `poll`, `epoll`, sending them over sockets, and /proc are the kernel's own.
