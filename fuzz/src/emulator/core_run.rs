@@ -1,5 +1,8 @@
 //! The core's emulation: a back end that cannot run a single instruction, so that the core has to emulate each.
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::{
+    convert::Infallible,
+    sync::{Mutex, OnceLock, PoisonError},
+};
 
 use abi::*;
 use hv::{
@@ -59,11 +62,17 @@ impl Backend for Helpless {
 static START: Mutex<Option<(CpuState, Why)>> = Mutex::new(None);
 
 impl BackendVcpu<User> for HelplessVcpu {
+    // Vector instructions then end in an internal error, as on hardware.
+    type Vectors = Infallible;
+
     fn registers(&mut self, _need: Groups) -> &CpuState {
         &self.state
     }
     fn registers_mut(&mut self, _change: Groups) -> &mut CpuState {
         &mut self.state
+    }
+    fn registers_and_vectors(&mut self, _change: Groups) -> (&mut CpuState, Option<&mut Infallible>) {
+        (&mut self.state, None)
     }
     fn set_features(&mut self, _features: Features, _xcr0: u64, _physical_bits: u32) {}
     fn set_tsc(&mut self, _offset: u64, _ratio: u64) {}
