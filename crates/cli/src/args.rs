@@ -1,6 +1,5 @@
 //! The command line.
 
-use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -66,12 +65,8 @@ impl Exec {
 
     /// The words that say the same, up to the client.
     pub fn words(&self) -> Vec<String> {
-        let of =
-            |value: &dyn Fn() -> Option<PossibleValue>| value().map_or_else(String::new, |v| v.get_name().to_owned());
-        let mut words = vec!["exec".to_owned(), "--soft-paging".to_owned()];
-        words.push(of(&|| self.soft.soft_paging.to_possible_value()));
-        words.push("--soft-tlb".to_owned());
-        words.push(of(&|| self.soft.soft_tlb.to_possible_value()));
+        let mut words = vec!["exec".to_owned(), "--soft-paging".to_owned(), name(&self.soft.soft_paging)];
+        words.extend(["--soft-tlb".to_owned(), name(&self.soft.soft_tlb)]);
         for (word, wanted) in [("--quiet", self.quiet), ("--children", self.children)] {
             if wanted {
                 words.push(word.to_owned());
@@ -80,6 +75,11 @@ impl Exec {
         words.push("--".to_owned());
         words
     }
+}
+
+/// A value as the command line spells it.
+fn name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
 }
 
 /// Options of the software CPU.

@@ -4,6 +4,7 @@ use std::{ffi::c_int, sync::atomic::Ordering};
 use abi::KVM_RUN;
 use libc::AT_FDCWD;
 use platform::{Hva, Memory};
+use serve::descriptors;
 use user::{ClientMemory, device, signals, signals::Action, sys};
 
 use crate::{
@@ -13,11 +14,6 @@ use crate::{
     trap::{SIGSYS_BIT, Trap},
     world::{self, visit},
 };
-
-/// Requests that the kernel itself answers for every descriptor: FIOCLEX, FIONCLEX, FIONBIO, FIOASYNC.
-const OF_EVERY_FILE: [u32; 4] = [0x5451, 0x5450, 0x5421, 0x5452];
-/// The type that all requests of KVM carry (KVMIO).
-const OF_KVM: u32 = 0xae;
 
 /// An error as the kernel returns it.
 fn failed(errno: c_int) -> isize {
@@ -57,8 +53,8 @@ pub(crate) fn carry_out(trap: &mut Trap<'_>) -> isize {
     let [a, b, c, d, e, f] = trap.args;
     let (here, fd) = (AT_FDCWD as usize, a as c_int);
     match trap.number {
-        libc::SYS_ioctl if takes(fd, b as u32) => request(trap),
-        libc::SYS_ioctl if !device::owns(fd) && b as u32 >> 8 & 0xff == OF_KVM => adopted(trap),
+        libc::SYS_ioctl if descriptors::asks_the_device(fd, b as u32) => request(trap),
+        libc::SYS_ioctl if !device::owns(fd) && descriptors::is_of_kvm(b as u32) => adopted(trap),
         libc::SYS_mmap if d as c_int & libc::MAP_ANONYMOUS == 0 && device::owns(e as c_int) => ours(|| {
             // SAFETY: the client's own place.
             let mapped = unsafe { device::mmap_at(a, e as c_int, b, c as c_int, d as c_int, f as u64) };
@@ -114,11 +110,6 @@ pub(crate) fn carry_out(trap: &mut Trap<'_>) -> isize {
 /// faccessat2, which the C library's headers do not name everywhere.
 const FACCESSAT2: i64 = 439;
 
-/// Whether a request to `fd` is for the device. Bare.
-fn takes(fd: c_int, request: u32) -> bool {
-    device::owns(fd) && !OF_EVERY_FILE.contains(&request)
-}
-
 /// A request of KVM's to a descriptor that we do not know: it may have come over a socket.
 fn adopted(trap: &mut Trap<'_>) -> isize {
     let fd = trap.args[0] as c_int;
@@ -156,15 +147,11 @@ fn open(trap: &mut Trap<'_>, dir: usize, path: usize, flags: usize) -> isize {
 }
 
 fn close_range(trap: &Trap<'_>) -> isize {
-    const CLOSE_RANGE_CLOEXEC: usize = 4;
     let [first, last, flags, ..] = trap.args;
-    if flags & CLOSE_RANGE_CLOEXEC == 0 {
-        let limited = |fd: usize| c_int::try_from(fd as u32).unwrap_or(c_int::MAX);
-        ours(|| {
-            device::forget(limited(first)..=limited(last));
-            Ok(0)
-        });
-    }
+    ours(|| {
+        descriptors::close_range(first as u32, last as u32, flags as u32);
+        Ok(0)
+    });
     kernel(trap)
 }
 
@@ -172,21 +159,10 @@ fn close_range(trap: &Trap<'_>) -> isize {
 fn copy(trap: &Trap<'_>) -> isize {
     let value = kernel(trap);
     let (old, new) = (trap.args[0] as c_int, value as c_int);
-    if value < 0 || new == old || !device::owns(old) && !device::owns(new) {
+    if value < 0 || !device::owns(old) && !device::owns(new) {
         return value;
     }
-    ours(|| {
-        if !device::owns(old) {
-            device::forget(new..=new);
-            return Ok(new as usize);
-        }
-        device::copied(old, new).map_err(|error| {
-            // SAFETY: made for this call, and told to nobody.
-            unsafe { libc::close(new) };
-            error.0
-        })?;
-        Ok(new as usize)
-    })
+    ours(|| descriptors::copied(old, new).map(|()| new as usize))
 }
 
 /// The end of a thread. Bare.

@@ -2,13 +2,10 @@
 use std::ffi::{c_int, c_uint, c_ulong, c_void};
 
 use libc::{off_t, size_t, ssize_t};
+use serve::descriptors::{self, asks_the_device, is_of_kvm};
 use user::device;
 
 use crate::{answer, fail, next::next};
-
-/// Requests that the kernel itself answers for every descriptor.
-const OF_EVERY_FILE: [u32; 4] =
-    [libc::FIOCLEX as u32, libc::FIONCLEX as u32, libc::FIONBIO as u32, libc::FIOASYNC as u32];
 
 /// `ioctl` of a descriptor of ours.
 ///
@@ -19,16 +16,9 @@ pub(crate) unsafe fn ioctl_ours(fd: c_int, request: u32, arg: u64) -> Result<c_i
     unsafe { device::ioctl(fd, request, arg) }.map_err(|error| error.0)
 }
 
-/// The type that all requests of KVM carry (KVMIO).
-const OF_KVM: u32 = 0xae;
-
 /// Whether a request to `fd` is for the device.
 pub(crate) fn takes(fd: c_int, request: u32) -> bool {
-    if device::owns(fd) {
-        !OF_EVERY_FILE.contains(&request)
-    } else {
-        request >> 8 & 0xff == OF_KVM && device::adopt(fd)
-    }
+    if device::owns(fd) { asks_the_device(fd, request) } else { is_of_kvm(request) && device::adopt(fd) }
 }
 
 /// The C library's function of this name.
@@ -98,22 +88,13 @@ macro_rules! closes {
 }
 closes!(close __close);
 
-/// Forgets what is about to be closed, unless it is only marked for exec.
-pub(crate) fn close_range_ours(first: c_uint, last: c_uint, flags: c_int) {
-    const CLOSE_RANGE_CLOEXEC: c_int = 4;
-    if flags & CLOSE_RANGE_CLOEXEC == 0 {
-        let limited = |fd: c_uint| c_int::try_from(fd).unwrap_or(c_int::MAX);
-        device::forget(limited(first)..=limited(last));
-    }
-}
-
 /// The C library's function of this name.
 ///
 /// # Safety
 /// As there.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
-    close_range_ours(first, last, flags);
+    descriptors::close_range(first, last, flags as c_uint);
     next!(close_range: unsafe extern "C" fn(c_uint, c_uint, c_int) -> c_int, first, last, flags)
 }
 
@@ -123,25 +104,13 @@ pub unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) 
 /// As there.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn closefrom(first: c_int) {
-    close_range_ours(first.max(0) as c_uint, c_uint::MAX, 0);
+    descriptors::close_range(first.max(0) as c_uint, c_uint::MAX, 0);
     next!(closefrom: unsafe extern "C" fn(c_int) -> c_int, first);
 }
 
-/// After the kernel has made `new` a copy of `old`: what `new` stands for now.
+/// What a call answers that has made the kernel's `new` a copy of `old`, or has failed.
 pub(crate) fn copied(old: c_int, new: c_int) -> c_int {
-    if new < 0 || new == old {
-        return new;
-    }
-    if device::owns(old) {
-        if let Err(error) = device::copied(old, new) {
-            // SAFETY: made for this call, and told to nobody.
-            unsafe { libc::close(new) };
-            return fail(error.0);
-        }
-    } else if device::owns(new) {
-        device::forget(new..=new);
-    }
-    new
+    if new < 0 { new } else { answer(descriptors::copied(old, new).map(|()| new)) }
 }
 
 /// The C library's function of this name.

@@ -56,7 +56,7 @@ unsafe fn ours(number: c_long, [a, b, c, d, e, f]: [usize; 6]) -> Option<Result<
             }
             libc::SYS_close if device::owns(fd) => Some(descriptors::close_ours(fd).map(|_| 0)),
             libc::SYS_close_range => {
-                descriptors::close_range_ours(a as u32, b as u32, c as c_int);
+                serve::descriptors::close_range(a as u32, b as u32, c as u32);
                 None
             }
             libc::SYS_rt_sigaction => Some(signals::raw_action(a, b, c, d)),

@@ -1,7 +1,9 @@
 //! /dev/kvm as a client of `rekvm exec` finds it, whichever way the client's calls come to us: by the names of the C library's
 //! functions (`preload`) or by the numbers of system calls (`dispatch`).
 //!
-//! [`node`] is what its path means before it is opened; [`open`] opens it, and tells the user once who serves.
+//! [`node`] is what its path means before it is opened; [`open`] opens it, and tells the user once who serves;
+//! [`descriptors`] is what calls on descriptors mean.
+pub mod descriptors;
 pub mod node;
 
 use std::{io::Write, sync::OnceLock};

@@ -1,0 +1,52 @@
+//! What system calls on descriptors mean for the device, whoever made them.
+//!
+//! [`asks_the_device`] and [`is_of_kvm`] touch nothing of the thread and allocate nothing.
+use std::ffi::{c_int, c_uint};
+
+use user::{device, sys};
+
+/// Requests that the kernel itself answers for every descriptor.
+const OF_EVERY_FILE: [u32; 4] =
+    [libc::FIOCLEX as u32, libc::FIONCLEX as u32, libc::FIONBIO as u32, libc::FIOASYNC as u32];
+/// The type that all requests of KVM carry (KVMIO).
+const OF_KVM: u32 = 0xae;
+
+/// Whether the device answers this request to `fd`, which is known to be of it or not.
+pub fn asks_the_device(fd: c_int, request: u32) -> bool {
+    device::owns(fd) && !OF_EVERY_FILE.contains(&request)
+}
+
+/// Whether a request is KVM's: a descriptor that takes it may have come over a socket (`device::adopt`).
+pub fn is_of_kvm(request: u32) -> bool {
+    request >> 8 & 0xff == OF_KVM
+}
+
+/// `close_range`, before the kernel does it: forgets what is closed, unless it is only marked for exec.
+pub fn close_range(first: c_uint, last: c_uint, flags: c_uint) {
+    if flags & libc::CLOSE_RANGE_CLOEXEC == 0 {
+        let limited = |fd: c_uint| c_int::try_from(fd).unwrap_or(c_int::MAX);
+        device::forget(limited(first)..=limited(last));
+    }
+}
+
+/// After the kernel has made `new` a copy of `old`: what `new` stands for now. If it cannot be known, it is closed.
+///
+/// # Errors
+/// The error number with which the call is to fail.
+pub fn copied(old: c_int, new: c_int) -> Result<(), c_int> {
+    if new == old {
+        return Ok(());
+    }
+    if !device::owns(old) {
+        if device::owns(new) {
+            device::forget(new..=new);
+        }
+        return Ok(());
+    }
+    device::copied(old, new).map_err(|error| {
+        device::forget(new..=new);
+        // SAFETY: made for this call, and told to nobody.
+        let _ = unsafe { sys::call(libc::SYS_close, [new as usize, 0, 0, 0, 0, 0]) };
+        error.0
+    })
+}
