@@ -1,18 +1,14 @@
 //! `cargo xtask boots`: every guest in every mode of the software CPU, to its init and through its self-test, as a table.
 //! Shadow tables are examined when the guest has ended.
-use std::{
-    collections::VecDeque,
-    fs::{self, File},
-    io::Write,
-    time::Duration,
-};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::{
+    boot_table::BootTable,
+    choice::{chosen, name},
     guest::{self, Kind},
-    process::target_dir,
     run,
 };
 
@@ -34,11 +30,6 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// As the command line spells it.
-    fn name(self) -> String {
-        self.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
-    }
-
     /// What `rekvm run` is told.
     fn arguments(self) -> Vec<String> {
         let (paging, tlb) = match self {
@@ -77,54 +68,22 @@ pub struct Options {
     timeout: u64,
 }
 
-/// How many lines of a failed boot are shown.
-const LAST: usize = 15;
-
 /// See the module.
 pub fn boots(options: &Options) -> Result<()> {
     run::build()?;
-    let guests = chosen(&options.guests);
-    let modes = chosen(&options.modes);
-    let logs = target_dir().join("boot-logs");
-    fs::create_dir_all(&logs)?;
-    let mut failed = 0;
-    println!("{:<10}{:>5}  {:<26}result", "guest", "cpus", "mode");
-    for &kind in &guests {
+    let limit = Duration::from_secs(options.timeout);
+    let row = |guest: &str, cpus: &str, mode: &str| format!("{guest:<10}{cpus:>5}  {mode:<26}");
+    let mut table = BootTable::new("boot-logs", &row("guest", "cpus", "mode"))?;
+    for kind in chosen(&options.guests) {
         let guest = guest::prepare(kind)?;
         for &cpus in &options.cpus {
-            for &mode in &modes {
-                let path = logs.join(format!("{}-{cpus}-{}.log", kind.name(), mode.name()));
-                let mut log = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-                let mut last = VecDeque::new();
-                let limit = Duration::from_secs(options.timeout);
-                // The log is for people; a full disk shows in what comes next.
-                let mut sink = |line: &str| {
-                    let _ = log.write_all(line.as_bytes());
-                    last.push_back(line.trim_end().to_owned());
-                    if last.len() > LAST {
-                        last.pop_front();
-                    }
-                };
-                print!("{:<10}{cpus:>5}  {:<26}", kind.name(), mode.name());
-                let _ = std::io::stdout().flush();
-                match run::self_test(&guest, cpus, &options.memory, &mode.arguments(), limit, &mut sink) {
-                    Ok(took) => println!("ok in {:.0} s", took.as_secs_f64()),
-                    Err(why) => {
-                        failed += 1;
-                        println!("FAIL: {why:#}; its console, of which this is the end, is {}", path.display());
-                        last.iter().for_each(|line| println!("    {line}"));
-                    }
-                }
+            for mode in chosen(&options.modes) {
+                let what = row(kind.name(), &cpus.to_string(), &name(mode));
+                table.boot(&what, &format!("{}-{cpus}-{}", kind.name(), name(mode)), |sink| {
+                    run::self_test(&guest, cpus, &options.memory, &mode.arguments(), limit, sink)
+                })?;
             }
         }
     }
-    let all = guests.len() * modes.len() * options.cpus.len();
-    println!("{all} boots: {} passed, {failed} failed", all - failed);
-    ensure!(failed == 0, "{failed} of {all} boots failed");
-    Ok(())
-}
-
-/// What was asked for, or everything.
-fn chosen<T: ValueEnum + Copy>(asked: &[T]) -> Vec<T> {
-    if asked.is_empty() { T::value_variants().to_vec() } else { asked.to_vec() }
+    table.end()
 }

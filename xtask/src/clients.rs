@@ -1,19 +1,15 @@
 //! `cargo xtask clients`: other people's programs on `rekvm exec`. Debian's QEMU, as it is, boots Debian's kernels on several
 //! machines and with the interrupt controllers in each place, and the guest tests itself; as a table.
-use std::{
-    fs::{self, File},
-    io::Write,
-    path::Path,
-    process::Command,
-    time::Duration,
-};
+use std::{path::Path, process::Command, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::ValueEnum;
 
 use crate::{
+    boot_table::BootTable,
+    choice::{chosen, name},
     guest::{self, Guest, Kind},
-    process::{need, release_binary, target_dir},
+    process::{need, release_binary},
     run,
 };
 
@@ -59,60 +55,33 @@ pub struct Options {
     timeout: u64,
 }
 
-/// How many lines of a failed boot are shown.
-const LAST: usize = 15;
-
-fn name<T: ValueEnum>(value: T) -> String {
-    value.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
-}
-
-fn chosen<T: ValueEnum + Copy>(asked: &[T]) -> Vec<T> {
-    if asked.is_empty() { T::value_variants().to_vec() } else { asked.to_vec() }
-}
-
 /// See the module.
 pub fn clients(options: &Options) -> Result<()> {
     need("qemu-system-x86_64", "qemu-system-x86")?;
     run::build()?;
     told()?;
-    let logs = target_dir().join("client-logs");
-    fs::create_dir_all(&logs)?;
-    let (mut all, mut failed) = (0, 0);
-    println!("{:<10}{:<9}{:<9}{:>4}  result", "guest", "machine", "irqchip", "cpus");
+    let limit = Duration::from_secs(options.timeout);
+    let row = |guest: &str, machine: &str, irqchip: &str, cpus: &str| {
+        format!("{guest:<10}{machine:<9}{irqchip:<9}{cpus:>4}  ")
+    };
+    let mut table = BootTable::new("client-logs", &row("guest", "machine", "irqchip", "cpus"))?;
     for kind in chosen(&options.guests) {
         let guest = guest::prepare(kind)?;
         for machine in chosen(&options.machines) {
             for irqchip in chosen(&options.irqchips) {
                 for &cpus in &options.cpus {
-                    print!("{:<10}{:<9}{:<9}{cpus:>4}  ", kind.name(), name(machine), name(irqchip));
-                    let _ = std::io::stdout().flush();
-                    let path = logs.join(format!("{}-{}-{}-{cpus}.log", kind.name(), name(machine), name(irqchip)));
-                    let mut log = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-                    let mut lines: Vec<String> = Vec::new();
-                    // The log is for people; a full disk shows in what comes next.
-                    let mut sink = |line: &str| {
-                        let _ = log.write_all(line.as_bytes());
-                        lines.push(line.trim_end().to_owned());
-                    };
-                    let limit = Duration::from_secs(options.timeout);
-                    let disk = run::Disk::new()?;
-                    let mut command = qemu(&guest, machine, irqchip, cpus, disk.path());
-                    all += 1;
-                    match run::proven(&mut command, &disk, cpus, limit, &mut sink) {
-                        Ok(took) => println!("ok in {:.0} s", took.as_secs_f64()),
-                        Err(why) => {
-                            failed += 1;
-                            println!("FAIL: {why:#}; its console, of which this is the end, is {}", path.display());
-                            lines.iter().skip(lines.len().saturating_sub(LAST)).for_each(|line| println!("    {line}"));
-                        }
-                    }
+                    let what = row(kind.name(), &name(machine), &name(irqchip), &cpus.to_string());
+                    let log = format!("{}-{}-{}-{cpus}", kind.name(), name(machine), name(irqchip));
+                    table.boot(&what, &log, |sink| {
+                        let disk = run::Disk::new()?;
+                        let mut command = qemu(&guest, machine, irqchip, cpus, disk.path());
+                        run::proven(&mut command, &disk, cpus, limit, sink)
+                    })?;
                 }
             }
         }
     }
-    println!("{all} boots: {} passed, {failed} failed", all - failed);
-    ensure!(failed == 0, "{failed} of {all} boots failed");
-    Ok(())
+    table.end()
 }
 
 /// The user is told once who serves the client, or not at all; the client's children find rekvm only if asked for.

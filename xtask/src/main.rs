@@ -4,7 +4,9 @@
 
 mod bench;
 mod bochs;
+mod boot_table;
 mod boots;
+mod choice;
 mod ci;
 mod clients;
 mod conformance;

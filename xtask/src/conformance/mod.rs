@@ -10,7 +10,10 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use self::suite::Results;
-use crate::lab::{Cpu, Ending};
+use crate::{
+    choice,
+    lab::{Cpu, Ending},
+};
 
 /// What the suite is run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -50,7 +53,7 @@ pub enum Target {
 impl Target {
     /// As the command line, and the suite, spell it.
     fn name(self) -> String {
-        self.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
+        choice::name(self)
     }
 
     /// What the suite takes it for.
