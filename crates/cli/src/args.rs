@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serve::Wishes;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use vmm::accel::soft::{Options as SoftOptions, PagingKind, TlbKind};
@@ -58,9 +59,9 @@ pub struct Exec {
 }
 
 impl Exec {
-    /// How the software CPU is to work.
-    pub fn soft(&self) -> SoftOptions {
-        self.soft.options()
+    /// What is wanted of whoever serves the client.
+    pub fn wishes(&self) -> Wishes {
+        Wishes { options: self.soft.options(), quiet: self.quiet, children: self.children }
     }
 
     /// The words that say the same, up to the client.

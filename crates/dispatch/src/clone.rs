@@ -7,7 +7,7 @@ use std::{arch::global_asm, mem::offset_of, sync::atomic::Ordering};
 
 use libc::{CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_PARENT_SETTID, CLONE_VFORK, CLONE_VM, c_int};
 use platform::{Hva, Memory};
-use user::{ClientMemory, sys};
+use user::{ClientMemory, signals, sys};
 
 use crate::{
     slot::{self, ALLOW, BLOCK, Slot},
@@ -178,7 +178,7 @@ fn thread(trap: &mut Trap<'_>, own: &Slot, flags: u64) -> isize {
     };
     new.selector.store(BLOCK, Ordering::Relaxed);
     // No handler of the client's runs until the kernel is asked to dispatch again, here and there.
-    let before = world::set_mask(!0);
+    let before = signals::set_mask(libc::SIG_SETMASK, !0);
     own.selector.store(ALLOW, Ordering::Relaxed);
     // SAFETY: the slot is ours until the thread starts, and then the thread's; the client's arguments are its own.
     let answer = unsafe {
@@ -186,7 +186,7 @@ fn thread(trap: &mut Trap<'_>, own: &Slot, flags: u64) -> isize {
         rekvm_clone(trap.number, trap.args.as_ptr(), new.start.get())
     };
     own.selector.store(BLOCK, Ordering::Relaxed);
-    world::set_mask(before);
+    signals::set_mask(libc::SIG_SETMASK, before);
     if answer < 0 || flags & CLONE_VFORK as u64 != 0 {
         // It never was, or it is another program by now.
         world::leave(new);
@@ -211,7 +211,7 @@ fn process(own: &Slot, numbers: Numbers) -> isize {
     let has = |flag: c_int| numbers.flags & flag as u64 != 0;
     // As in the kernel, a bad address is not told.
     if pid == 0 {
-        let number = slot::thread_id() as u32;
+        let number = sys::thread_id() as u32;
         if has(CLONE_CHILD_SETTID) {
             let _ = ClientMemory::store(Hva(numbers.child as u64), number);
         }

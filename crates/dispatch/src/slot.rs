@@ -4,7 +4,7 @@ use std::{
     sync::atomic::{AtomicI32, AtomicU8, AtomicUsize, Ordering},
 };
 
-use user::sys;
+use user::sys::thread_id;
 
 use crate::clone::Start;
 
@@ -46,12 +46,6 @@ impl Slot {
 }
 
 static SLOTS: [Slot; THREADS] = [const { Slot::new() }; THREADS];
-
-/// The calling thread's number. Bare.
-pub(crate) fn thread_id() -> i32 {
-    // SAFETY: asks only.
-    unsafe { sys::raw(libc::SYS_gettid, [0; 6]) as i32 }
-}
 
 /// The slots, beginning with the one where the thread `tid` would be if it were alone.
 fn from(tid: i32) -> impl Iterator<Item = &'static Slot> {

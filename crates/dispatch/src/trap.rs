@@ -21,11 +21,8 @@ pub(crate) const PR_SYS_DISPATCH_ON: usize = 1;
 /// `si_code` of SIGSYS from syscall user dispatch (asm-generic/siginfo.h).
 const SYS_USER_DISPATCH: c_int = 2;
 
-/// The kernel's flag that a restorer is given.
-const SA_RESTORER: u64 = 0x0400_0000;
-
 /// The kernel's set with SIGSYS alone.
-pub(crate) const SIGSYS_BIT: u64 = 1 << (libc::SIGSYS - 1);
+pub(crate) const SIGSYS_BIT: u64 = signals::bit(libc::SIGSYS);
 
 global_asm!(
     // Starts a program: stack (RDI), entry point (RSI). System V ABI for AMD64, 3.4.1: RDX holds no function to be called
@@ -77,8 +74,8 @@ pub(crate) fn install() -> Result<(), LoadError> {
         signals::share_threads(world::inside);
         signals::take_over().map_err(|error| io::Error::from_raw_os_error(error.0))?;
         // Handlers of the client run in the middle of ours, and make system calls too. It returns by code of ours.
-        let flags = (libc::SA_SIGINFO | libc::SA_NODEFER) as u64 | SA_RESTORER;
-        let action = Action { handler: on_sigsys as *const () as usize, flags, restorer: sys::restorer(), mask: 0 };
+        let flags = (libc::SA_SIGINFO | libc::SA_NODEFER) as u64;
+        let action = Action { handler: on_sigsys as *const () as usize, flags, restorer: 0, mask: 0 }.returning();
         let args = [libc::SIGSYS as usize, (&raw const action).addr(), 0, size_of::<u64>(), 0, 0];
         // SAFETY: the handler is for whatever SIGSYS comes.
         let installed = unsafe { sys::call(libc::SYS_rt_sigaction, args) };

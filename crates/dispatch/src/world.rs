@@ -10,7 +10,11 @@ use std::{
     thread,
 };
 
-use user::{signals, sys};
+use user::{
+    futex,
+    signals::{self, FAULTS, set_mask},
+    sys,
+};
 
 use crate::{
     program::LoadError,
@@ -118,27 +122,19 @@ fn add() -> io::Result<()> {
     }
     // The next one takes the next place.
     while COUNT.load(Ordering::Acquire) == index {
-        wait(CHANGES.load(Ordering::Acquire), || COUNT.load(Ordering::Acquire) == index);
+        let seen = CHANGES.load(Ordering::Acquire);
+        if COUNT.load(Ordering::Acquire) == index {
+            futex::wait(&CHANGES, seen);
+        }
     }
     Ok(())
-}
-
-/// Sleeps until [`CHANGES`] is no longer `seen`, if `still` holds. Bare.
-fn wait(seen: u32, still: impl Fn() -> bool) {
-    if still() {
-        let op = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
-        // SAFETY: the word is valid for the length of the call; no timeout.
-        unsafe { sys::raw(libc::SYS_futex, [CHANGES.as_ptr().addr(), op as usize, seen as usize, 0, 0, 0]) };
-    }
 }
 
 /// Bare.
 fn give(lender: &Lender) {
     lender.free.store(true, Ordering::Release);
     CHANGES.fetch_add(1, Ordering::AcqRel);
-    let op = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
-    // SAFETY: the kernel uses the address only as a key.
-    unsafe { sys::raw(libc::SYS_futex, [CHANGES.as_ptr().addr(), op as usize, i32::MAX as usize, 0, 0, 0]) };
+    futex::wake(&CHANGES, i32::MAX);
 }
 
 /// Takes a lender, which whoever took the one before is about to make if there is none. Bare.
@@ -151,7 +147,9 @@ fn take() -> &'static Lender {
         {
             return lender;
         }
-        wait(seen, || free().is_none());
+        if free().is_none() {
+            futex::wait(&CHANGES, seen);
+        }
     }
 }
 
@@ -182,18 +180,6 @@ extern "C" fn cross<F: FnOnce() -> R, R>(crossing: *mut Crossing<F, R>) {
     crossing.result = crossing.act.take().map(|act| act());
 }
 
-/// Changes the calling thread's signal mask; the one before. Bare.
-pub(crate) fn set_mask(mask: u64) -> u64 {
-    let mut before = 0u64;
-    let args = [libc::SIG_SETMASK as usize, (&raw const mask).addr(), (&raw mut before).addr(), 8, 0, 0];
-    // SAFETY: both sets are valid.
-    unsafe { sys::raw(libc::SYS_rt_sigprocmask, args) };
-    before
-}
-
-/// All signals but faults.
-const ALL: u64 = !(1 << (libc::SIGSEGV - 1) | 1 << (libc::SIGBUS - 1));
-
 /// Has the calling thread, whose slot is given, do something in our world, with the signal mask `open`: then signals that
 /// come are noted. None: all signals wait. They go on waiting until the handler that brought the thread here returns and
 /// puts the client's mask back. Bare outside of `act`.
@@ -209,18 +195,18 @@ pub(crate) fn visit<F: FnOnce() -> R, R>(slot: &Slot, open: Option<u64>, act: F)
         }
         signals::forget_earlier();
         if let Some(mask) = open {
-            set_mask(mask);
+            set_mask(libc::SIG_SETMASK, mask);
         }
         let result = act();
         if open.is_some() {
-            set_mask(ALL);
+            set_mask(libc::SIG_SETMASK, !FAULTS);
         }
         result
     };
     let mut crossing = Crossing { act: Some(act), result: None };
     // SAFETY: the variables and the stack belong to a thread that sleeps for good, and to this one alone now.
     unsafe {
-        set_mask(ALL);
+        set_mask(libc::SIG_SETMASK, !FAULTS);
         if new {
             let index = ptr::from_ref(lender).offset_from(LENDERS.as_ptr());
             slot.lender.store(index as usize + 1, Ordering::Release);

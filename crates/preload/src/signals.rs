@@ -7,13 +7,9 @@ use std::{
 };
 
 use libc::{SA_NODEFER, SA_RESETHAND, SA_RESTART, SIG_ERR, sighandler_t, sigset_t};
-use user::signals::{Action, mask_changed, set};
+use user::signals::{Action, SA_RESTORER, bit, mask_changed, set};
 
 use crate::{fail, next::next};
-
-const fn bit(signal: c_int) -> u64 {
-    1 << (signal - 1)
-}
 
 /// The C library keeps two signals for itself.
 fn valid(signal: c_int) -> bool {
@@ -51,7 +47,7 @@ pub unsafe extern "C" fn sigaction(signal: c_int, new: *const libc::sigaction, o
         unsafe {
             let mut was: libc::sigaction = mem::zeroed();
             was.sa_sigaction = before.handler;
-            was.sa_flags = (before.flags & !RESTORER) as c_int;
+            was.sa_flags = (before.flags & !SA_RESTORER) as c_int;
             (&raw mut was.sa_mask).cast::<u64>().write(before.mask);
             old.write(was);
         }
@@ -59,16 +55,9 @@ pub unsafe extern "C" fn sigaction(signal: c_int, new: *const libc::sigaction, o
     0
 }
 
-/// The kernel's flag SA_RESTORER, which the C library does not show.
-const RESTORER: u64 = 0x0400_0000;
-
 /// `rt_sigaction` for a client that leaves the restorer to us, as one of the C library does.
 fn change(signal: c_int, new: Option<Action>) -> Result<Action, c_int> {
-    let new = new.map(|mut new| {
-        (new.flags, new.restorer) = (new.flags | RESTORER, user::sys::restorer());
-        new
-    });
-    set(signal, new.as_ref()).map_err(|error| error.0)
+    set(signal, new.map(Action::returning).as_ref()).map_err(|error| error.0)
 }
 
 /// Signals of which `siginterrupt` has said that they interrupt calls.

@@ -7,21 +7,13 @@ use std::{
     ffi::{OsStr, OsString},
 };
 
-use serve::Wishes;
-use user::device;
-
-/// The variable in which `rekvm exec` says what it wants: words with spaces between them.
-const WISHES: &str = "REKVM_EXEC";
-/// The program loader's list of libraries.
-const LOADER: &str = "LD_PRELOAD";
+use serve::wishes::{LIBRARY, LOADER, VARIABLE, Wishes};
 
 /// Reads the wishes.
 fn start() {
-    let text = env::var(WISHES).unwrap_or_default();
-    let has = |word: &str| text.split(' ').any(|found| found == word);
-    let options = text.split(' ').find_map(device::Options::named).unwrap_or_default();
-    serve::wish(Wishes { options, quiet: has("quiet") });
-    if !has("children") {
+    let wishes = Wishes::read(&env::var(VARIABLE).unwrap_or_default());
+    serve::wish(wishes);
+    if !wishes.children {
         // SAFETY: no thread of the client's has started yet.
         unsafe { leave_environment() };
     }
@@ -38,7 +30,7 @@ unsafe fn leave_environment() {
     let others = others.join(&b':');
     // SAFETY: as the caller promises; the bytes come from the environment and are cut at ASCII characters.
     unsafe {
-        env::remove_var(WISHES);
+        env::remove_var(VARIABLE);
         match others.is_empty() {
             true => env::remove_var(LOADER),
             false => env::set_var(LOADER, OsString::from(OsStr::from_encoded_bytes_unchecked(&others))),
@@ -47,7 +39,7 @@ unsafe fn leave_environment() {
 }
 
 fn ours(path: &[u8]) -> bool {
-    path.ends_with(b"librekvm_preload.so")
+    path.ends_with(LIBRARY.as_bytes())
 }
 
 /// Called by the program loader when the library has been loaded.

@@ -2,22 +2,16 @@
 //! functions (`preload`) or by the numbers of system calls (`dispatch`).
 //!
 //! [`node`] is what its path means before it is opened; [`open`] opens it, and tells the user once who serves;
-//! [`descriptors`] is what calls on descriptors mean.
+//! [`descriptors`] is what calls on descriptors mean, and [`wishes`] what the user has asked for.
 pub mod descriptors;
 pub mod node;
+pub mod wishes;
+
+pub use wishes::Wishes;
 
 use std::{io::Write, sync::OnceLock};
 
 use user::{device, signals, sys};
-
-/// What `rekvm exec` wants.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Wishes {
-    /// How the software CPU works.
-    pub options: device::Options,
-    /// Do not say who serves.
-    pub quiet: bool,
-}
 
 static WISHES: OnceLock<Wishes> = OnceLock::new();
 

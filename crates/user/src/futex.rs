@@ -1,11 +1,12 @@
-//! The two futex calls that locks and sleepers use, on words that no other process sees.
+//! The two futex calls that locks and sleepers use, on words that no other process sees. They touch no variable
+//! of the thread.
 use std::sync::atomic::AtomicU32;
 
 use crate::sys;
 
 /// Why [`wait`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Woken {
+pub enum Woken {
     /// Somebody woke us, the word had another value, or no reason at all.
     Look,
     /// A signal handler ran.
@@ -13,7 +14,7 @@ pub(crate) enum Woken {
 }
 
 /// Sleeps while `*word == value`.
-pub(crate) fn wait(word: &AtomicU32, value: u32) -> Woken {
+pub fn wait(word: &AtomicU32, value: u32) -> Woken {
     let op = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
     // SAFETY: the word is valid for the length of the call; no timeout.
     let result = unsafe { sys::raw(libc::SYS_futex, [word.as_ptr().addr(), op as usize, value as usize, 0, 0, 0]) };
@@ -21,7 +22,7 @@ pub(crate) fn wait(word: &AtomicU32, value: u32) -> Woken {
 }
 
 /// Wakes at most `count` sleepers on `word`.
-pub(crate) fn wake(word: &AtomicU32, count: i32) {
+pub fn wake(word: &AtomicU32, count: i32) {
     let op = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
     // SAFETY: the kernel uses the address only as a key.
     unsafe { sys::raw(libc::SYS_futex, [word.as_ptr().addr(), op as usize, count as usize, 0, 0, 0]) };

@@ -9,7 +9,7 @@
 pub mod device;
 mod eventfd;
 pub mod fault;
-mod futex;
+pub mod futex;
 mod lock;
 mod log;
 pub mod memory;

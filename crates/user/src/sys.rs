@@ -93,6 +93,12 @@ pub fn process_id() -> i32 {
     unsafe { raw(libc::SYS_getpid, [0; 6]) as i32 }
 }
 
+/// The calling thread's number.
+pub fn thread_id() -> i32 {
+    // SAFETY: asks only.
+    unsafe { raw(libc::SYS_gettid, [0; 6]) as i32 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

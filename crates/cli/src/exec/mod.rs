@@ -14,16 +14,10 @@ use std::process::Command;
 
 use crate::args::Exec;
 use program::{Kind, ProgramError};
+use serve::wishes::{LIBRARY, LOADER, VARIABLE};
 
-/// The library, as it is built.
-const LIBRARY: &str = "librekvm_preload.so";
-/// Where it is looked for: folders relative to that of this program.
+/// Where the library is looked for: folders relative to that of this program.
 const FOLDERS: [&str; 2] = [".", "../lib/rekvm"];
-/// The program loader's list of libraries.
-const LOADER: &str = "LD_PRELOAD";
-/// Says what is wanted to the library.
-const WISHES: &str = "REKVM_EXEC";
-
 /// The client cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
@@ -73,21 +67,14 @@ fn run(arguments: &Exec) -> Result<Infallible, ExecError> {
     if program::kind(&client)? == Kind::Static {
         return load(arguments, client);
     }
-    let mut wishes = arguments.soft().name().to_owned();
-    for (word, wanted) in [("quiet", arguments.quiet), ("children", arguments.children)] {
-        if wanted {
-            wishes.push(' ');
-            wishes.push_str(word);
-        }
-    }
     let mut command = Command::new(&client);
-    command.arg0(name).args(rest).env(WISHES, wishes).env(LOADER, loader(&library()?));
+    command.arg0(name).args(rest).env(VARIABLE, arguments.wishes().text()).env(LOADER, loader(&library()?));
     Err(ExecError::Start(client, command.exec()))
 }
 
 /// Becomes a client that has no program loader.
 fn load(arguments: &Exec, client: PathBuf) -> Result<Infallible, ExecError> {
-    serve::wish(serve::Wishes { options: arguments.soft(), quiet: arguments.quiet });
+    serve::wish(arguments.wishes());
     let words = arguments.client.iter().map(|word| CString::new(word.as_bytes())).collect::<Result<_, _>>()?;
     let children = if arguments.children { Some(again(arguments)?) } else { None };
     let path = client.canonicalize().map_err(|error| ExecError::Start(client, error))?;

@@ -76,6 +76,13 @@ impl Machine {
         })
     }
 
+    /// The auditor finds nothing out of order in the tables.
+    #[track_caller]
+    pub(crate) fn in_order(&self) {
+        let report = self.vm.audit_shadow(&cx()).unwrap().unwrap();
+        assert!(report.findings.is_empty(), "{report:?}");
+    }
+
     /// On a processor that translates so.
     pub(crate) fn on(translation: Translation) -> Self {
         Self::build_on(Scripted { translation, ..Scripted::default() }, |_| {})

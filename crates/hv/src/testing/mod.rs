@@ -2,5 +2,7 @@
 mod client;
 pub(crate) mod host;
 pub(crate) mod script;
+mod walk;
 
 pub(crate) use client::{CODE, Machine, RAM, cx};
+pub(crate) use walk::{below, entries};

@@ -8,7 +8,7 @@ use x86::{Cr0, Cr4, Efer, exception::pf};
 
 use crate::{
     backend::{Access, BackendVcpu, CrOp, Exit, FlushTlb, Groups, Translation},
-    testing::{CODE, Machine, cx, script::Note},
+    testing::{CODE, Machine, below, cx, script::Note},
 };
 
 /// Whether a flush of everything comes before the next entry into the guest.
@@ -177,11 +177,6 @@ fn outlive_a_stay(m: &Machine, tables: fn(u64) -> Vec<u64>, change: impl FnOnce(
         changed.store(true, SeqCst);
     });
     assert!(alive.load(SeqCst), "a table was freed under a processor");
-}
-
-/// Where the entries of the table at `hpa` lead.
-fn below(hpa: u64, entries: impl Iterator<Item = usize>) -> Vec<u64> {
-    entries.map(|n| CheckedTablePage::live_entry(hpa, n).load(SeqCst) & 0x000f_ffff_ffff_f000).collect()
 }
 
 #[test]

@@ -1,14 +1,13 @@
 //! The core with a processor that walks nested tables: the root, faults of each kind, and who is flushed when.
 use abi::*;
-use core::sync::atomic::Ordering::SeqCst;
-use platform::{Hva, table::CheckedTablePage};
+use platform::Hva;
 use std::vec::Vec;
 use x86::paging as bits;
 
 use crate::{
     Errno,
     backend::{Access, Env, Event, EventKind, Exit, FlushTlb, Translation},
-    testing::{CODE, Machine, RAM, cx, host::Host, script::Note},
+    testing::{CODE, Machine, RAM, cx, entries, host::Host, script::Note},
 };
 
 const DATA: u64 = 0x8000;
@@ -25,22 +24,14 @@ fn fault(gpa: u64, access: Access) -> Exit {
 /// The entry that maps `gpa`, as the processor would find it; 0 if it would fault.
 fn entry(env: &Env<'_, Host>, gpa: u64) -> u64 {
     assert_eq!(env.root.levels, 4);
-    let mut value = env.root.hpa | bits::P;
-    for level in [4, 3, 2, 1] {
-        let table = value & 0x000f_ffff_ffff_f000;
-        value = CheckedTablePage::live_entry(table, (gpa >> (3 + 9 * level) & 511) as usize).load(SeqCst);
-        if value & bits::P == 0 {
-            return 0;
-        }
-        assert_ne!(value & bits::U, 0, "nested tables are walked as user mode");
+    let entries = entries(env, gpa);
+    let (last, upper) = entries.split_last().unwrap();
+    assert!(upper.iter().all(|entry| entry & bits::U != 0), "nested tables are walked as user mode");
+    if last & bits::P == 0 {
+        return 0;
     }
-    value
-}
-
-#[track_caller]
-fn in_order(m: &Machine) {
-    let report = m.vm.audit_shadow(&cx()).unwrap().unwrap();
-    assert!(report.findings.is_empty(), "{report:?}");
+    assert_ne!(last & bits::U, 0, "nested tables are walked as user mode");
+    *last
 }
 
 /// Runs a step that writes `gpa`, faulting until it is mapped.
@@ -76,7 +67,7 @@ fn a_fault_is_served_and_the_guest_goes_on() {
     }
     m.script.exit(Exit::Shutdown);
     assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
-    in_order(&m);
+    m.in_order();
 }
 
 #[test]
@@ -113,7 +104,7 @@ fn device_memory_is_emulated() {
     m.script.exit(Exit::Shutdown);
     assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
     assert_eq!(m.state(|s| s.rip), CODE + 2);
-    in_order(&m);
+    m.in_order();
 }
 
 /// Read as memory, written as a device; also by the processor's walk of tables that lie there, which counts as writes: the
@@ -149,7 +140,7 @@ fn read_only_slots() {
         Exit::Shutdown
     });
     assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
-    in_order(&m);
+    m.in_order();
 }
 
 #[test]
@@ -158,7 +149,7 @@ fn memory_that_the_client_took_away_is_efault() {
     m.set_slot(1, DEVICE, 0x1000, 0x1000).unwrap();
     m.script.exit(fault(DEVICE, Access::Read));
     assert_eq!(m.run(), Err(Errno::EFAULT));
-    in_order(&m);
+    m.in_order();
 }
 
 #[test]
@@ -190,7 +181,7 @@ fn a_slot_that_goes_takes_the_root_along() {
     m.run().unwrap();
     assert_eq!(flushes(&m), 0);
     m.set_slot(1, 0, 0, 0).unwrap();
-    in_order(&m);
+    m.in_order();
     m.script.entry(|_, env| {
         assert_eq!(entry(env, DATA), 0);
         Exit::Shutdown
@@ -198,7 +189,7 @@ fn a_slot_that_goes_takes_the_root_along() {
     assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
     assert!(flushes(&m) >= 1);
     touch(&m, DATA);
-    in_order(&m);
+    m.in_order();
 }
 
 #[test]
@@ -212,7 +203,7 @@ fn an_alias_is_mapped_and_goes() {
     };
     m.vm_ioctl(KVM_SET_MEMORY_ALIAS, &mut alias).unwrap();
     touch(&m, DEVICE);
-    in_order(&m);
+    m.in_order();
     alias.memory_size = 0;
     m.vm_ioctl(KVM_SET_MEMORY_ALIAS, &mut alias).unwrap();
     m.script.entry(|_, env| {
@@ -244,7 +235,7 @@ fn the_dirty_log_takes_write_access_away() {
         m.vm_ioctl(KVM_GET_DIRTY_LOG, &mut log).unwrap();
         let bits = <crate::testing::host::Client as platform::Memory>::load::<u64>(Hva(bitmap.at())).unwrap();
         assert_eq!(bits, 1 << (DATA >> 12));
-        in_order(&m);
+        m.in_order();
     }
     // Its end makes room for large pages.
     m.vm_ioctl(KVM_SET_USER_MEMORY_REGION, &mut region(&m, 0)).unwrap();
@@ -254,7 +245,7 @@ fn the_dirty_log_takes_write_access_away() {
     });
     assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
     assert_eq!(flushes(&m), 1);
-    in_order(&m);
+    m.in_order();
 }
 
 /// What the core writes for a guest needs no table.
@@ -286,7 +277,7 @@ fn the_hosts_pages_may_go_at_any_time() {
     assert!(!m.vm.pages_are_young(page.clone(), true));
     m.vm.invalidate_begin(page.clone());
     m.vm.invalidate_end();
-    in_order(&m);
+    m.in_order();
     m.script.entry(|_, env| {
         assert_eq!(entry(env, DATA), 0);
         Exit::Shutdown
@@ -294,7 +285,7 @@ fn the_hosts_pages_may_go_at_any_time() {
     assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
     assert_eq!(flushes(&m), 1);
     assert_eq!(m.vm.shrink_shadow(100), 3, "all but the root");
-    in_order(&m);
+    m.in_order();
     touch(&m, DATA);
 }
 

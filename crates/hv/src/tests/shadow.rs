@@ -1,13 +1,12 @@
 //! The core with a processor that walks shadow tables: roots, faults of each kind, and who is flushed when.
 use abi::*;
 use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use platform::table::CheckedTablePage;
 use std::{sync::Arc, thread, vec::Vec};
 use x86::{Attr, CpuState, Cr0, Exception, Segment, exception::pf, paging as bits};
 
 use crate::{
     backend::{CrOp, Env, Event, EventKind, Exit, FlushTlb, Translation},
-    testing::{CODE, Machine, cx, host::Host, script::Note},
+    testing::{CODE, Machine, cx, entries, host::Host, script::Note},
 };
 
 const DIRECTORY: u64 = 0x4000;
@@ -43,28 +42,11 @@ fn machine() -> Machine {
 /// The entry that maps `gva`, as the processor would find it; 0 if it would fault.
 fn entry(env: &Env<'_, Host>, gva: u64) -> u64 {
     assert_eq!(env.root.levels, 3);
-    let mut table = env.root.hpa;
-    for level in [3, 2, 1] {
-        let value = CheckedTablePage::live_entry(table, (gva >> (3 + 9 * level) & 511) as usize).load(SeqCst);
-        if value & bits::P == 0 {
-            return 0;
-        }
-        table = value & !0xfff & !bits::NX;
-        if level == 1 {
-            return value;
-        }
-    }
-    unreachable!()
+    entries(env, gva).last().copied().filter(|entry| entry & bits::P != 0).unwrap_or(0)
 }
 
 fn fault(gva: u64, code: u32) -> Exit {
     Exit::PageFault { gva, code, implicit: false }
-}
-
-#[track_caller]
-fn in_order(m: &Machine) {
-    let report = m.vm.audit_shadow(&cx()).unwrap().unwrap();
-    assert!(report.findings.is_empty(), "{report:?}");
 }
 
 /// Runs a step that writes `gva`, faulting until it is mapped.
@@ -94,7 +76,7 @@ fn a_fault_is_served_and_the_guest_goes_on() {
     });
     assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
     assert_eq!(m.peek::<u32>(TABLE + (DATA >> 12) * 4) & 0x60, 0x60, "accessed and dirty are the guest's to see");
-    in_order(&m);
+    m.in_order();
 }
 
 #[test]
@@ -120,7 +102,7 @@ fn device_memory_is_emulated() {
         Exit::Shutdown
     });
     assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
-    in_order(&m);
+    m.in_order();
 }
 
 #[test]
@@ -139,7 +121,7 @@ fn a_write_to_a_page_table_is_emulated_and_followed() {
     assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
     assert_eq!(m.peek::<u32>(TABLE + 0x20), 0xa007);
     assert!(m.script.take_notes().contains(&Note::Flushed(FlushTlb::Physical)));
-    in_order(&m);
+    m.in_order();
 }
 
 #[test]
@@ -159,7 +141,7 @@ fn a_page_table_is_given_up_when_its_write_cannot_be_emulated() {
     let notes = m.script.take_notes();
     let stays: Vec<_> = notes.split(|note| *note == Note::Entered).collect();
     assert!(stays[3].contains(&Note::Flushed(FlushTlb::Physical)), "the table was freed: {stays:?}");
-    in_order(&m);
+    m.in_order();
 }
 
 #[test]
@@ -185,7 +167,7 @@ fn control_registers_bring_another_root() {
     let notes = m.script.take_notes();
     let flushes = notes.iter().filter(|n| **n == Note::Flushed(FlushTlb::All)).count();
     assert!(flushes >= 2, "one for each root: {notes:?}");
-    in_order(&m);
+    m.in_order();
 }
 
 #[test]
@@ -239,7 +221,7 @@ fn an_event_pushed_to_a_page_table_unprotects_it() {
     assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
     let interrupt = Event { kind: EventKind::Interrupt(0x31) };
     assert_eq!(m.script.take_injected(), [interrupt, interrupt], "it is delivered again");
-    in_order(&m);
+    m.in_order();
 }
 
 /// Row B08.
@@ -287,7 +269,7 @@ fn a_change_waits_until_every_vcpu_has_left() {
         thread.join().unwrap().unwrap();
     });
     assert!(second.take_notes().contains(&Note::Flushed(FlushTlb::Physical)));
-    in_order(&m);
+    m.in_order();
 }
 
 #[test]
@@ -297,7 +279,7 @@ fn a_slot_that_goes_takes_the_root_along() {
     m.run().unwrap();
     m.set_slot(1, 0x10_0000, 0x1000, m.ram.at()).unwrap();
     m.set_slot(1, 0, 0, 0).unwrap();
-    in_order(&m);
+    m.in_order();
     m.script.entry(|_, env| {
         assert_eq!(entry(env, DATA), 0);
         Exit::Shutdown
@@ -333,7 +315,7 @@ fn the_dirty_log_takes_write_access_away() {
         m.vm_ioctl(KVM_GET_DIRTY_LOG, &mut log).unwrap();
         let bits = <crate::testing::host::Client as platform::Memory>::load::<u64>(platform::Hva(bitmap.at())).unwrap();
         assert_ne!(bits & 1 << (DATA >> 12), 0);
-        in_order(&m);
+        m.in_order();
     }
 }
 
@@ -367,7 +349,7 @@ fn the_hosts_pages_may_go_at_any_time() {
     assert!(!m.vm.pages_are_young(page.clone(), true));
     m.vm.invalidate_begin(page.clone());
     m.vm.invalidate_end();
-    in_order(&m);
+    m.in_order();
     m.script.entry(|_, env| {
         assert_eq!(entry(env, DATA), 0);
         Exit::Shutdown
@@ -375,7 +357,7 @@ fn the_hosts_pages_may_go_at_any_time() {
     assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
     assert!(m.script.take_notes().contains(&Note::Flushed(FlushTlb::Physical)));
     assert_eq!(m.vm.shrink_shadow(100), 2);
-    in_order(&m);
+    m.in_order();
     // A VM without shadow tables has nothing to give.
     let plain = Machine::new();
     plain.vm.invalidate_begin(page.clone());

@@ -93,7 +93,7 @@ impl<B: Backend> Vm<B> {
                 let result = change(&vm.memory);
                 let kind = result.as_ref().map_or(ChangeKind::Nothing, |change| change.kind);
                 let stale = matches!(kind, ChangeKind::Delete | ChangeKind::Move | ChangeKind::Alias);
-                let pages = vm.memory.locked(cx).slots().iter().map(|slot| slot.pages).sum();
+                let pages = vm.memory.locked(cx).pages();
                 let ended = shadow.slots_changed(stale, pages, cx, || vm.vcpus.flush_tlbs());
                 let change = result?;
                 ended?;

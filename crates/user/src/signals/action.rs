@@ -15,11 +15,11 @@ use hv::Errno;
 use libc::{SA_NOCLDSTOP, SA_NOCLDWAIT, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_SIGINFO};
 use libc::{SIG_DFL, SIG_IGN, c_int, c_void, siginfo_t};
 
-use super::{NEVER_TAKEN, bit, blocked::block_everything, on_signal};
+use super::{FAULTS, NEVER_TAKEN, bit, blocked::block_everything, on_signal};
 use crate::{fault, sys};
 
-/// The kernel's flag that a restorer is given: `SA_RESTORER`.
-const SA_RESTORER: u64 = 0x0400_0000;
+/// The kernel's flag that a restorer is given, which the C library does not show.
+pub const SA_RESTORER: u64 = 0x0400_0000;
 
 /// Flags of the client's that the kernel is to follow; SA_RESETHAND is followed here.
 const KEPT: u64 = (SA_ONSTACK | SA_NODEFER | SA_RESTART | SA_NOCLDSTOP | SA_NOCLDWAIT) as u64;
@@ -39,6 +39,13 @@ pub struct Action {
 }
 
 impl Action {
+    /// The same with a return from the handler by code of ours.
+    #[must_use]
+    pub fn returning(mut self) -> Self {
+        (self.flags, self.restorer) = (self.flags | SA_RESTORER, sys::restorer());
+        self
+    }
+
     fn is_handler(&self) -> bool {
         self.handler != SIG_DFL && self.handler != SIG_IGN
     }
@@ -135,13 +142,9 @@ fn in_front(signal: c_int, wanted: &Action) -> Action {
     };
     // Without a handler of the client's it does not matter on which stack ours runs.
     let kept = if wanted.is_handler() { wanted.flags & KEPT } else { SA_ONSTACK as u64 };
-    Action {
-        handler,
-        flags: kept | SA_SIGINFO as u64 | SA_RESTORER,
-        restorer: sys::restorer(),
-        // A fault of ours can happen in a handler of the client's too.
-        mask: if faults { 0 } else { wanted.mask } & !(bit(libc::SIGSEGV) | bit(libc::SIGBUS)),
-    }
+    // A fault of ours can happen in a handler of the client's too.
+    let mask = if faults { 0 } else { wanted.mask } & !FAULTS;
+    Action { handler, flags: kept | SA_SIGINFO as u64, restorer: 0, mask }.returning()
 }
 
 /// Puts our handler in front of the present disposition of `signal`, to stay there.
@@ -249,10 +252,8 @@ pub(crate) fn from_kernel(info: *const siginfo_t) -> bool {
 fn default(signal: c_int, info: *const siginfo_t) {
     let _ = kernel(signal, Some(&Action::default()));
     if !from_kernel(info) {
-        // SAFETY: asks for numbers, and sends a signal to this thread.
-        unsafe {
-            let thread = sys::raw(libc::SYS_gettid, [0; 6]) as usize;
-            sys::raw(libc::SYS_tgkill, [sys::process_id() as usize, thread, signal as usize, 0, 0, 0]);
-        }
+        let args = [sys::process_id() as usize, sys::thread_id() as usize, signal as usize, 0, 0, 0];
+        // SAFETY: sends a signal to this thread.
+        unsafe { sys::raw(libc::SYS_tgkill, args) };
     }
 }

@@ -12,7 +12,7 @@ use std::{
 
 use libc::{c_int, c_void, siginfo_t, ucontext_t};
 
-use super::{NEVER_BLOCKED, action, bit, set_mask, wrap};
+use super::{FAULTS, NEVER_BLOCKED, action, bit, set_mask, wrap};
 use crate::sys;
 
 thread_local! {
@@ -25,8 +25,6 @@ thread_local! {
     /// This thread is known not to block its own faults.
     static FAULTS_OPEN: Cell<bool> = const { Cell::new(false) };
 }
-
-const FAULTS: u64 = bit(libc::SIGSEGV) | bit(libc::SIGBUS);
 
 /// Whether a signal has come during the present call.
 #[inline]
@@ -129,8 +127,7 @@ pub(super) fn defer(signal: c_int, info: *mut siginfo_t, context: *mut c_void, a
     // kernel's set), and a siginfo that may be passed on to this thread.
     unsafe {
         *(&raw mut (*context).uc_sigmask).cast::<u64>() |= bit(signal);
-        let thread = sys::raw(libc::SYS_gettid, [0; 6]) as usize;
-        let args = [sys::process_id() as usize, thread, signal as usize, info.addr(), 0, 0];
+        let args = [sys::process_id() as usize, sys::thread_id() as usize, signal as usize, info.addr(), 0, 0];
         sys::raw(libc::SYS_rt_tgsigqueueinfo, args);
     }
     true

@@ -12,7 +12,7 @@ mod action;
 mod blocked;
 mod call;
 
-pub use action::{Action, set, take_over};
+pub use action::{Action, SA_RESTORER, set, take_over};
 pub(crate) use action::{carry_out, from_kernel, lock, own, put_in_front};
 pub use blocked::{Blocked, block_all};
 pub(crate) use call::Call;
@@ -29,19 +29,23 @@ use libc::{c_int, c_void, siginfo_t};
 
 use crate::sys;
 
-const fn bit(signal: c_int) -> u64 {
+/// A signal in the kernel's own format of a set.
+pub const fn bit(signal: c_int) -> u64 {
     1 << (signal - 1)
 }
 
+/// Those by which the processor tells of memory that is not there.
+pub const FAULTS: u64 = bit(libc::SIGSEGV) | bit(libc::SIGBUS);
+
 /// Faults, which must reach their handlers, what cannot be blocked, and the C library's own two.
-const NEVER_BLOCKED: u64 =
-    bit(libc::SIGSEGV) | bit(libc::SIGBUS) | bit(libc::SIGFPE) | bit(libc::SIGILL) | bit(libc::SIGTRAP) | NEVER_TAKEN;
+const NEVER_BLOCKED: u64 = FAULTS | bit(libc::SIGFPE) | bit(libc::SIGILL) | bit(libc::SIGTRAP) | NEVER_TAKEN;
 
 /// What cannot be caught, and the C library's own two.
 const NEVER_TAKEN: u64 = bit(libc::SIGKILL) | bit(libc::SIGSTOP) | bit(32) | bit(33);
 
-/// Changes the thread's signal mask, returns the old one. On the kernel's own format of 64 bits.
-fn set_mask(how: c_int, mask: u64) -> u64 {
+/// Changes the thread's signal mask, returns the old one. On the kernel's own format of 64 bits. Touches no variable of
+/// the thread.
+pub fn set_mask(how: c_int, mask: u64) -> u64 {
     let mut old = 0u64;
     let args = [how as usize, (&raw const mask).addr(), (&raw mut old).addr(), size_of::<u64>(), 0, 0];
     // SAFETY: both sets are valid and have the size given; async-signal-safe.
