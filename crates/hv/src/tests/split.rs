@@ -4,7 +4,7 @@ use abi::*;
 use crate::{
     Errno,
     backend::{Access, Event, EventKind, Exit},
-    testing::{CODE, Machine, cx},
+    testing::{CODE, Machine, cx, script::Note},
 };
 
 fn interrupt(vector: u8) -> Event {
@@ -101,4 +101,20 @@ fn it_is_chosen_once_and_before_vcpus() {
     let m = Machine::split_irqchip();
     assert_eq!(m.vm.ioctl(KVM_CREATE_IRQCHIP, 0, &cx()).map(drop), Err(Errno::EEXIST));
     assert_eq!(m.vm_ioctl(KVM_GET_IRQCHIP, &mut KvmIrqchip::default()).map(drop), Err(Errno::ENXIO));
+}
+
+/// The client's 8259A has an interrupt, but the guest has closed LINT0 to it: the guest goes on.
+#[test]
+fn no_window_opens_for_a_client_that_the_local_apic_does_not_listen_to() {
+    let m = machine();
+    for (lint0, opens) in [(0x1_0700, false), (0x700, true)] {
+        write_apic(&m, 0x350, lint0).unwrap();
+        m.script.take_notes();
+        m.set_run_field(KVM_RUN_REQUEST_INTERRUPT_WINDOW_OFFSET as u64, 1u8);
+        let reason = if opens { KVM_EXIT_IRQ_WINDOW_OPEN } else { KVM_EXIT_UNKNOWN };
+        assert_eq!(m.run(), Ok(reason));
+        let asked = m.script.take_notes().contains(&Note::Window { interrupt: true, nmi: false });
+        assert!(!asked, "a window was asked for that could not be used, or that was open");
+        m.set_run_field(KVM_RUN_REQUEST_INTERRUPT_WINDOW_OFFSET as u64, 0u8);
+    }
 }

@@ -29,7 +29,7 @@ impl<B: Backend> Run<'_, B> {
         let blocked = self.interrupts_blocked();
         let deferred = self.inner.events.deferred.map(|event| event.kind);
         let interrupt = self.waiting_interrupt().is_some()
-            || self.window && self.client_interrupts()
+            || self.window && self.takes_client()
             || matches!(deferred, Some(EventKind::Interrupt(_)));
         let nmi = self.shared.lapic.nmi_count() != 0 || deferred == Some(EventKind::Nmi);
         self.inner.cpu.request_window(interrupt && !blocked, nmi && !blocked);
@@ -48,6 +48,17 @@ impl<B: Backend> Run<'_, B> {
     /// An interrupt of the client's 8259A would pass the local APIC, if that is in the hypervisor.
     fn accepts_client(&self) -> bool {
         self.inner.apic.as_ref().is_none_or(|apic| apic.lapic.accepts_pic())
+    }
+
+    /// An interrupt of the client's would find a place: what [`Self::ready_for_interrupt`] asks, but for the guest. A window that
+    /// is asked for without that would open again and again before the guest has done anything.
+    fn takes_client(&self) -> bool {
+        let events = &self.inner.events;
+        self.client_interrupts()
+            && self.accepts_client()
+            && !events.occupied()
+            && events.deferred.is_none()
+            && events.client_irq().is_none()
     }
 
     pub(super) fn next_event(&mut self) -> Option<Event> {
@@ -129,11 +140,7 @@ impl<B: Backend> Run<'_, B> {
 
     /// `ready_for_interrupt_injection`: an interrupt that the client queues now would be taken at the next entry.
     pub(super) fn ready_for_interrupt(&mut self) -> bool {
-        let events = &self.inner.events;
-        if events.occupied() || events.deferred.is_some() || events.client_irq().is_some() {
-            return false;
-        }
-        self.client_interrupts() && self.accepts_client() && interruptible(self.inner.cpu.registers(Groups::GENERAL))
+        self.takes_client() && interruptible(self.inner.cpu.registers(Groups::GENERAL))
     }
 
     /// After an exit, or an entry that did not happen: what was not delivered is to be injected again.

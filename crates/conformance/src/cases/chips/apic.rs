@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Writes a register of the local APIC. DS reaches all of memory.
-fn store(a: &mut CodeAssembler, register: i32, value: i32) -> Result<(), IcedError> {
+pub(super) fn store(a: &mut CodeAssembler, register: i32, value: i32) -> Result<(), IcedError> {
     a.mov(ebx, 0xfee0_0000u32 as i32 + register)?;
     a.mov(dword_ptr(ebx), value)
 }

@@ -47,4 +47,5 @@ pub(super) const CASES: &[Case] = &[
     case("split-refuses-the-rest", "E01", split::refuses).needs(KVM_CAP_SPLIT_IRQCHIP),
     case("split-end-of-interrupt", "E01 A05", split::eoi).needs(KVM_CAP_SPLIT_IRQCHIP),
     case("split-external-interrupt", "E01 A12", split::external).needs(KVM_CAP_SPLIT_IRQCHIP),
+    case("split-window-that-the-local-apic-keeps-shut", "E01 A12", split::shut_window).needs(KVM_CAP_SPLIT_IRQCHIP),
 ];

@@ -1,8 +1,9 @@
 //! KVM_CAP_SPLIT_IRQCHIP: local APICs in the hypervisor, PIC and IOAPIC in the client.
 use abi::*;
+use iced_x86::code_asm::al;
 
 use super::{
-    apic::{in_vm, ready, wait},
+    apic::{in_vm, ready, store, wait},
     calls::set_routes,
 };
 use crate::{
@@ -63,4 +64,30 @@ pub(super) fn external(device: &Device) {
     assert_eq!(machine.vcpu.interrupt(0x41), Ok(0));
     assert_eq!(machine.vcpu.interrupt(0x51), Err(Errno::EEXIST));
     assert_eq!(machine.vcpu.run(), Exit::out8(0x81, 0x41));
+}
+
+/// The client wants to inject, and the guest allows interrupts, but its LINT0 is masked: the guest goes on, and the window
+/// opens when that is over.
+pub(super) fn shut_window(device: &Device) {
+    let machine = in_vm(device, split(device), |a| {
+        a.sti()?;
+        a.nop()?;
+        store(a, 0x350, 0x1_0700)?;
+        a.out(0x80, al)?;
+        a.nop()?;
+        a.out(0x80, al)?;
+        store(a, 0x350, 0x700)?;
+        a.nop()?;
+        a.hlt()
+    });
+    ready(&machine);
+    let vcpu = &machine.vcpu;
+    vcpu.page.request_interrupt_window(true);
+    ready(&machine);
+    assert!(vcpu.page.if_flag() && !vcpu.page.ready_for_interrupt());
+    assert_eq!(vcpu.run(), Exit::IrqWindow);
+    assert!(vcpu.page.ready_for_interrupt());
+    vcpu.page.request_interrupt_window(false);
+    assert_eq!(vcpu.interrupt(0x41), Ok(0));
+    assert_eq!(vcpu.run(), Exit::out8(0x81, 0x41));
 }
