@@ -88,16 +88,7 @@ u32 rekvm_mitigations(void)
 	if (boot_cpu_has(X86_FEATURE_CLEAR_CPU_BUF_VM))
 		bits |= 4;
 #endif
-	if (boot_cpu_has(X86_FEATURE_UNRET) || boot_cpu_has(X86_FEATURE_ENTRY_IBPB))
-		bits |= 8;
-	if (boot_cpu_has(X86_FEATURE_MSR_SPEC_CTRL))
-		bits |= 16;
 	return bits;
-}
-
-u64 rekvm_spec_ctrl(void)
-{
-	return raw_cpu_read(x86_spec_ctrl_current);
 }
 
 /* A guest's registers, and room for them in the form that the ABI has. */

@@ -146,7 +146,6 @@ glue! {
         safe rekvm_guest_ended();
         safe rekvm_machine_check();
         safe rekvm_mitigations() -> u32;
-        safe rekvm_spec_ctrl() -> u64;
         value rekvm_fpu_size(usize);
         value rekvm_fpu_area(usize);
         fn rekvm_fpu_init(fpu: *mut u8) -> bool;

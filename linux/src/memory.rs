@@ -141,6 +141,26 @@ macro_rules! load_client {
     }};
 }
 
+/// One load of `T`, whose width says which function does it.
+macro_rules! load_word {
+    ($at:expr, $load8:ident, $load16:ident, $load32:ident, $load64:ident) => {{
+        if is_own($at) {
+            return Ok(load_own($at.0));
+        }
+        let at = $at.0;
+        Ok(match T::BYTES {
+            1 => T::from_low(load_client!(at, $load8, u8)),
+            2 => T::from_low(load_client!(at, $load16, u16)),
+            4 => T::from_low(load_client!(at, $load32, u32)),
+            8 => T::from_low(load_client!(at, $load64, u64)),
+            _ => {
+                let low = load_client!(at, $load64, u64);
+                T::from_halves(low, load_client!(at.wrapping_add(8), $load64, u64))
+            }
+        })
+    }};
+}
+
 macro_rules! exchange_client {
     ($at:expr, $old:expr, $new:expr, $exchange:ident, $type:ty) => {{
         let mut was = $old as $type;
@@ -152,37 +172,11 @@ macro_rules! exchange_client {
 
 impl Memory for ClientMemory {
     fn load<T: Word>(at: Hva) -> Result<T, BadAddress> {
-        if is_own(at) {
-            return Ok(load_own(at.0));
-        }
-        let at = at.0;
-        Ok(match T::BYTES {
-            1 => T::from_low(load_client!(at, rekvm_load8, u8)),
-            2 => T::from_low(load_client!(at, rekvm_load16, u16)),
-            4 => T::from_low(load_client!(at, rekvm_load32, u32)),
-            8 => T::from_low(load_client!(at, rekvm_load64, u64)),
-            _ => {
-                let low = load_client!(at, rekvm_load64, u64);
-                T::from_halves(low, load_client!(at.wrapping_add(8), rekvm_load64, u64))
-            }
-        })
+        load_word!(at, rekvm_load8, rekvm_load16, rekvm_load32, rekvm_load64)
     }
 
     fn load_atomic<T: Word>(at: Hva) -> Result<T, BadAddress> {
-        if is_own(at) {
-            return Ok(load_own(at.0));
-        }
-        let at = at.0;
-        Ok(match T::BYTES {
-            1 => T::from_low(load_client!(at, rekvm_load8_atomic, u8)),
-            2 => T::from_low(load_client!(at, rekvm_load16_atomic, u16)),
-            4 => T::from_low(load_client!(at, rekvm_load32_atomic, u32)),
-            8 => T::from_low(load_client!(at, rekvm_load64_atomic, u64)),
-            _ => {
-                let low = load_client!(at, rekvm_load64_atomic, u64);
-                T::from_halves(low, load_client!(at.wrapping_add(8), rekvm_load64_atomic, u64))
-            }
-        })
+        load_word!(at, rekvm_load8_atomic, rekvm_load16_atomic, rekvm_load32_atomic, rekvm_load64_atomic)
     }
 
     fn store<T: Word>(at: Hva, value: T) -> Result<(), BadAddress> {

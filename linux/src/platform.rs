@@ -176,12 +176,6 @@ impl Hardware for Linux {
 
     fn mitigations() -> Mitigations {
         let bits = glue::rekvm_mitigations();
-        Mitigations {
-            ibpb: bits & 1 != 0,
-            fill_rsb: bits & 2 != 0,
-            clear_buffers: bits & 4 != 0,
-            untrain_returns: bits & 8 != 0,
-            spec_ctrl: (bits & 16 != 0).then(|| glue::rekvm_spec_ctrl()),
-        }
+        Mitigations { ibpb: bits & 1 != 0, fill_rsb: bits & 2 != 0, clear_buffers: bits & 4 != 0 }
     }
 }

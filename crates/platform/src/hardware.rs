@@ -42,10 +42,6 @@ pub struct Mitigations {
     pub fill_rsb: bool,
     /// Buffers are to be cleared by VERW before every entry.
     pub clear_buffers: bool,
-    /// Return predictions are to be untrained after every exit.
-    pub untrain_returns: bool,
-    /// What the host keeps in IA32_SPEC_CTRL (MSR 0x48), where that register exists and is used.
-    pub spec_ctrl: Option<u64>,
 }
 
 /// Pages of 4 KiB, zeroed and one behind the other in host-physical memory: what a processor is told about by physical

@@ -51,11 +51,6 @@ impl Registers {
     }
 }
 
-/// The tables of the guest itself have four roots that a load of CR3 reads.
-pub fn is_pae(state: &CpuState) -> bool {
-    state.cr0 & Cr0::PG.bits() != 0 && state.cr4 & Cr4::PAE.bits() != 0 && state.efer & Efer::LMA.bits() == 0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,9 +93,9 @@ mod tests {
     #[test]
     fn pae_is_told_from_long_mode() {
         let paging = Cr0::PE | Cr0::PG;
-        assert!(is_pae(&state(paging, Cr4::PAE, Efer::empty())));
-        assert!(!is_pae(&state(paging, Cr4::PAE, Efer::LME | Efer::LMA)));
-        assert!(!is_pae(&state(paging, Cr4::PSE, Efer::empty())));
-        assert!(!is_pae(&state(Cr0::PE, Cr4::PAE, Efer::empty())));
+        assert!(state(paging, Cr4::PAE, Efer::empty()).pae());
+        assert!(!state(paging, Cr4::PAE, Efer::LME | Efer::LMA).pae());
+        assert!(!state(paging, Cr4::PSE, Efer::empty()).pae());
+        assert!(!state(Cr0::PE, Cr4::PAE, Efer::empty()).pae());
     }
 }

@@ -6,29 +6,18 @@ use x86::{Attr, Segment};
 
 use crate::vmcb::VmcbSegment;
 
-/// What the control block stores of the attributes.
-const STORED: u16 = 0xfff;
-
 /// Into the control block.
 pub fn to_vmcb(segment: &Segment) -> VmcbSegment {
-    let attributes = if segment.attr.unusable() { segment.attr.0 & !Attr::P } else { segment.attr.0 };
-    VmcbSegment {
-        selector: segment.selector,
-        attributes: attributes & STORED,
-        limit: segment.limit,
-        base: segment.base,
-    }
+    let Segment { selector, attr, limit, base } = *segment;
+    VmcbSegment { selector, attributes: attr.stored(), limit, base }
 }
 
 /// From the control block.
 fn from_vmcb(segment: &VmcbSegment) -> Segment {
-    let mut attr = segment.attributes & STORED;
-    if attr & Attr::P == 0 {
-        attr |= Attr::UNUSABLE;
-    }
+    let mut attr = Attr::from_stored(segment.attributes);
     // The processor need not keep G, which the limit shows.
-    attr = if segment.limit > 0xf_ffff { attr | Attr::G } else { attr };
-    Segment { selector: segment.selector, attr: Attr(attr), limit: segment.limit, base: segment.base }
+    attr.0 |= if segment.limit > 0xf_ffff { Attr::G } else { 0 };
+    Segment { selector: segment.selector, attr, limit: segment.limit, base: segment.base }
 }
 
 /// A data or code segment register from the control block.

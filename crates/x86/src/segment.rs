@@ -54,6 +54,14 @@ impl Attr {
     pub const fn type_bit2(self) -> bool {
         self.0 & 4 != 0
     }
+    /// As AMD's processors and the state save area have it: there is no bit for "unusable", such a segment is not present.
+    pub const fn stored(self) -> u16 {
+        (if self.unusable() { self.0 & !Self::P } else { self.0 }) & (Self::UNUSABLE - 1)
+    }
+    /// Back from there.
+    pub const fn from_stored(stored: u16) -> Self {
+        Self(stored & (Self::UNUSABLE - 1) | if stored & Self::P == 0 { Self::UNUSABLE } else { 0 })
+    }
     pub const fn with_dpl(self, dpl: u8) -> Self {
         Self(self.0 & !(3 << 5) | ((dpl & 3) as u16) << 5)
     }

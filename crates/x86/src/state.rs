@@ -206,6 +206,12 @@ impl CpuState {
         self.cr0 & Cr0::PG.bits() != 0
     }
 
+    /// PAE paging outside of long mode: a load of CR3 loads four page-directory pointers (SDM vol. 3, 4.4.1).
+    #[inline]
+    pub fn pae(&self) -> bool {
+        self.paging() && self.cr4 & Cr4::PAE.bits() != 0 && !self.long_mode()
+    }
+
     /// Protected mode without virtual-8086.
     #[inline]
     pub fn protected(&self) -> bool {

@@ -45,7 +45,7 @@ impl<B: Backend> Inner<B> {
     pub(super) fn get_sregs2(&mut self) -> KvmSregs2 {
         let sregs = self.get_sregs();
         let state = self.cpu.registers(Groups::CONTROL);
-        if is_pae(state) {
+        if state.pae() {
             regs::extend(&sregs, KVM_SREGS2_FLAGS_PDPTRS_VALID, state.pdptr)
         } else {
             regs::extend(&sregs, 0, [0; 4])
@@ -61,7 +61,7 @@ impl<B: Backend> Inner<B> {
         self.put_sregs(new)?;
         self.events.set_interrupt_bitmap(new.interrupt_bitmap, self.apic.is_some());
         let state = self.cpu.registers_mut(Groups::CONTROL);
-        if is_pae(state)
+        if state.pae()
             && let Some(view) = vm.space(self.smm.inside).view(reader)
         {
             // Tables that cannot be read leave no PDPTE present: the guest faults, nobody else.
@@ -282,10 +282,6 @@ impl<B: Backend> Inner<B> {
             self.mp = MpState::SipiReceived(vector);
         }
     }
-}
-
-fn is_pae(state: &CpuState) -> bool {
-    state.paging() && state.cr4 & Cr4::PAE.bits() != 0 && !state.long_mode()
 }
 
 /// Whether a processor with `features` can be in this state.

@@ -112,14 +112,12 @@ impl Layout {
 
 /// Attributes as bits 55:40 of a descriptor have them, without the limit's.
 fn raw(segment: &Segment) -> u32 {
-    let attr = if segment.attr.unusable() { segment.attr.0 & !Attr::P } else { segment.attr.0 };
+    let attr = segment.attr.stored();
     u32::from(attr & 0xff) | u32::from(attr & 0xf00) << 4
 }
 
 fn segment(selector: u16, raw: u32, limit: u32, base: u64) -> Segment {
-    let attr = (raw & 0xff | raw >> 4 & 0xf00) as u16;
-    let unusable = if attr & Attr::P == 0 { Attr::UNUSABLE } else { 0 };
-    Segment { selector, attr: Attr(attr | unusable), limit, base }
+    Segment { selector, attr: Attr::from_stored((raw & 0xff | raw >> 4 & 0xf00) as u16), limit, base }
 }
 
 fn segments(state: &mut CpuState) -> [&mut Segment; 8] {

@@ -8,7 +8,7 @@
 mod area;
 
 use platform::MaySleep;
-use x86::{Attr, CpuState, Cr0, Cr4, Efer, Features, Segment, Shadow, Table, debug};
+use x86::{Attr, CpuState, Cr0, Efer, Features, Segment, Shadow, Table, debug};
 
 use super::{Inner, MpState, Run, Step, regs, state_ioctl::valid_sregs};
 use crate::{
@@ -96,7 +96,7 @@ impl<B: Backend> Inner<B> {
         if !valid_sregs(&regs::sregs_to_abi(state), features) {
             return false;
         }
-        if state.paging() && state.cr4 & Cr4::PAE.bits() != 0 && !long {
+        if state.pae() {
             let view = vm.space(false).view(reader);
             let loaded = view.and_then(|view| mmu::walk::load_pdptes(&*view, state.cr3, physical_bits).ok().flatten());
             let Some(pdptr) = loaded else { return false };
