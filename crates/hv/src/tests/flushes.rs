@@ -225,6 +225,41 @@ fn small_nested_tables_outlive_the_stay_when_their_log_ends() {
     outlive_a_stay(&m, |root| below(below(below(root, 0..1)[0], 0..1)[0], 1..2), || set(0));
 }
 
+/// Nested tables up to their bound, which the first vCPU knows while the second runs as `second` says.
+fn recycled_by_another_vcpu(second_has_run: bool, second: Exit) {
+    // Each slot needs a table of its own; three more lead there, and four are kept free for a fault.
+    const SLOTS: usize = mmu::shadow::LEAST_PAGES - 4 - 2;
+    let m = Machine::on(Translation::Nested);
+    let (other, _run) = Machine::new_vcpu(&m.vm, 1);
+    m.use_supported_cpuid(&other);
+    let script = m.backend.script(1);
+    let run = || _ = other.ioctl(KVM_RUN, 0, &cx()).unwrap();
+    if second_has_run {
+        script.exit(Exit::Shutdown);
+        run();
+    }
+    for n in 1..=SLOTS as u64 {
+        m.set_slot(n as u32, n << 21, 4096, m.ram.at()).unwrap();
+        m.script.exit(Exit::NestedPageFault { gpa: n << 21, access: Access::Read, table_walk: false });
+    }
+    script.exit(second);
+    script.exit(Exit::Shutdown);
+    let tables = |root| below(below(below(root, 0..1)[0], 0..1)[0], 1..=SLOTS);
+    outlive_a_stay(&m, tables, run);
+    assert!(m.vm.shrink_shadow(usize::MAX) < SLOTS, "none was recycled");
+    m.in_order();
+}
+
+#[test]
+fn nested_tables_that_another_vcpus_fault_recycles_outlive_the_stay() {
+    recycled_by_another_vcpu(true, Exit::NestedPageFault { gpa: 0, access: Access::Read, table_walk: false });
+}
+
+#[test]
+fn nested_tables_that_another_vcpus_first_root_recycles_outlive_the_stay() {
+    recycled_by_another_vcpu(false, Exit::Shutdown);
+}
+
 #[test]
 fn nested_tables_that_a_vcpu_walks_for_the_first_time() {
     let m = Machine::on(Translation::Nested);
