@@ -22,7 +22,9 @@ pub(super) const CASES: &[Case] = &[
     case("a-step-over-port-io", "A14 A06", step_over_io)
         .needs(KVM_CAP_SET_GUEST_DEBUG)
         .fails_below(Target::IN_BOCHS, BOCHS_STEP),
-    case("a-step-over-a-read-of-device-memory", "A14 A07", step_over_mmio).needs(KVM_CAP_SET_GUEST_DEBUG),
+    case("a-step-over-a-read-of-device-memory", "A14 A07", step_over_mmio)
+        .needs(KVM_CAP_SET_GUEST_DEBUG)
+        .fails_below(Target::IN_BOCHS_EPT, BOCHS_STEP),
     case("breakpoint-register", "A14", hardware).needs(KVM_CAP_SET_GUEST_DEBUG).fails_below(Target::IN_QEMU, TCG_DR7),
     case("watchpoint-register", "A14", watchpoint).needs(KVM_CAP_SET_GUEST_DEBUG).fails_below(Target::IN_QEMU, TCG_DR7),
     case("the-guests-own-registers-are-kept", "A14", guests_own)
