@@ -4,16 +4,15 @@ use core::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+use hardware::native::Native;
 use hv::backend::{Backend, Translation};
 use platform::{
     Atomic, Hardware, MaySleep, OutOfMemory, Shared,
     hardware::{Mitigations, Processors, Refusal},
 };
-use x86::{Features, control::xcr0};
+use x86::Features;
 
-use crate::{
-    AmdVcpu, detect::Processor, instructions::Instructions, local::Locals, native::Native, permissions::Permissions,
-};
+use crate::{AmdVcpu, detect::Processor, instructions::Instructions, local::Locals, permissions::Permissions};
 
 /// What the operator chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,11 +98,11 @@ impl<P: Hardware, I: Instructions> Backend for Amd<P, I> {
     }
 
     fn features(&self) -> Features {
-        self.common.processor.offered(self.common.nested)
+        self.common.processor.offer.features(self.common.nested)
     }
 
     fn xcr0(&self) -> u64 {
-        self.common.processor.xcr0 & (xcr0::X87 | xcr0::SSE | xcr0::AVX)
+        self.common.processor.offer.guest_xcr0()
     }
 
     fn create_vm(&self, _cx: &MaySleep) -> Result<(), OutOfMemory> {

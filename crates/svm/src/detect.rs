@@ -1,6 +1,7 @@
 //! What the processor can do (APM vol. 3, appendix E; vol. 2, 15.4).
+use hardware::features::Offer;
 use platform::hardware::Refusal;
-use x86::{Features, control::xcr0, msr};
+use x86::msr;
 
 use crate::instructions::Instructions;
 
@@ -9,11 +10,6 @@ const SVM_DISABLED: u64 = 1 << 4;
 
 /// CPUID leaf that describes SVM.
 const SVM_LEAF: u32 = 0x8000_000a;
-
-/// Features that are worth nothing to a guest here, or that others would have to keep apart: MONITOR always exits.
-const NEVER: Features = Features::MONITOR;
-/// What goes only where the processor walks the guest's own tables.
-const NESTED_ONLY: Features = Features::PCID.union(Features::INVPCID);
 
 /// The processor's abilities.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,12 +32,8 @@ pub struct Processor {
     pub pause_threshold: bool,
     /// Address-space identifiers, the host's included.
     pub asids: u32,
-    /// RDTSCP or RDPID: TSC_AUX exists.
-    pub tsc_aux: bool,
-    /// XCR0 of the host; 0 without XSAVE.
-    pub xcr0: u64,
-    /// What guests may be offered.
-    pub features: Features,
+    /// What it has beside virtualization.
+    pub offer: Offer,
 }
 
 impl Processor {
@@ -58,17 +50,6 @@ impl Processor {
         }
         let [_, asids, _, svm] = leaf(SVM_LEAF);
         let has = |bit: u32| svm & 1 << bit != 0;
-        // OSXSAVE: the kernel uses it.
-        let xsave = leaf(1)[2] & 1 << 27 != 0;
-        // SAFETY: OSXSAVE shows CR4's bit.
-        let xcr0 = if xsave { unsafe { I::xcr0() } } else { 0 };
-        let mut features = hv::backend::features_from_cpuid(I::cpuid).difference(NEVER);
-        if xcr0 & xcr0::AVX == 0 {
-            features = features.difference(AVX);
-        }
-        if !xsave {
-            features = features.difference(XSAVE);
-        }
         Ok(Self {
             nested_paging: has(0),
             next_rip: has(3),
@@ -79,26 +60,10 @@ impl Processor {
             pause_filter: has(10),
             pause_threshold: has(12),
             asids,
-            tsc_aux: features.intersects(Features::RDTSCP.union(Features::RDPID)),
-            xcr0,
-            features,
+            offer: Offer::detect::<I>(),
         })
     }
-
-    /// What guests may be offered with or without nested paging.
-    pub fn offered(&self, nested: bool) -> Features {
-        if nested { self.features } else { self.features.difference(NESTED_ONLY) }
-    }
 }
-
-const XSAVE: Features =
-    Features::XSAVE.union(Features::XSAVEOPT).union(Features::XSAVEC).union(Features::XGETBV1).union(AVX);
-const AVX: Features = Features::AVX
-    .union(Features::AVX2)
-    .union(Features::FMA)
-    .union(Features::F16C)
-    .union(Features::VAES)
-    .union(Features::VPCLMULQDQ);
 
 #[cfg(test)]
 mod tests {
@@ -125,23 +90,5 @@ mod tests {
         let rich = Processor::detect::<Recorder>().unwrap();
         assert!(rich.nested_paging && rich.next_rip && rich.clean_bits && rich.flush_by_asid && rich.decode_assists);
         assert_eq!(rich.asids, 0x8000);
-    }
-
-    #[test]
-    fn guests_are_not_offered_what_the_kernel_has_not_switched_on() {
-        let with = Processor::detect::<Recorder>().unwrap();
-        assert!(with.features.contains(Features::AVX | Features::XSAVE) && with.xcr0 == 7);
-        script(|s| s.xcr0 = 3);
-        let sse = Processor::detect::<Recorder>().unwrap();
-        assert!(sse.features.contains(Features::XSAVE) && !sse.features.contains(Features::AVX));
-        script(|s| s.cpuid.get_mut(&1).unwrap()[2] &= !(1 << 27));
-        let none = Processor::detect::<Recorder>().unwrap();
-        assert!(!none.features.intersects(XSAVE) && none.xcr0 == 0);
-    }
-
-    #[test]
-    fn pcid_wants_nested_paging() {
-        let all = Processor { features: Features::all(), ..Processor::default() };
-        assert!(all.offered(true).contains(NESTED_ONLY) && !all.offered(false).intersects(NESTED_ONLY));
     }
 }

@@ -69,18 +69,6 @@ pub fn decode(info: u64, cr2: u64, dr6: u64) -> CutShort {
     CutShort::Event(Event { kind })
 }
 
-/// Fault-class exceptions push RFLAGS with RF set (SDM vol. 3, 17.3.1.1), which VMRUN does not do by itself. Among debug
-/// exceptions only general detect is a fault.
-pub fn sets_rf(event: &Event) -> bool {
-    match event.kind {
-        EventKind::Exception(Exception { vector: Vector::DB, payload, .. }) => payload & x86::debug::DR6_BD != 0,
-        EventKind::Exception(Exception { vector, .. }) => {
-            !matches!(vector, Vector::NMI | Vector::BP | Vector::OF | Vector::DF | Vector::MC)
-        }
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,20 +117,5 @@ mod tests {
         for info in [0x8000_0480, 0x8000_0303, 0x8000_0304] {
             assert_eq!(decode(info, 0, 0), CutShort::Instruction, "{info:#x}");
         }
-    }
-
-    #[test]
-    fn faults_set_rf() {
-        for (exception, expected) in [
-            (Exception::page_fault(0, 0), true),
-            (Exception::with_code(Vector::GP, 0), true),
-            (Exception::plain(Vector::BP), false),
-            (Exception::with_code(Vector::DF, 0), false),
-            (Exception::debug(x86::debug::DR6_BS), false),
-            (Exception::debug(x86::debug::DR6_BD), true),
-        ] {
-            assert_eq!(sets_rf(&event(EventKind::Exception(exception))), expected, "{exception:?}");
-        }
-        assert!(!sets_rf(&event(EventKind::Interrupt(14))));
     }
 }

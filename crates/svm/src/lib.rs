@@ -12,9 +12,9 @@
 //!
 //! # Parts
 //! Everything that is data is a small module without hardware, tested on any machine: [`segment`], [`control`] (registers),
-//! [`intercept`] (what to stop for), [`exit`] (why it stopped), [`inject`] (events), [`permissions`] (ports and MSRs), [`asid`]
-//! (whose translations are whose). What is done to the processor goes through [`instructions`], whose real form is [`native`];
-//! the tests' form records the steps, and so their order is tested too.
+//! [`intercept`] (what to stop for), [`exit`] (why it stopped), [`inject`] (events), [`permissions`] (ports and MSRs).
+//! What the other vendor's back end does as well is in the crate `hardware`. What is done to the processor goes through
+//! [`instructions`]; the tests' form records the steps, and so their order is tested too.
 //!
 //! # Paging
 //! With nested paging the processor walks the guest's tables itself. Without, it walks shadow tables of the core's, and the
@@ -24,18 +24,16 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-pub mod asid;
 mod backend;
 pub mod block;
 pub mod control;
 pub mod detect;
 pub mod exit;
-pub mod fpu;
 pub mod inject;
 pub mod instructions;
 pub mod intercept;
 pub mod local;
-pub mod native;
+mod native;
 pub mod permissions;
 pub mod segment;
 mod switch;

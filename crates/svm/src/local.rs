@@ -2,6 +2,7 @@
 use alloc::{boxed::Box, vec::Vec};
 use core::cell::UnsafeCell;
 
+use hardware::tags::Tags;
 use platform::{
     Atomic, Hardware, MaySleep, OutOfMemory,
     fallible::try_push,
@@ -9,7 +10,7 @@ use platform::{
 };
 use x86::{Efer, msr};
 
-use crate::{asid::Asids, detect::Processor, instructions::Instructions};
+use crate::{detect::Processor, instructions::Instructions};
 
 /// The ratio of time-stamp counters (APM vol. 2, 15.30.5): 8 bits, and 32 behind the point.
 pub const TSC_RATIO: u32 = 0xc000_0104;
@@ -22,13 +23,13 @@ pub struct Resident {
     /// SVM is switched on.
     pub enabled: bool,
     /// Address-space identifiers.
-    pub asids: Asids,
+    pub asids: Tags,
     /// The vCPU that ran last, 0 for none. The processor may have parts of its control block in a cache.
     pub vcpu: u64,
     /// The ratio of time-stamp counters in force.
     pub tsc_ratio: u64,
-    /// The host's TSC_AUX.
-    pub tsc_aux: u64,
+    /// The host's TSC_AUX, if there is one.
+    pub tsc_aux: Option<u64>,
     /// Host-physical address of the page for the host's segment state and system-call registers.
     pub host_state: u64,
 }
@@ -59,10 +60,10 @@ impl<F: Frames> Locals<F> {
             let host_state = F::new(1, false, cx)?;
             let resident = UnsafeCell::new(Resident {
                 enabled: false,
-                asids: Asids::new(asids),
+                asids: Tags::new(asids),
                 vcpu: 0,
                 tsc_ratio: SAME_RATE,
-                tsc_aux: 0,
+                tsc_aux: None,
                 host_state: host_state.hpa(),
             });
             try_push(&mut locals, Local { save_area: F::new(1, false, cx)?, _host_state: host_state, resident })?;
@@ -97,9 +98,7 @@ impl<F: Frames> Locals<F> {
             if processor.tsc_ratio {
                 I::write_msr(TSC_RATIO, SAME_RATE);
             }
-            if processor.tsc_aux {
-                resident.tsc_aux = I::read_msr(msr::TSC_AUX);
-            }
+            resident.tsc_aux = processor.offer.tsc_aux.then(|| I::read_msr(msr::TSC_AUX));
         }
         // Whatever happened while it was off: nothing that was known of its TLB and caches counts.
         resident.asids.start_over();

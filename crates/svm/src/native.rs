@@ -2,82 +2,11 @@
 //! is in the control block.
 use core::arch::asm;
 
+use hardware::native::Native;
+
 use crate::instructions::Instructions;
 
-/// The processor that runs this.
-#[derive(Debug)]
-pub struct Native;
-
 impl Instructions for Native {
-    fn cpuid(leaf: u32, sub: u32) -> [u32; 4] {
-        let answer = core::arch::x86_64::__cpuid_count(leaf, sub);
-        [answer.eax, answer.ebx, answer.ecx, answer.edx]
-    }
-
-    unsafe fn read_msr(index: u32) -> u64 {
-        let (low, high): (u32, u32);
-        // SAFETY: by the caller's promise.
-        unsafe {
-            asm!("rdmsr", in("ecx") index, out("eax") low, out("edx") high, options(nostack, preserves_flags));
-        }
-        u64::from(low) | u64::from(high) << 32
-    }
-
-    unsafe fn write_msr(index: u32, value: u64) {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            asm!(
-                "wrmsr",
-                in("ecx") index,
-                in("eax") value as u32,
-                in("edx") (value >> 32) as u32,
-                options(nostack, preserves_flags)
-            );
-        }
-    }
-
-    unsafe fn xcr0() -> u64 {
-        let (low, high): (u32, u32);
-        // SAFETY: by the caller's promise.
-        unsafe {
-            asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nostack, preserves_flags));
-        }
-        u64::from(low) | u64::from(high) << 32
-    }
-
-    unsafe fn set_xcr0(value: u64) {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            asm!(
-                "xsetbv",
-                in("ecx") 0,
-                in("eax") value as u32,
-                in("edx") (value >> 32) as u32,
-                options(nostack, preserves_flags)
-            );
-        }
-    }
-
-    unsafe fn set_debug_addresses(addresses: &[u64; 4]) {
-        let [a, b, c, d] = *addresses;
-        // SAFETY: by the caller's promise.
-        unsafe {
-            asm!(
-                "mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
-                in(reg) a, in(reg) b, in(reg) c, in(reg) d,
-                options(nostack, preserves_flags)
-            );
-        }
-    }
-
-    unsafe fn clear_buffers() {
-        let mut selector = 0u16;
-        // SAFETY: VERW only looks at the descriptor of SS; its form with a memory operand is the one that clears.
-        unsafe {
-            asm!("mov word ptr [{0}], ss", "verw word ptr [{0}]", in(reg) &raw mut selector, options(nostack));
-        }
-    }
-
     unsafe fn clgi() {
         // SAFETY: by the caller's promise.
         unsafe { asm!("clgi", options(nostack, preserves_flags)) }
@@ -145,37 +74,11 @@ impl Instructions for Native {
                 "pop rax",
                 "vmload rax",
                 "pop rcx",
-                // Thirty-two calls that are never returned from: what the guest has left in the return stack buffer is gone.
                 "test ecx, ecx",
                 "jz 5f",
-                "mov ecx, 16",
-                "2:",
-                ".pushsection .discard.intra_function_calls, \"\", @progbits",
-                ".long 6f",
-                ".long 7f",
-                ".popsection",
-                "6: call 3f",
-                "int3",
-                "3:",
-                "7: call 4f",
-                "int3",
-                "4:",
-                "add rsp, 16",
-                "dec ecx",
-                "jnz 2b",
-                "lfence",
+                hardware::fill_return_stack!(),
                 "5:",
-                // Nothing of the guest's stays where wrong speculation could use it.
-                "xor edx, edx",
-                "xor esi, esi",
-                "xor r8d, r8d",
-                "xor r9d, r9d",
-                "xor r10d, r10d",
-                "xor r11d, r11d",
-                "xor r12d, r12d",
-                "xor r13d, r13d",
-                "xor r14d, r14d",
-                "xor r15d, r15d",
+                hardware::clear_registers!(),
                 "pop rbx",
                 "pop rbp",
                 inout("rsi") guest => _,

@@ -1,10 +1,10 @@
 //! The crossing: from the host to the guest and back, with interrupts off.
+use hardware::keep::Host;
 use platform::{Atomic, Hardware, hardware::GuestFpu};
-use x86::{Cr4, msr};
+use x86::msr;
 
 use crate::{
     backend::Common,
-    detect::Processor,
     exit::code,
     instructions::Instructions,
     local::{Resident, TSC_RATIO},
@@ -14,27 +14,27 @@ use crate::{
 
 /// MSR 0x49, bit 0: nothing that was learned of branches before has an effect on those behind it.
 const BARRIER: u64 = 1;
-/// Breakpoints that are enabled in DR7.
-const DR7_ENABLED: u64 = 0xff;
 
 impl<P: Hardware, I: Instructions> Guest<P, I> {
     /// Runs the guest once. Interrupts are off. False: this processor is switched off.
     pub(crate) fn cross(&mut self, common: &Common<P>, cx: &Atomic) -> bool {
         let crossed = common.locals.with::<P, _>(cx, |resident, cpu| {
             self.take_processor(common, resident, cpu);
+            let host = Host { xcr0: common.processor.offer.xcr0, tsc_aux: resident.tsc_aux };
             self.fpu.ready(cx);
             P::guest_begins(cx);
             // SAFETY: SVM is switched on, which is what `with` has looked at. Whatever is the guest's from here to `stgi` is
             // the host's again by then; the control block intercepts what could reach the host.
             unsafe {
                 I::clgi();
-                let back = self.load_guest(&common.processor, resident);
+                let dr7 = self.block.get().save.dr7;
+                let kept = host.load_guest::<I>(&self.state, &self.debug_addresses(), dr7);
                 if common.mitigations.clear_buffers {
                     I::clear_buffers();
                 }
                 let gpr = &mut self.state.gpr;
                 I::run(self.block.hpa(), resident.host_state, gpr, common.mitigations.fill_rsb);
-                self.load_host(&common.processor, resident, back);
+                host.load_host::<I>(&mut self.state, kept);
                 I::stgi();
             }
             P::guest_ended(cx);
@@ -83,56 +83,6 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             unsafe { I::write_msr(TSC_RATIO, ratio) };
         }
     }
-
-    /// Loads what VMRUN and VMLOAD do not. Answers what is to be put back.
-    ///
-    /// # Safety
-    /// Nothing interrupts the processor until [`Self::load_host`].
-    unsafe fn load_guest(&self, processor: &Processor, resident: &Resident) -> Back {
-        // SAFETY: DR7 of the host is cleared by VMRUN's exit, and `guest_ended` restores what it needs; the registers exist
-        // where the flags say so, and XCR0's value was checked against the host's by the core.
-        unsafe {
-            if self.block.get().save.dr7 & DR7_ENABLED != 0 {
-                I::set_debug_addresses(&self.debug_addresses());
-            }
-            // A guest without CR4.OSXSAVE cannot tell whose XCR0 it is.
-            let xcr0 = processor.xcr0 != 0 && self.state.cr4 & Cr4::OSXSAVE.bits() != 0;
-            if xcr0 && self.state.xcr0 != processor.xcr0 {
-                I::set_xcr0(self.state.xcr0);
-            }
-            let tsc_aux = processor.tsc_aux && self.state.tsc_aux != resident.tsc_aux;
-            if tsc_aux {
-                I::write_msr(msr::TSC_AUX, self.state.tsc_aux);
-            }
-            Back { xcr0, tsc_aux }
-        }
-    }
-
-    /// Puts the host's values back.
-    ///
-    /// # Safety
-    /// Called once behind [`Self::load_guest`], with what that has answered.
-    unsafe fn load_host(&mut self, processor: &Processor, resident: &Resident, back: Back) {
-        // SAFETY: the host's own values.
-        unsafe {
-            if back.tsc_aux {
-                I::write_msr(msr::TSC_AUX, resident.tsc_aux);
-            }
-            if back.xcr0 {
-                // Not every processor that runs guests intercepts XSETBV: QEMU's does not.
-                self.state.xcr0 = I::xcr0();
-                if self.state.xcr0 != processor.xcr0 {
-                    I::set_xcr0(processor.xcr0);
-                }
-            }
-        }
-    }
-}
-
-/// What the guest had to itself.
-struct Back {
-    xcr0: bool,
-    tsc_aux: bool,
 }
 
 #[cfg(test)]
@@ -149,10 +99,7 @@ mod tests {
     fn the_steps_of_a_plain_entry() {
         let mut rig = Rig::new();
         rig.enter(Exit::Hlt { len: 0 });
-        assert_eq!(
-            take_steps(),
-            [IrqsOff, FpuReady, GuestBegins, Clgi, Run { fill_rsb: false }, Stgi, GuestEnded, IrqsOn]
-        );
+        assert_eq!(take_steps(), [IrqsOff, FpuReady, GuestBegins, CLGI, run(false), STGI, GuestEnded, IrqsOn]);
     }
 
     #[test]
@@ -174,7 +121,7 @@ mod tests {
         let mut rig = Rig::new();
         let mut other = rig.another();
         rig.enter(Exit::Hlt { len: 0 });
-        let run = [Clgi, ClearBuffers, Run { fill_rsb: true }, Stgi];
+        let run = [CLGI, ClearBuffers, run(true), STGI];
         // Nobody was there before.
         assert_eq!(middle(&take_steps()), run);
         rig.enter(Exit::Hlt { len: 0 });
@@ -182,7 +129,7 @@ mod tests {
         other.enter(Exit::Hlt { len: 0 });
         let steps = take_steps();
         let barrier = steps.iter().position(|s| *s == WriteMsr(msr::PRED_CMD, 1)).unwrap();
-        assert!(barrier < steps.iter().position(|s| *s == Clgi).unwrap(), "{steps:?}");
+        assert!(barrier < steps.iter().position(|s| *s == CLGI).unwrap(), "{steps:?}");
         rig.enter(Exit::Hlt { len: 0 });
         assert!(take_steps().contains(&WriteMsr(msr::PRED_CMD, 1)));
     }
@@ -200,14 +147,14 @@ mod tests {
         assert_eq!(
             middle(&take_steps()),
             [
-                Clgi,
+                CLGI,
                 DebugAddresses([1, 2, 3, 4]),
                 SetXcr0(3),
                 WriteMsr(msr::TSC_AUX, 5),
-                Run { fill_rsb: false },
+                run(false),
                 WriteMsr(msr::TSC_AUX, 0),
                 SetXcr0(7),
-                Stgi
+                STGI
             ]
         );
     }
@@ -259,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_processor_that_can_flushes_one_address_space() {
-        script(|s| s.svm_features |= 1 << 6);
+        svm_features(1 << 6);
         let mut rig = Rig::new();
         rig.enter(Exit::Hlt { len: 0 });
         rig.vcpu.flush(FlushTlb::Page(0x1000));
@@ -271,7 +218,7 @@ mod tests {
 
     #[test]
     fn the_cache_of_the_control_block_is_used_only_where_it_is() {
-        script(|s| s.svm_features |= 1 << 5);
+        svm_features(1 << 5);
         let mut rig = Rig::new();
         let mut other = rig.another();
         rig.enter(Exit::Hlt { len: 0 });
@@ -300,6 +247,6 @@ mod tests {
         let mut rig = Rig::new();
         script(|s| s.cpu = 2);
         assert_eq!(rig.run(), Exit::FailEntry { reason: 0 });
-        assert!(!take_steps().contains(&Clgi));
+        assert!(!take_steps().contains(&CLGI));
     }
 }

@@ -1,5 +1,4 @@
 //! Registers between the core's form and the control block, group by group.
-use hv::backend::Groups;
 use x86::{Attr, CpuState, Seg, Shadow};
 
 use crate::{
@@ -7,16 +6,6 @@ use crate::{
     segment,
     vmcb::{SHADOW, Save, Vmcb, VmcbSegment, clean, int_control},
 };
-
-/// Whether `groups` has any of `of`.
-pub fn any(groups: Groups, of: Groups) -> bool {
-    groups.0 & of.0 != 0
-}
-
-/// `groups` without `these`.
-pub fn without(groups: Groups, these: Groups) -> Groups {
-    Groups(groups.0 & !these.0)
-}
 
 /// Writes a register of the control block; the part that it belongs to is no longer as the processor knows it.
 pub fn put<T: PartialEq>(place: &mut T, value: T, part: u64, dirty: &mut u64) {

@@ -38,6 +38,16 @@ impl Groups {
     pub const fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
+
+    /// Whether it has any of `of`.
+    pub const fn any(self, of: Self) -> bool {
+        self.0 & of.0 != 0
+    }
+
+    /// Without `these`.
+    pub const fn without(self, these: Self) -> Self {
+        Self(self.0 & !these.0)
+    }
 }
 
 /// What the client's debugger asks of the processor (KVM_SET_GUEST_DEBUG, KVM_DEBUG_GUEST).

@@ -5,22 +5,21 @@ mod tests;
 use alloc::boxed::Box;
 use core::{marker::PhantomData, sync::atomic::Ordering::SeqCst};
 
+use hardware::{fpu, payload, tags::Tag};
 use hv::backend::{BackendVcpu, Env, Event, EventKind, Exit, FlushTlb, Groups, GuestDebug};
 use mmu::shadow::Root;
 use platform::{Atomic, Hardware, MaySleep, OutOfMemory, Shared, fallible::try_box, hardware::GuestFpu};
-use x86::{CpuState, Exception, Features, Shadow, Vector, debug, flags};
+use x86::{CpuState, Exception, Features, Shadow, debug};
 
 use crate::{
-    asid::Asid,
     backend::Common,
     block::ControlBlock,
     control::{Paging, Registers},
     exit::{Decoded, Report},
-    fpu,
     inject::{self, CutShort},
     instructions::Instructions,
     intercept::Wanted,
-    sync::{self, any, put, without},
+    sync::{self, put},
     vmcb::{NESTED_PAGING, clean},
 };
 
@@ -52,7 +51,7 @@ pub(crate) struct Guest<P: Hardware, I> {
     changed: Groups,
     /// Which vCPU this is, among all of the host.
     pub(crate) number: u64,
-    pub(crate) asid: Asid,
+    pub(crate) asid: Tag,
     /// The processor that it ran on last.
     pub(crate) last_cpu: usize,
     /// Its translations are to be forgotten.
@@ -103,7 +102,7 @@ impl<P: Hardware, I: Instructions> AmdVcpu<P, I> {
             stale: Groups(0),
             changed: Groups::ALL,
             number: common.number(),
-            asid: Asid::default(),
+            asid: Tag::default(),
             last_cpu: usize::MAX,
             flush: false,
             tsc: Tsc { offset: 0, ratio: UNSCALED },
@@ -125,15 +124,15 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         if wanted.0 == 0 {
             return;
         }
-        self.stale = without(self.stale, wanted);
+        self.stale = self.stale.without(wanted);
         let save = &self.block.get().save;
-        if any(wanted, Groups::SEGMENTS) {
+        if wanted.any(Groups::SEGMENTS) {
             sync::read_segments(save, &mut self.state);
         }
-        if any(wanted, Groups::MSRS) {
+        if wanted.any(Groups::MSRS) {
             sync::read_msrs(save, &mut self.state);
         }
-        if any(wanted, Groups::FPU) {
+        if wanted.any(Groups::FPU) {
             fpu::save(&mut self.fpu, &mut self.state.fpu);
         }
     }
@@ -151,21 +150,21 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     /// Writes what has changed into the control block. False: the guest's FPU state cannot be loaded.
     fn write(&mut self, common: &Common<P>, root: Root) -> bool {
         let changed = core::mem::replace(&mut self.changed, Groups(0));
-        if any(changed, Groups::FPU) && !fpu::restore(&mut self.fpu, &self.state.fpu, common.processor.xcr0) {
+        if changed.any(Groups::FPU) && !fpu::restore(&mut self.fpu, &self.state.fpu, common.processor.offer.xcr0) {
             self.changed = changed;
             return false;
         }
-        self.apply_payload();
-        let rflags = self.rflags_to_run();
+        payload::apply(self.injected.as_ref(), &mut self.state);
+        let rflags = payload::rflags_to_run(&self.state, &self.debug, self.injected.as_ref());
         let state = &*self.state;
         let vmcb = self.block.get_mut();
         let mut dirty = 0;
         sync::write_general(vmcb, state, rflags);
-        if any(changed, Groups::SEGMENTS) {
+        if changed.any(Groups::SEGMENTS) {
             sync::write_segments(&mut vmcb.save, state);
             dirty |= clean::SEGMENTS | clean::TABLES;
         }
-        if any(changed, Groups::MSRS) {
+        if changed.any(Groups::MSRS) {
             sync::write_msrs(&mut vmcb.save, state);
         }
         let registers = Registers::of(state, if common.nested { Paging::Nested } else { Paging::Shadow(root) });
@@ -199,33 +198,6 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         vmcb.control.event_inject = self.injected.as_ref().map_or(0, inject::encode);
         vmcb.control.clean &= !dirty;
         true
-    }
-
-    /// What the exception that is to be delivered writes besides: CR2, DR6 and DR7, which VMRUN leaves to its user.
-    fn apply_payload(&mut self) {
-        let Some(Event { kind: EventKind::Exception(exception) }) = self.injected else { return };
-        let state = &mut *self.state;
-        match exception.vector {
-            Vector::PF => state.cr2 = exception.payload,
-            Vector::DB => {
-                let bits = 0xf | debug::DR6_BD | debug::DR6_BS | debug::DR6_BT;
-                state.dr6 = (state.dr6 & !0xf | exception.payload & bits) & 0xffff_ffff | debug::DR6_FIXED;
-                state.dr7 &= !debug::DR7_GD;
-            }
-            _ => {}
-        }
-    }
-
-    /// RFLAGS with what the debugger and the event to be delivered want.
-    fn rflags_to_run(&self) -> u64 {
-        let mut rflags = self.state.flags.get();
-        if self.debug.single_step {
-            rflags |= flags::TF;
-        }
-        if self.injected.as_ref().is_some_and(inject::sets_rf) {
-            rflags |= flags::RF;
-        }
-        rflags
     }
 
     /// An NMI waits for the end of the shadow of MOV SS, which nothing but the next instruction ends.
@@ -262,10 +234,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     fn read(&mut self, common: &Common<P>) -> Exit {
         let vmcb = self.block.get();
         let control = &vmcb.control;
-        let mut rflags = vmcb.save.rflags;
-        if self.debug.single_step && !self.state.flags.control(flags::TF) {
-            rflags &= !flags::TF;
-        }
+        let rflags = payload::rflags_of_guest(vmcb.save.rflags, &self.state, &self.debug);
         sync::read_general(vmcb, &mut self.state, rflags);
         sync::read_control(&vmcb.save, &mut self.state, common.nested);
         let report = Report {

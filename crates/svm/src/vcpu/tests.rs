@@ -2,7 +2,7 @@ use super::*;
 use crate::{Options, exit::code, testing::*};
 use hv::backend::CrOp;
 use std::vec::Vec;
-use x86::{Cr0, Cr4, Efer, Mode, Seg};
+use x86::{Cr0, Cr4, Efer, Mode, Seg, flags};
 
 fn general(rig: &mut Rig) -> &mut CpuState {
     rig.vcpu.registers_mut(Groups::GENERAL)
@@ -236,13 +236,13 @@ fn nested_paging_is_used_where_it_is_wanted_and_there() {
         amd.translation()
     };
     assert_eq!(translation(true), Translation::Shadow);
-    script(|s| s.svm_features |= 1);
+    svm_features(1);
     assert_eq!([translation(true), translation(false)], [Translation::Nested, Translation::Shadow]);
 }
 
 #[test]
 fn nested_paging_leaves_cr3_to_the_guest() {
-    script(|s| s.svm_features |= 1);
+    svm_features(1);
     let mut rig = Rig::with(Options { npt: true });
     rig.vcpu.registers_mut(Groups::CONTROL).cr3 = 0x9000;
     rig.exit_with(|vmcb| {
@@ -263,7 +263,7 @@ fn the_time_stamp_counter_is_offset_and_scaled() {
     let control = &rig.seen().control;
     // No such ability: RDTSC and RDTSCP exit.
     assert_eq!((control.tsc_offset, control.intercepts[3] >> 14 & 1, control.intercepts[4] >> 7 & 1), (0x1000, 1, 1));
-    script(|s| s.svm_features |= 1 << 4);
+    svm_features(1 << 4);
     let mut rig = Rig::new();
     rig.vcpu.set_tsc(0, 3 << 47);
     rig.enter(Exit::Hlt { len: 0 });
