@@ -10,9 +10,9 @@
 
 #include "rekvm.h"
 
-bool rekvm_npt;
+bool rekvm_npt = true;
 module_param_named(npt, rekvm_npt, bool, 0444);
-MODULE_PARM_DESC(npt, "1: nested paging, which is not built yet; 0: shadow paging (default)");
+MODULE_PARM_DESC(npt, "1: nested paging where the processor has it (default); 0: shadow paging");
 
 extern const struct file_operations rekvm_device_fops;
 

@@ -38,10 +38,6 @@ fn errno_of(refusal: Refusal) -> Errno {
 /// Makes the device, or says in the log why not. What has been switched on is off again if it fails.
 fn load() -> Result<(), Errno> {
     let cx = MaySleep::at_entry();
-    if glue::rekvm_npt {
-        Linux::log(Level::Error, format_args!("not loaded: nested paging is not built yet (npt=0 is)"));
-        return Err(Errno::EOPNOTSUPP);
-    }
     let cpu = Cpu::new(svm::Options { npt: glue::rekvm_npt }, &cx).map_err(|refusal| {
         Linux::log(Level::Error, format_args!("not loaded: {refusal}"));
         errno_of(refusal)

@@ -33,7 +33,8 @@ impl Msi {
             delivery_mode: DeliveryMode::from_bits(self.data >> 8),
             vector: self.data as u8,
             trigger: if self.data & 1 << 15 != 0 { Trigger::Level } else { Trigger::Edge },
-            assert: self.data & 1 << 14 != 0 || self.data & 1 << 15 == 0,
+            // Nobody deasserts a level by a message: the bit is not looked at. QEMU's IOAPIC leaves it clear.
+            assert: true,
             redirect_hint: lo & 1 << 3 != 0,
         }
     }
@@ -51,7 +52,8 @@ mod tests {
         assert_eq!((m.dest, m.dest_mode, m.redirect_hint), (0xff, DestMode::Logical, true));
         assert_eq!((m.trigger, m.assert, m.vector), (Trigger::Level, true, 0x31));
         assert_eq!(m.delivery_mode, DeliveryMode::LowestPriority);
-        assert!(!Msi { address: 0, data: 0x8000 }.decode(false).assert);
+        let m = Msi { address: 0, data: 0x8023 }.decode(false);
+        assert_eq!((m.trigger, m.assert), (Trigger::Level, true), "the bit for the level is no matter");
     }
 
     #[test]
