@@ -7,10 +7,13 @@
 #include <linux/vtime.h>
 #include <asm/cpufeature.h>
 #include <asm/debugreg.h>
+#include <asm/desc.h>
 #include <asm/fpu/api.h>
 #include <asm/mce.h>
 #include <asm/nospec-branch.h>
+#include <asm/processor.h>
 #include <asm/thread_info.h>
+#include <asm/tlbflush.h>
 
 #include "rekvm.h"
 
@@ -22,6 +25,21 @@ unsigned int rekvm_cpu(void)
 unsigned int rekvm_cpus(void)
 {
 	return nr_cpu_ids;
+}
+
+/* Has another processor, or this one, run rekvm_rs_call with interrupts off, and waits. */
+void rekvm_on_cpu(unsigned int cpu, void *data)
+{
+	smp_call_function_single(cpu, rekvm_rs_call, data, 1);
+}
+
+/* Interrupts are off. */
+void rekvm_change_cr4(unsigned long bits, bool set)
+{
+	if (set)
+		cr4_set_bits_irqsoff(bits);
+	else
+		cr4_clear_bits_irqsoff(bits);
 }
 
 void rekvm_irqs_off(void)
@@ -61,6 +79,11 @@ void rekvm_guest_ended(void)
 	context_tracking_guest_exit();
 	if (hw_breakpoint_active())
 		hw_breakpoint_restore();
+#ifdef CONFIG_X86_IOPL_IOPERM
+	/* An exit on Intel's processors cuts the task-state segment off before its map of ports. */
+	if (boot_cpu_data.x86_vendor == X86_VENDOR_INTEL)
+		invalidate_tss_limit();
+#endif
 }
 
 void rekvm_machine_check(void)
@@ -88,6 +111,9 @@ u32 rekvm_mitigations(void)
 	if (boot_cpu_has(X86_FEATURE_CLEAR_CPU_BUF_VM))
 		bits |= 4;
 #endif
+	if (boot_cpu_has_bug(X86_BUG_L1TF) && boot_cpu_has(X86_FEATURE_FLUSH_L1D) &&
+	    l1tf_mitigation != L1TF_MITIGATION_OFF)
+		bits |= 8;
 	return bits;
 }
 

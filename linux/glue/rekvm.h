@@ -25,6 +25,9 @@ void rekvm_rs_exit(void);
 int rekvm_rs_cpu_enable(unsigned int cpu);
 void rekvm_rs_cpu_disable(unsigned int cpu);
 
+/* What rekvm_on_cpu has another processor do. */
+void rekvm_rs_call(void *data);
+
 /* Descriptors. `object` is what rekvm_*_fd was given. */
 long rekvm_rs_device_ioctl(unsigned int nr, unsigned long arg);
 long rekvm_rs_vm_ioctl(void *object, unsigned int nr, unsigned long arg);

@@ -137,6 +137,8 @@ glue! {
     "hardware.c": {
         safe rekvm_cpu() -> u32;
         safe rekvm_cpus() -> u32;
+        fn rekvm_on_cpu(cpu: u32, data: Data);
+        safe rekvm_change_cr4(bits: u64, set: bool);
         safe rekvm_irqs_off();
         safe rekvm_irqs_on();
         safe rekvm_in_guest_time() -> bool;

@@ -29,7 +29,7 @@ fn forget_cpus() {
 
 fn errno_of(refusal: Refusal) -> Errno {
     match refusal {
-        Refusal::NotThere | Refusal::DisabledByFirmware => Errno::EOPNOTSUPP,
+        Refusal::NotThere | Refusal::DisabledByFirmware | Refusal::Lacking(_) => Errno::EOPNOTSUPP,
         Refusal::AlreadyInUse => Errno::EBUSY,
         Refusal::OutOfMemory => Errno::ENOMEM,
     }

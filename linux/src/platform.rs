@@ -138,6 +138,16 @@ impl Hardware for Linux {
         glue::rekvm_cpus() as usize
     }
 
+    fn on_cpu(cpu: usize, f: &(dyn Fn(&Atomic) + Sync)) {
+        let call = Call(f);
+        // SAFETY: the call is over when this returns, or was not made.
+        unsafe { glue::rekvm_on_cpu(cpu as u32, (&raw const call).cast_mut().cast()) };
+    }
+
+    fn change_cr4(bits: u64, set: bool, _cx: &Atomic) {
+        glue::rekvm_change_cr4(bits, set);
+    }
+
     #[inline]
     fn irqs_off(_cx: &Atomic) {
         glue::rekvm_irqs_off();
@@ -176,6 +186,21 @@ impl Hardware for Linux {
 
     fn mitigations() -> Mitigations {
         let bits = glue::rekvm_mitigations();
-        Mitigations { ibpb: bits & 1 != 0, fill_rsb: bits & 2 != 0, clear_buffers: bits & 4 != 0 }
+        let has = |bit: u32| bits & bit != 0;
+        Mitigations { ibpb: has(1), fill_rsb: has(2), clear_buffers: has(4), flush_l1d: has(8) }
     }
+}
+
+/// What another processor is to do.
+struct Call<'a>(&'a (dyn Fn(&Atomic) + Sync));
+
+/// Runs on that processor, with interrupts off.
+///
+/// # Safety
+/// `data` is what `on_cpu` has given to `rekvm_on_cpu`, which waits.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rekvm_rs_call(data: glue::Data) {
+    // SAFETY: as the caller promises.
+    let call = unsafe { &*data.cast::<Call<'_>>() };
+    (call.0)(&Atomic::at_entry());
 }

@@ -15,6 +15,8 @@ use crate::Instructions;
 /// What was done to the processor, or asked of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
+    OnCpu(usize),
+    ChangeCr4(u64, bool),
     IrqsOff,
     IrqsOn,
     FpuLoad,
@@ -44,6 +46,21 @@ pub struct Script {
     steps: Vec<Step>,
 }
 
+/// The capability MSRs of a processor with everything (SDM vol. 3, appendix A).
+const MSRS: [(u32, u64); 11] = [
+    (0x3a, 5),
+    (0x480, 0x00d8_1000_0000_0012),
+    (0x485, 1 << 30),
+    (0x486, 0x8000_0021),
+    (0x488, 0x2000),
+    (0x48b, 0xffff_ffff_0000_0000),
+    (0x48c, 0x0000_0f01_0633_4141),
+    (0x48d, 0x0000_007f_0000_0016),
+    (0x48e, 0xfff9_fffe_0400_6172),
+    (0x48f, 0x007f_ffff_0003_6dfb),
+    (0x490, 0x0000_ffff_0000_11fb),
+];
+
 impl Script {
     fn new() -> Self {
         let features = 1 << 5 | 1 << 26 | 1 << 27 | 1 << 28;
@@ -55,7 +72,7 @@ impl Script {
                 (0x8000_0001, [0, 0, 1 << 2, 1 << 27]),
                 (0x8000_000a, [1, 16, 0, 0]),
             ]),
-            msrs: BTreeMap::new(),
+            msrs: BTreeMap::from(MSRS),
             xcr0: 7,
             cpu: 0,
             must_leave: false,
@@ -228,6 +245,15 @@ impl Hardware for TestHost {
     }
     fn cpus() -> usize {
         3
+    }
+    fn on_cpu(cpu: usize, f: &(dyn Fn(&Atomic) + Sync)) {
+        note(Step::OnCpu(cpu));
+        let here = script(|s| core::mem::replace(&mut s.cpu, cpu));
+        f(&Atomic::at_entry());
+        script(|s| s.cpu = here);
+    }
+    fn change_cr4(bits: u64, set: bool, _cx: &Atomic) {
+        note(Step::ChangeCr4(bits, set));
     }
     fn irqs_off(_cx: &Atomic) {
         note(Step::IrqsOff);

@@ -15,6 +15,10 @@ pub trait Hardware: Platform {
     fn cpu(cx: &Atomic) -> usize;
     /// How many processors the host can ever have.
     fn cpus() -> usize;
+    /// Has processor `cpu` run `f` with interrupts off, and waits for it. Nothing happens if it is off. Called with interrupts on.
+    fn on_cpu(cpu: usize, f: &(dyn Fn(&Atomic) + Sync));
+    /// With interrupts off: sets the bits `bits` in this processor's CR4, or clears them, so that the host knows of it.
+    fn change_cr4(bits: u64, set: bool, cx: &Atomic);
     /// Switches interrupts of this processor off. Calls do not nest.
     fn irqs_off(cx: &Atomic);
     /// Switches them on again.
@@ -42,6 +46,9 @@ pub struct Mitigations {
     pub fill_rsb: bool,
     /// Buffers are to be cleared by VERW before every entry.
     pub clear_buffers: bool,
+    /// The first-level data cache is to be flushed (MSR 0x10b) before every entry of a guest whose own page tables the processor
+    /// walks.
+    pub flush_l1d: bool,
 }
 
 /// Pages of 4 KiB, zeroed and one behind the other in host-physical memory: what a processor is told about by physical
@@ -93,6 +100,8 @@ pub enum Refusal {
     DisabledByFirmware,
     /// Another hypervisor has it switched on.
     AlreadyInUse,
+    /// It does not have enough of it: what is missing.
+    Lacking(&'static str),
     /// No memory for what each processor needs.
     OutOfMemory,
 }
@@ -105,11 +114,14 @@ impl From<OutOfMemory> for Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NotThere => "the processor has no AMD-V",
-            Self::DisabledByFirmware => "AMD-V is disabled by the firmware (BIOS setup)",
-            Self::AlreadyInUse => "AMD-V is in use by another hypervisor",
-            Self::OutOfMemory => "out of memory",
-        })
+        match self {
+            Self::NotThere => f.write_str("the processor has no virtualization of its own"),
+            Self::DisabledByFirmware => {
+                f.write_str("the processor's virtualization is disabled by the firmware (BIOS setup)")
+            }
+            Self::AlreadyInUse => f.write_str("the processor's virtualization is in use by another hypervisor"),
+            Self::Lacking(what) => write!(f, "the processor's virtualization is too old: it lacks {what}"),
+            Self::OutOfMemory => f.write_str("out of memory"),
+        }
     }
 }

@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn every_measure_has_its_place() {
-        let all = Mitigations { ibpb: true, fill_rsb: true, clear_buffers: true };
+        let all = Mitigations { ibpb: true, fill_rsb: true, clear_buffers: true, ..Mitigations::default() };
         script(|s| s.mitigations = all);
         let mut rig = Rig::new();
         let mut other = rig.another();
