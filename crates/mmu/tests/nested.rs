@@ -4,7 +4,7 @@ use std::{cell::Cell, rc::Rc};
 
 use abi::{KVM_MEM_LOG_DIRTY_PAGES as LOG, KVM_MEM_READONLY};
 use mmu::{
-    shadow::{LEAST_PAGES, Resolved},
+    shadow::{EntryFormat, LEAST_PAGES, Resolved},
     testing::{Access, End, Machine},
 };
 
@@ -17,7 +17,7 @@ const UNIT: u64 = 2 << 20;
 
 /// Processors on a slot of zeros, behind which the host has small pages.
 fn machine(cpus: usize) -> Machine {
-    let mut machine = Machine::nested(cpus);
+    let mut machine = Machine::nested(cpus, EntryFormat::X86);
     assert!(machine.set_slot(0, 0, 0, FRAMES, CLIENT));
     machine
 }
@@ -82,7 +82,7 @@ fn what_is_not_aligned_alike_is_mapped_in_small_pages() {
         (1, 511, CLIENT + 0x1000),
     ];
     for (base, frames, client) in cases {
-        let mut m = Machine::nested(1);
+        let mut m = Machine::nested(1, EntryFormat::X86);
         assert!(m.set_slot(0, 0, base << 12, frames, client));
         m.make_large(client);
         m.make_large(client + UNIT);
@@ -91,7 +91,7 @@ fn what_is_not_aligned_alike_is_mapped_in_small_pages() {
         assert_eq!(m.leaves(), (2, 0), "{base:#x} {frames:#x} {client:#x}");
     }
     // From the second page of a large one, aligned alike: only the whole ones.
-    let mut m = Machine::nested(1);
+    let mut m = Machine::nested(1, EntryFormat::X86);
     assert!(m.set_slot(0, 0, 0x1000, 1023, CLIENT + 0x1000));
     m.make_large(CLIENT);
     m.make_large(CLIENT + UNIT);
@@ -331,7 +331,7 @@ fn slots_that_go_take_their_translations_along() {
 
 #[test]
 fn read_only_slots_are_read() {
-    let mut m = Machine::nested(1);
+    let mut m = Machine::nested(1, EntryFormat::X86);
     assert!(m.set_slot(0, KVM_MEM_READONLY, 0, 512, CLIENT));
     m.make_large(CLIENT);
     assert_eq!(m.access(0, Access::write(0x3000, 1)), End::Device(0x3000));
@@ -367,7 +367,7 @@ fn addresses_beyond_the_tables_are_devices() {
 
 #[test]
 fn tables_are_bounded_and_given_back() {
-    let mut m = Machine::nested(2);
+    let mut m = Machine::nested(2, EntryFormat::X86);
     for n in 0..300 {
         assert!(m.set_slot(n, 0, u64::from(n) << 30, 1, CLIENT + (u64::from(n) << 12)));
     }

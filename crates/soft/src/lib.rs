@@ -162,7 +162,7 @@ impl<P: Platform> Backend for Soft<P> {
         match self.options.paging {
             PagingKind::Slots => Translation::Slots,
             PagingKind::Shadow => Translation::Shadow,
-            PagingKind::Nested => Translation::Nested,
+            PagingKind::Nested => Translation::Nested(mmu::shadow::EntryFormat::X86),
         }
     }
 

@@ -54,7 +54,7 @@ fn copy(g: &Guest) {
 #[test]
 fn it_offers_everything() {
     let g = guest(TlbKind::Normal);
-    assert_eq!(g.backend.translation(), Translation::Nested);
+    assert_eq!(g.backend.translation(), Translation::Nested(mmu::shadow::EntryFormat::X86));
     assert!(g.backend.features().contains(Features::PCID | Features::INVPCID));
     // Without tables it does not enter.
     assert_eq!(g.enter(&mut g.long(0)), Exit::FailEntry { reason: 0 });

@@ -94,7 +94,7 @@ impl<P: Hardware, I: Instructions> Backend for Amd<P, I> {
     const NAME: &'static str = "AMD-V";
 
     fn translation(&self) -> Translation {
-        if self.common.nested { Translation::Nested } else { Translation::Shadow }
+        if self.common.nested { Translation::Nested(mmu::shadow::EntryFormat::X86) } else { Translation::Shadow }
     }
 
     fn features(&self) -> Features {

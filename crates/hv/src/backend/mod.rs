@@ -8,7 +8,10 @@ use core::sync::atomic::AtomicU32;
 pub use crate::cpuid::features_from_cpuid;
 pub use event::{Event, EventKind};
 pub use exit::{Access, CrOp, Exit, PioExit};
-use mmu::{AddressSpace, shadow::Root};
+use mmu::{
+    AddressSpace,
+    shadow::{EntryFormat, Root},
+};
 use platform::{Atomic, MaySleep, OutOfMemory, Platform};
 pub use vector::VectorUnit;
 use x86::{CpuState, Features};
@@ -72,8 +75,8 @@ pub enum Translation {
     /// [`Exit::PageFault`] for whatever it does not find there.
     Shadow,
     /// The processor, by the guest's tables, and by nested ones of the core's for every guest-physical address that it meets
-    /// ([`Env::root`]); it leaves with [`Exit::NestedPageFault`] for whatever it does not find in those.
-    Nested,
+    /// ([`Env::root`]) in this format; it leaves with [`Exit::NestedPageFault`] for whatever it does not find in those.
+    Nested(EntryFormat),
 }
 
 /// What a vCPU may use while it is inside the guest.
@@ -85,7 +88,7 @@ pub struct Env<'a, P: Platform> {
     pub reader: usize,
     /// The vCPU's request word: non-zero means leave the guest at the next instruction boundary.
     pub requests: &'a AtomicU32,
-    /// [`Translation::Nested`]: the nested tables, of four levels and in the format of ordinary ones. Every entry lets user mode in,
+    /// [`Translation::Nested`]: the nested tables, of four levels. In the format of ordinary ones every entry lets user mode in,
     /// as which a processor walks them; no entry forbids execution or is global. A vCPU is told to flush
     /// ([`FlushTlb::Physical`]) whenever it gets another root, or what it may remember of them is no longer right.
     ///
@@ -162,6 +165,11 @@ pub trait BackendVcpu<P: Platform>: Send + 'static {
     /// Calls `each` with the present value of each of [`Backend::COUNTERS`], by its place there.
     fn counters(&self, each: impl FnMut(usize, u64)) {
         let _ = each;
+    }
+    /// Whether the processor can run the guest with its registers as they are, which changes only when they do. If not, the core
+    /// executes the guest's instructions one by one, and delivers its events, until it can.
+    fn can_enter(&mut self) -> bool {
+        true
     }
     /// The vCPU is about to run on this processor.
     fn load(&mut self, cx: &Atomic);

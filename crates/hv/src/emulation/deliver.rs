@@ -1,7 +1,8 @@
-//! Delivery of events through task gates, which processors that walk shadow tables leave to the hypervisor: a task switch
-//! changes CR3.
+//! Delivery of events by the hypervisor: through task gates, which processors that walk shadow tables leave to it because a task
+//! switch changes CR3, and to guests that no processor runs now.
 use abi::KVM_EXIT_SHUTDOWN;
 use emulate::event::{self, Delivery, deliver_event};
+use platform::MaySleep;
 use x86::Seg;
 
 use super::guest::{Guest, Why};
@@ -12,6 +13,18 @@ use crate::{
 };
 
 impl<B: Backend> Run<'_, B> {
+    /// The next event or instruction of a guest that no processor runs now: a handler in system management mode, or registers
+    /// that the processor does not take.
+    pub(crate) fn execute(&mut self, cx: &MaySleep) -> Result<Step, Errno> {
+        match self.next_event() {
+            Some(event) => {
+                self.inner.events.injected = Some(event);
+                self.deliver(event)
+            }
+            None => self.emulate(cx),
+        }
+    }
+
     /// Delivers `event`, which is to be injected, in place of the processor.
     pub(crate) fn deliver(&mut self, event: Event) -> Result<Step, Errno> {
         let what = match event.kind {

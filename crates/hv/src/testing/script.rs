@@ -17,6 +17,9 @@ use crate::backend::{Backend, BackendVcpu, Env, Event, Exit, FlushTlb, Groups, G
 /// What one entry does to the registers, and how it ends.
 pub(crate) type Entry = Box<dyn FnOnce(&mut CpuState, &Env<'_, Host>) -> Exit + Send>;
 
+/// Whether a processor takes registers as they are.
+pub(crate) type Takes = fn(&CpuState) -> bool;
+
 /// What the core did to a vCPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Note {
@@ -35,6 +38,8 @@ pub(crate) struct Script {
     /// The next injected event is not delivered: an exit in its middle hands it back.
     pub(crate) cut_short: Mutex<bool>,
     pub(crate) nmi_blocked: Mutex<bool>,
+    /// Whether the processor takes these registers; all, if there is nothing here.
+    pub(crate) takes: Mutex<Option<Takes>>,
     /// Entries so far.
     entered: Mutex<u64>,
     /// How often the core wanted FPU registers.
@@ -169,6 +174,9 @@ impl BackendVcpu<Host> for ScriptedVcpu {
     }
     fn counters(&self, mut each: impl FnMut(usize, u64)) {
         each(0, *self.script.entered.lock().unwrap());
+    }
+    fn can_enter(&mut self) -> bool {
+        self.script.takes.lock().unwrap().is_none_or(|takes| takes(&self.state))
     }
     fn load(&mut self, _cx: &Atomic) {}
     fn put(&mut self, _cx: &Atomic) {}

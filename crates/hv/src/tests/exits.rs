@@ -371,3 +371,26 @@ fn a_client_that_wants_no_exit_for_hlt_has_its_vcpu_sleep_inside() {
     m.vcpu.with_inner(|inner| [0x40, 0x41].map(|vector| inner.events.add_client_irq(vector)));
     assert_eq!((m.run(), m.state(|s| s.rip)), (Ok(KVM_EXIT_SHUTDOWN), CODE + 1));
 }
+
+#[test]
+fn what_the_processor_does_not_take_is_executed_until_it_does() {
+    let m = Machine::new();
+    // mov al, 5; inc ax; nop. The handler of interrupt 0x31 at 0x2000: inc ax; iret.
+    m.poke(CODE, &[0xb0, 0x05, 0x40, 0x90]);
+    m.poke(4 * 0x31, &[0x00, 0x20, 0, 0]);
+    m.poke(0x2000, &[0x40, 0xcf]);
+    m.state(|s| {
+        (s.rip, s.gpr[0], s.gpr[4]) = (CODE, 0, 0x4000);
+        s.flags.set(x86::flags::IF);
+    });
+    *m.script.takes.lock().unwrap() = Some(|s| s.rip == CODE + 4);
+    m.ioctl(KVM_INTERRUPT, &mut KvmInterrupt { irq: 0x31 }).unwrap();
+    m.script.entry(|s, _| {
+        assert_eq!((s.rip, s.gpr[0], s.gpr[4]), (CODE + 4, 6, 0x4000));
+        Exit::Shutdown
+    });
+    assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
+    // The return address: the interrupt came before the first instruction.
+    assert_eq!(m.peek::<u16>(0x4000 - 6), CODE as u16);
+    assert_eq!(m.script.take_injected(), []);
+}

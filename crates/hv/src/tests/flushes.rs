@@ -213,7 +213,7 @@ fn tables_beyond_a_new_bound_outlive_the_stay_too() {
 #[test]
 fn small_nested_tables_outlive_the_stay_when_their_log_ends() {
     const AT: u64 = 0x20_0000;
-    let m = Machine::on(Translation::Nested);
+    let m = Machine::on(Translation::Nested(mmu::shadow::EntryFormat::X86));
     let set = |flags| {
         let (size, ram) = (0x2000, m.ram.at());
         let mut region =
@@ -229,7 +229,7 @@ fn small_nested_tables_outlive_the_stay_when_their_log_ends() {
 fn recycled_by_another_vcpu(second_has_run: bool, second: Exit) {
     // Each slot needs a table of its own; three more lead there, and four are kept free for a fault.
     const SLOTS: usize = mmu::shadow::LEAST_PAGES - 4 - 2;
-    let m = Machine::on(Translation::Nested);
+    let m = Machine::on(Translation::Nested(mmu::shadow::EntryFormat::X86));
     let (other, _run) = Machine::new_vcpu(&m.vm, 1);
     m.use_supported_cpuid(&other);
     let script = m.backend.script(1);
@@ -262,7 +262,7 @@ fn nested_tables_that_another_vcpus_first_root_recycles_outlive_the_stay() {
 
 #[test]
 fn nested_tables_that_a_vcpu_walks_for_the_first_time() {
-    let m = Machine::on(Translation::Nested);
+    let m = Machine::on(Translation::Nested(mmu::shadow::EntryFormat::X86));
     again(&m);
     let notes = m.script.take_notes();
     let until_entry = notes.iter().take_while(|note| **note != Note::Entered);

@@ -14,7 +14,7 @@ const DATA: u64 = 0x8000;
 const DEVICE: u64 = 0x9_0000;
 
 fn machine() -> Machine {
-    Machine::on(Translation::Nested)
+    Machine::on(Translation::Nested(mmu::shadow::EntryFormat::X86))
 }
 
 fn fault(gpa: u64, access: Access) -> Exit {

@@ -61,7 +61,7 @@ impl<B: Backend> Run<'_, B> {
             && events.client_irq().is_none()
     }
 
-    pub(super) fn next_event(&mut self) -> Option<Event> {
+    pub(crate) fn next_event(&mut self) -> Option<Event> {
         let stats = &self.shared.stats;
         if let Some(event) = self.inner.events.injected.take() {
             stats.count(Counter::Reinjections);

@@ -139,8 +139,8 @@ impl<B: Backend> Run<'_, B> {
                 self.shared.stats.count(Counter::RequestIrqExits);
                 return self.page.reason(KVM_EXIT_IRQ_WINDOW_OPEN);
             }
-            if self.executes_smm() {
-                if self.step_smm(cx)? == Step::ToClient {
+            if self.executes_smm() || !self.inner.cpu.can_enter() {
+                if self.execute(cx)? == Step::ToClient {
                     return Ok(());
                 }
                 continue;

@@ -117,7 +117,7 @@ impl<B: Backend> Vm<B> {
             shadow: match kvm.backend().translation() {
                 Translation::Slots => None,
                 Translation::Shadow => Some(Shadow::new(MAX_VCPUS, cx)?),
-                Translation::Nested => Some(Shadow::nested(MAX_VCPUS, cx)?),
+                Translation::Nested(format) => Some(Shadow::nested(MAX_VCPUS, format, cx)?),
             },
             vcpus: Vcpus::new(B::COUNTERS.len())?,
             chips: Chips::new()?,

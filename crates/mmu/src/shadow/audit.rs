@@ -346,7 +346,7 @@ impl<P: Platform, F: Fn(Hva) -> Option<u64>> Audit<'_, P, F> {
             } else {
                 let hpa = value & FRAME;
                 let made = if page.own_root { spte::pdpte(hpa) } else { spte::table(hpa) };
-                let processors = x86::paging::A | x86::paging::D;
+                let processors = self.tables.open.format.processors();
                 if value & !processors != made {
                     self.finding(Rule::Encoding, page, Some(index))?;
                 }
@@ -360,8 +360,9 @@ impl<P: Platform, F: Fn(Hva) -> Option<u64>> Audit<'_, P, F> {
 
     fn leaf(&mut self, page: &ShadowPage<P>, index: usize, value: u64) -> Result<(), AuditError> {
         let leaf = Leaf { large: page.role.level == LARGE_LEVEL, ..Leaf::decode(value) };
-        let processors = x86::paging::A | x86::paging::D;
-        if value & !processors != leaf.encode() & !processors {
+        let format = self.tables.open.format;
+        let processors = format.processors();
+        if value & !processors != leaf.encode(format) & !processors {
             self.finding(Rule::Encoding, page, Some(index))?;
         }
         let Some(link) = page.links.get(index) else { return self.finding(Rule::Structure, page, Some(index)) };

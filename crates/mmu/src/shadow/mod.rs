@@ -64,6 +64,7 @@ pub use fault::Resolved;
 pub use life::FlushDue;
 pub use reclaim::{LEAST_PAGES, default_limit};
 pub use root::Root;
+pub use spte::EntryFormat;
 pub use stats::Counter;
 pub use write::Written;
 
@@ -100,10 +101,10 @@ impl<P: Platform> fmt::Debug for Shadow<P> {
 impl<P: Platform> Shadow<P> {
     /// Empty shadow tables for vCPUs 0 to `vcpus - 1`.
     pub fn new(vcpus: usize, cx: &MaySleep) -> Result<Self, OutOfMemory> {
-        Self::build(vcpus, false, cx)
+        Self::build(vcpus, None, cx)
     }
 
-    fn build(vcpus: usize, nested: bool, _cx: &MaySleep) -> Result<Self, OutOfMemory> {
+    fn build(vcpus: usize, nested: Option<EntryFormat>, _cx: &MaySleep) -> Result<Self, OutOfMemory> {
         let open = Shared::try_new(Open::new(vcpus, nested)?)?;
         let tables = Tables::new(open.clone(), vcpus, LEAST_PAGES)?;
         Ok(Self { tables: SpinLock::<P, _>::new(rank::MMU, tables)?, open })

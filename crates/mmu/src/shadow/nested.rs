@@ -13,6 +13,7 @@ use super::{
     fault::{Access, Resolved},
     root::Root,
     roots::Space,
+    spte::EntryFormat,
 };
 use crate::{
     AddressSpace,
@@ -24,8 +25,8 @@ const BITS: u32 = 48;
 
 impl<P: Platform> Shadow<P> {
     /// Empty nested tables for vCPUs 0 to `vcpus - 1`.
-    pub fn nested(vcpus: usize, cx: &MaySleep) -> Result<Self, OutOfMemory> {
-        Self::build(vcpus, true, cx)
+    pub fn nested(vcpus: usize, format: EntryFormat, cx: &MaySleep) -> Result<Self, OutOfMemory> {
+        Self::build(vcpus, Some(format), cx)
     }
 
     /// Whether they are nested tables.

@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 
 use platform::OutOfMemory;
 
-use super::{life::Flushes, page::NO_SLOT, stats::Counters};
+use super::{life::Flushes, page::NO_SLOT, spte::EntryFormat, stats::Counters};
 
 /// Buckets of the hash of pages.
 pub(super) const BUCKETS: usize = 4096;
@@ -34,10 +34,12 @@ pub(super) struct Open {
     pub(super) dead: AtomicBool,
     /// The tables are nested ones: they translate guest-physical addresses.
     pub(super) nested: bool,
+    /// What they are written for.
+    pub(super) format: EntryFormat,
 }
 
 impl Open {
-    pub(super) fn new(vcpus: usize, nested: bool) -> Result<Self, OutOfMemory> {
+    pub(super) fn new(vcpus: usize, nested: Option<EntryFormat>) -> Result<Self, OutOfMemory> {
         let (mut heads, mut stale_roots) = (Vec::new(), Vec::new());
         heads.try_reserve_exact(BUCKETS).map_err(|_| OutOfMemory)?;
         heads.extend((0..BUCKETS).map(|_| AtomicU32::new(NO_SLOT)));
@@ -52,7 +54,8 @@ impl Open {
             invalidating: AtomicU32::new(0),
             places_wanted: AtomicUsize::new(1),
             dead: AtomicBool::new(false),
-            nested,
+            nested: nested.is_some(),
+            format: nested.unwrap_or(EntryFormat::X86),
         })
     }
 

@@ -4,7 +4,6 @@ use alloc::vec::Vec;
 use core::{ops::Range, sync::atomic::Ordering::SeqCst};
 
 use platform::{OutOfMemory, Platform, TablePage, fallible::try_vec};
-use x86::paging::A;
 
 use super::{
     arena::Corrupt,
@@ -106,12 +105,12 @@ impl<P: Platform> Tables<P> {
     /// Whether a leaf of these frames was used since its accessed bit was last taken; takes it if `take` is set.
     /// Processors may go on using what they remember without setting it again: an estimate, as on every host.
     pub(super) fn young(&mut self, gfns: Range<u64>, take: bool) -> Res<bool> {
-        let mut any = false;
+        let (mut any, accessed) = (false, self.open.format.accessed());
         self.for_leaves(gfns, |tables, node| {
             let (slot, index) = node.get().ok_or(Corrupt)?;
             let entry = tables.arena.at(slot)?.table.entry(index);
-            let old = if take { entry.fetch_and(!A, SeqCst) } else { entry.load(SeqCst) };
-            any |= old & A != 0;
+            let old = if take { entry.fetch_and(!accessed, SeqCst) } else { entry.load(SeqCst) };
+            any |= old & accessed != 0;
             Ok(())
         })?;
         Ok(any)

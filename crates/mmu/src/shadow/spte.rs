@@ -16,7 +16,52 @@
 //! | 63 | NX | execution is not allowed; never set in nested tables | clear |
 //!
 //! A PDPTE of a PAE root page has P and the frame only.
-use x86::paging::{A, NX, P, PS, U, W};
+//!
+//! Nested tables for Intel's processors ([`EntryFormat::Ept`], SDM vol. 3, 29.3.2) say the same with nearly the same bits: 0 to 2
+//! are read, write and execute, which are P, W and U of an entry above; so are the frame's and bit 7. A is bit 8 and D bit 9, and
+//! leaves name their memory type: write-back (6 in bits 3 to 5) whatever the guest's own tables say (bit 6). A processor
+//! without accessed bits ignores them: a page then counts as used once.
+use x86::paging::{A, D, NX, P, PS, U, W};
+
+/// What nested tables are written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryFormat {
+    /// Ordinary entries of x86-64, as AMD's processors and the software CPU walk.
+    X86,
+    /// Entries of Intel's extended page tables.
+    Ept,
+}
+
+/// EPT: accessed, dirty; memory type write-back, in spite of the guest.
+const EPT_A: u64 = 1 << 8;
+const EPT_D: u64 = 1 << 9;
+const EPT_WRITE_BACK: u64 = 6 << 3 | 1 << 6;
+
+impl EntryFormat {
+    /// The accessed bit.
+    pub(super) const fn accessed(self) -> u64 {
+        match self {
+            Self::X86 => A,
+            Self::Ept => EPT_A,
+        }
+    }
+
+    /// The bits that a processor sets.
+    pub(super) const fn processors(self) -> u64 {
+        match self {
+            Self::X86 => A | D,
+            Self::Ept => EPT_A | EPT_D,
+        }
+    }
+
+    /// What every leaf has.
+    const fn leaf(self) -> u64 {
+        match self {
+            Self::X86 => P | A,
+            Self::Ept => P | EPT_A | EPT_WRITE_BACK,
+        }
+    }
+}
 
 /// The frame's bits.
 pub(super) const FRAME: u64 = 0x000f_ffff_ffff_f000;
@@ -51,8 +96,8 @@ pub(super) struct Leaf {
 }
 
 impl Leaf {
-    pub(super) const fn encode(self) -> u64 {
-        let mut spte = self.hpa & FRAME | P | A;
+    pub(super) const fn encode(self, format: EntryFormat) -> u64 {
+        let mut spte = self.hpa & FRAME | format.leaf();
         if self.write {
             spte |= W;
         }
@@ -68,6 +113,7 @@ impl Leaf {
         spte
     }
 
+    /// The same for both formats.
     pub(super) const fn decode(spte: u64) -> Self {
         let (write, user) = (spte & W != 0, spte & U != 0);
         Self { hpa: spte & FRAME, write, user, execute: spte & NX == 0, large: spte & PS != 0 }
@@ -84,3 +130,26 @@ impl Leaf {
 }
 
 const _: () = assert!(table(0x1234_5fff) == 0x1234_5007 && pdpte(u64::MAX) == FRAME | 1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaves_have_the_bits_of_their_format() {
+        let leaf = Leaf { hpa: 0x1234_5000, write: true, user: true, execute: true, large: false };
+        assert_eq!(leaf.encode(EntryFormat::X86), 0x1234_5027);
+        assert_eq!(leaf.encode(EntryFormat::Ept), 0x1234_5177);
+        let read_only = Leaf { hpa: 0x20_0000, write: false, large: true, ..leaf };
+        assert_eq!(read_only.encode(EntryFormat::X86), 0x20_00a5);
+        assert_eq!(read_only.encode(EntryFormat::Ept), 0x20_01f5);
+        for format in [EntryFormat::X86, EntryFormat::Ept] {
+            for leaf in [leaf, read_only] {
+                let spte = leaf.encode(format);
+                assert_eq!(Leaf::decode(spte | format.processors()), leaf);
+                assert!(is_leaf(if leaf.large { 2 } else { 1 }, spte) && spte & format.accessed() != 0);
+            }
+        }
+        assert_eq!(table(0x1234_5000) & EntryFormat::Ept.processors(), 0);
+    }
+}

@@ -102,7 +102,7 @@ impl<P: Platform> Tables<P> {
 
     /// Makes a leaf where no entry is.
     pub(super) fn add_leaf(&mut self, id: PageId, index: usize, gfn: u64, leaf: Leaf) -> Res {
-        let nested = self.open.nested;
+        let (nested, format) = (self.open.nested, self.open.format);
         let page = self.arena.get_mut(id)?;
         let right = if leaf.large { nested && page.role.level == LARGE_LEVEL } else { page.role.level == 1 };
         if !right || page.table.entry(index).load(SeqCst) != 0 {
@@ -117,7 +117,7 @@ impl<P: Platform> Tables<P> {
         self.leaves += 1;
         self.large += usize::from(leaf.large);
         // Last: from here on processors use it.
-        self.arena.get(id)?.table.entry(index).store(leaf.encode(), SeqCst);
+        self.arena.get(id)?.table.entry(index).store(leaf.encode(format), SeqCst);
         Ok(())
     }
 
@@ -167,7 +167,8 @@ impl<P: Platform> Tables<P> {
 
     /// Changes the rights of a leaf that stays where it is.
     pub(super) fn change_leaf(&mut self, id: PageId, index: usize, leaf: Leaf) -> Res {
-        let old = self.arena.get(id)?.table.entry(index).swap(leaf.encode(), SeqCst);
+        let new = leaf.encode(self.open.format);
+        let old = self.arena.get(id)?.table.entry(index).swap(new, SeqCst);
         let before = Leaf::decode(old);
         if old == 0 || (before.hpa, before.large) != (leaf.hpa, leaf.large) {
             return Err(Corrupt);

@@ -167,11 +167,11 @@ impl<P: Platform> Tables<P> {
 
     /// The accessed bits of the entries that lead to a page: whether any was set; they are cleared.
     pub(super) fn take_accessed(&mut self, id: PageId) -> Res<bool> {
-        let mut any = false;
+        let (mut any, accessed) = (false, self.open.format.accessed());
         let mut node = self.arena.get(id)?.parents;
         while let Some((slot, index)) = node.get() {
             let entry = platform::TablePage::entry(&self.arena.at(slot)?.table, index);
-            any |= entry.fetch_and(!x86::paging::A, SeqCst) & x86::paging::A != 0;
+            any |= entry.fetch_and(!accessed, SeqCst) & accessed != 0;
             node = self.link_at(node)?.next;
         }
         Ok(any)

@@ -17,7 +17,7 @@ use x86::{
 use super::processor::{Processor, Try};
 use crate::{
     AddressSpace, MemoryError, Paging, PhysMem, Region, TableMemory, View,
-    shadow::{Cache, FlushDue, Resolved, Root, Shadow, Written},
+    shadow::{Cache, EntryFormat, FlushDue, Resolved, Root, Shadow, Written},
     slots::{ChangeKind, LARGE_FRAMES},
     walk::{Request, WalkError, walk},
 };
@@ -157,21 +157,21 @@ impl core::fmt::Debug for Machine {
 impl Machine {
     /// `cpus` processors in reset state, and no memory.
     pub fn new(cpus: usize) -> Self {
-        Self::build(cpus, Shadow::new(cpus, &CX).expect("memory"))
+        Self::build(cpus, Shadow::new(cpus, &CX).expect("memory"), EntryFormat::X86)
     }
 
     /// The same on nested tables. Accesses are at guest-physical addresses.
-    pub fn nested(cpus: usize) -> Self {
-        Self::build(cpus, Shadow::nested(cpus, &CX).expect("memory"))
+    pub fn nested(cpus: usize, format: EntryFormat) -> Self {
+        Self::build(cpus, Shadow::nested(cpus, format, &CX).expect("memory"), format)
     }
 
-    fn build(cpus: usize, shadow: Shadow<Test>) -> Self {
+    fn build(cpus: usize, shadow: Shadow<Test>, format: EntryFormat) -> Self {
         let features = Features::all();
         let memory = AddressSpace::new(cpus, &CX).expect("memory");
         let all = (0..cpus).map(|_| {
             let state = CpuState::reset(0);
             let paging = Paging::new(&state, features, 40);
-            Cpu { state, paging, root: Root::NONE, cache: Cache::default(), processor: Processor::default() }
+            Cpu { state, paging, root: Root::NONE, cache: Cache::default(), processor: Processor::new(format) }
         });
         let cpus = RefCell::new(all.collect());
         let vm = Vm { memory, shadow, cpus, flushes: RefCell::new(0), written: RefCell::default() };

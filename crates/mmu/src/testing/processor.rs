@@ -8,7 +8,10 @@ use x86::{
     paging::{A, D, NX, P, PS, U, W},
 };
 
-use crate::{shadow::Root, walk::Paging};
+use crate::{
+    shadow::{EntryFormat, Root},
+    walk::Paging,
+};
 
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 /// Bits of a PDPTE that are reserved.
@@ -43,9 +46,16 @@ pub(super) struct Cached {
     pub(super) large: bool,
 }
 
+/// Of EPT: accessed, dirty; what leaves have besides: write-back memory whatever the guest says.
+const EPT_A: u64 = 1 << 8;
+const EPT_D: u64 = 1 << 9;
+const EPT_MEMORY: u64 = 0x70;
+
 /// The part of a vCPU that is the processor's.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Processor {
+    /// What it takes the tables for.
+    format: EntryFormat,
     /// By page, and for large pages (in `large`) by units of 512.
     pub(super) tlb: BTreeMap<u64, Cached>,
     pub(super) large: BTreeMap<u64, Cached>,
@@ -54,6 +64,11 @@ pub(super) struct Processor {
 }
 
 impl Processor {
+    /// One that remembers nothing.
+    pub(super) fn new(format: EntryFormat) -> Self {
+        Self { format, tlb: BTreeMap::new(), large: BTreeMap::new(), tables: BTreeMap::new() }
+    }
+
     /// The host-physical address of the byte at `at.gva`, or the error code of a page fault.
     pub(super) fn translate(&mut self, root: Root, paging: &Paging, at: Try) -> Result<u64, u32> {
         let page = at.gva >> 12;
@@ -62,7 +77,7 @@ impl Processor {
             return Ok(known.at(at.gva));
         }
         if let Some(table) = self.tables.get(&(page >> 9))
-            && let Ok(found) = walk(Root { hpa: *table, levels: 1 }, at, &mut None)
+            && let Ok(found) = walk(self.format, Root { hpa: *table, levels: 1 }, at, &mut None)
             && allows(found, paging, at)
         {
             self.tlb.insert(page, found);
@@ -73,7 +88,7 @@ impl Processor {
         self.large.remove(&(page >> 9));
         self.tables.remove(&(page >> 9));
         let mut last = None;
-        let found = walk(root, at, &mut last)?;
+        let found = walk(self.format, root, at, &mut last)?;
         if !allows(found, paging, at) {
             return Err(at.code() | pf::PRESENT);
         }
@@ -90,7 +105,7 @@ impl Processor {
 
     /// Forgets everything.
     pub(super) fn flush(&mut self) {
-        *self = Self::default();
+        *self = Self::new(self.format);
     }
 }
 
@@ -110,7 +125,7 @@ fn allows(page: Cached, paging: &Paging, at: Try) -> bool {
 
 /// Walks as a processor with CR0.WP and EFER.NXE does, and sets accessed and dirty bits. `last` is the table of the last
 /// level, if what is above it allows everything.
-fn walk(root: Root, at: Try, last: &mut Option<u64>) -> Result<Cached, u32> {
+fn walk(format: EntryFormat, root: Root, at: Try, last: &mut Option<u64>) -> Result<Cached, u32> {
     let mut table = root.hpa;
     let (mut write, mut user, mut execute) = (true, true, true);
     for level in (1..=u32::from(root.levels)).rev() {
@@ -129,12 +144,20 @@ fn walk(root: Root, at: Try, last: &mut Option<u64>) -> Result<Cached, u32> {
             assert_eq!(value & PDPTE_RESERVED, 0, "PDPTE {value:#x}");
         } else {
             let (large, within) = if leaf && level == 2 { (PS, 0x1f_f000) } else { (0, 0) };
-            let known = FRAME & !within | NX | P | W | U | A | D | large;
+            let (accessed, dirty) = if format == EntryFormat::Ept { (EPT_A, EPT_D) } else { (A, D) };
+            let mut known = FRAME & !within | P | W | U | accessed | dirty | large;
+            if format == EntryFormat::X86 {
+                known |= NX;
+            } else {
+                // Another memory type would be a misconfiguration, or another memory.
+                known |= EPT_MEMORY;
+                assert_eq!(value & EPT_MEMORY, if leaf { EPT_MEMORY } else { 0 }, "entry {value:#x}");
+            }
             assert_eq!(value & !known, 0, "entry {value:#x} at level {level}");
             write &= value & W != 0;
             user &= value & U != 0;
             execute &= value & NX == 0;
-            entry.fetch_or(if leaf && at.write && write { A | D } else { A }, SeqCst);
+            entry.fetch_or(if leaf && at.write && write { accessed | dirty } else { accessed }, SeqCst);
         }
         table = value & FRAME;
         if leaf {

@@ -3,7 +3,7 @@
 use abi::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY};
 
 use super::{Access, Machine, random::Choices};
-use crate::slots::LARGE_FRAMES;
+use crate::{shadow::EntryFormat, slots::LARGE_FRAMES};
 
 /// Where the client keeps the slots' memory: a multiple of 2 MiB.
 const CLIENT: u64 = 0x5000_0000_0000;
@@ -76,7 +76,9 @@ fn host(machine: &mut Machine, choices: &mut Choices<'_>, logged: &mut bool) {
 /// Runs the operations that `data` stands for. Panics if anything is not as it should be.
 pub fn run(data: &[u8]) {
     let mut choices = Choices::new(data);
-    let mut machine = Machine::nested(CPUS);
+    // Either format, by what changes no operation.
+    let format = if data.len().is_multiple_of(2) { EntryFormat::X86 } else { EntryFormat::Ept };
+    let mut machine = Machine::nested(CPUS, format);
     let mut logged = false;
     machine.set_slot(0, 0, 0, FRAMES, CLIENT);
     machine.set_slot(1, 0, 0x1000 << 12, OTHER_FRAMES, OTHER);

@@ -237,7 +237,10 @@ fn nested_paging_is_used_where_it_is_wanted_and_there() {
     };
     assert_eq!(translation(true), Translation::Shadow);
     svm_features(1);
-    assert_eq!([translation(true), translation(false)], [Translation::Nested, Translation::Shadow]);
+    assert_eq!(
+        [translation(true), translation(false)],
+        [Translation::Nested(mmu::shadow::EntryFormat::X86), Translation::Shadow]
+    );
 }
 
 #[test]

@@ -7,7 +7,6 @@
 //! which are few.
 mod area;
 
-use platform::MaySleep;
 use x86::{Attr, CpuState, Cr0, Efer, Features, Segment, Shadow, Table, debug};
 
 use super::{Inner, MpState, Run, Step, regs, state_ioctl::valid_sregs};
@@ -154,17 +153,6 @@ impl<B: Backend> Run<'_, B> {
     /// Whether the hypervisor executes what the guest does now.
     pub(super) fn executes_smm(&self) -> bool {
         self.inner.smm.inside && self.vm.shadow.is_some()
-    }
-
-    /// One event or instruction of a handler that the hypervisor executes.
-    pub(super) fn step_smm(&mut self, cx: &MaySleep) -> Result<Step, Errno> {
-        match self.next_event() {
-            Some(event) => {
-                self.inner.events.injected = Some(event);
-                self.deliver(event)
-            }
-            None => self.emulate(cx),
-        }
     }
 }
 
