@@ -1,0 +1,184 @@
+//! Events between the core's form and that of VM-entry interruption information, which is also the IDT-vectoring information's and
+//! the exit interruption information's (SDM vol. 3, 25.8.3 and 25.9.2).
+use hv::backend::{Event, EventKind};
+use x86::{Exception, Vector, debug::DR6_FIXED};
+
+const VALID: u32 = 1 << 31;
+const ERROR_CODE: u32 = 1 << 11;
+/// In the information about an exit: IRET had unblocked NMIs before it met this.
+pub const NMI_UNBLOCKED: u32 = 1 << 12;
+
+/// Bits 10:8.
+mod kind {
+    pub const INTERRUPT: u32 = 0;
+    pub const NMI: u32 = 2;
+    pub const EXCEPTION: u32 = 3;
+    pub const SOFTWARE_INTERRUPT: u32 = 4;
+    /// INT1.
+    pub const PRIVILEGED: u32 = 5;
+    pub const SOFTWARE_EXCEPTION: u32 = 6;
+}
+
+const fn pack(kind: u32, vector: u8) -> u32 {
+    VALID | kind << 8 | vector as u32
+}
+
+/// What the entry fields get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Injection {
+    /// VM-entry interruption information.
+    pub info: u32,
+    /// Its error code, if `info` says that there is one.
+    pub code: u32,
+    /// Length of the instruction, for software's events.
+    pub len: u32,
+}
+
+impl Injection {
+    /// Whether it has an error code.
+    pub const fn has_code(&self) -> bool {
+        self.info & ERROR_CODE != 0
+    }
+
+    /// Whether an instruction's length belongs to it.
+    pub const fn has_len(&self) -> bool {
+        matches!(self.info >> 8 & 7, kind::SOFTWARE_INTERRUPT | kind::PRIVILEGED | kind::SOFTWARE_EXCEPTION)
+    }
+}
+
+/// For `event`. `protected`: the guest is in protected mode, where some vectors push an error code; the processor insists.
+pub fn encode(event: &Event, protected: bool) -> Injection {
+    match event.kind {
+        EventKind::Interrupt(vector) => Injection { info: pack(kind::INTERRUPT, vector), ..Injection::default() },
+        EventKind::Nmi => Injection { info: pack(kind::NMI, Vector::NMI.0), ..Injection::default() },
+        EventKind::Software { vector, len, int3_or_into } => {
+            let kind = if int3_or_into { kind::SOFTWARE_EXCEPTION } else { kind::SOFTWARE_INTERRUPT };
+            Injection { info: pack(kind, vector), code: 0, len: len.into() }
+        }
+        EventKind::Exception(Exception { vector, code, .. }) => {
+            let info = pack(kind::EXCEPTION, vector.0);
+            if protected && vector.has_error_code() && vector != Vector::CP {
+                Injection { info: info | ERROR_CODE, code: code.unwrap_or(0), len: 0 }
+            } else {
+                Injection { info, ..Injection::default() }
+            }
+        }
+    }
+}
+
+/// What an exit cut short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CutShort {
+    /// Nothing.
+    Nothing,
+    /// An event that is to be injected again.
+    Event(Event),
+    /// INT n, INT3, INTO or INT1: the instruction pointer is still at it, and the guest executes it again.
+    Instruction,
+}
+
+/// What IDT-vectoring information says, with its error code. `cr2` and `dr6` are the guest's: an exception has written them already.
+pub fn decode(info: u32, code: u32, cr2: u64, dr6: u64) -> CutShort {
+    if info & VALID == 0 {
+        return CutShort::Nothing;
+    }
+    let vector = Vector(info as u8);
+    let kind = match info >> 8 & 7 {
+        kind::INTERRUPT => EventKind::Interrupt(vector.0),
+        kind::NMI => EventKind::Nmi,
+        kind::EXCEPTION => EventKind::Exception(Exception {
+            vector,
+            code: (info & ERROR_CODE != 0).then_some(code),
+            payload: match vector {
+                Vector::PF => cr2,
+                Vector::DB => dr6 ^ DR6_FIXED,
+                _ => 0,
+            },
+        }),
+        kind::SOFTWARE_INTERRUPT | kind::PRIVILEGED | kind::SOFTWARE_EXCEPTION => return CutShort::Instruction,
+        _ => return CutShort::Nothing,
+    };
+    CutShort::Event(Event { kind })
+}
+
+/// An intercepted exception or NMI, as the exit tells of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Met {
+    /// Its vector.
+    pub vector: Vector,
+    /// INT1, which is a #DB behind the instruction.
+    pub int1: bool,
+    /// It was a non-maskable interrupt.
+    pub nmi: bool,
+}
+
+/// From exit interruption information.
+pub fn met(info: u32) -> Met {
+    let kind = info >> 8 & 7;
+    Met { vector: Vector(info as u8), int1: kind == kind::PRIVILEGED, nmi: kind == kind::NMI }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn event(kind: EventKind) -> Event {
+        Event { kind }
+    }
+
+    #[test]
+    fn events_are_encoded_as_the_manual_says() {
+        let software = |int3_or_into, vector| EventKind::Software { vector, len: 2, int3_or_into };
+        let gp = EventKind::Exception(Exception::with_code(Vector::GP, 0x18));
+        for (kind, protected, info, code, len) in [
+            (EventKind::Interrupt(0x31), true, 0x8000_0031, 0, 0),
+            (EventKind::Nmi, true, 0x8000_0202, 0, 0),
+            (EventKind::Exception(Exception::plain(Vector::UD)), true, 0x8000_0306, 0, 0),
+            (gp, true, 0x8000_0b0d, 0x18, 0),
+            // Real mode pushes none.
+            (gp, false, 0x8000_030d, 0, 0),
+            (EventKind::Exception(Exception::page_fault(0x1000, 2)), true, 0x8000_0b0e, 2, 0),
+            // A client may give #UD an error code, and #GP none.
+            (EventKind::Exception(Exception::with_code(Vector::UD, 1)), true, 0x8000_0306, 0, 0),
+            (EventKind::Exception(Exception::plain(Vector::GP)), true, 0x8000_0b0d, 0, 0),
+            (software(false, 0x80), true, 0x8000_0480, 0, 2),
+            (software(true, 3), true, 0x8000_0603, 0, 2),
+        ] {
+            let injection = encode(&event(kind), protected);
+            assert_eq!(injection, Injection { info, code, len }, "{kind:?}");
+            assert_eq!((injection.has_code(), injection.has_len()), (info & 0x800 != 0, len != 0), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_cut_short_comes_again() {
+        for kind in [
+            EventKind::Interrupt(0xff),
+            EventKind::Nmi,
+            EventKind::Exception(Exception::plain(Vector::DE)),
+            EventKind::Exception(Exception::with_code(Vector::DF, 0)),
+            EventKind::Exception(Exception::page_fault(0x1234_5000, 7)),
+            EventKind::Exception(Exception::debug(0x4001)),
+        ] {
+            let Injection { info, code, .. } = encode(&event(kind), true);
+            let back = decode(info, code, 0x1234_5000, DR6_FIXED | 0x4001);
+            assert_eq!(back, CutShort::Event(event(kind)), "{kind:?}");
+        }
+        assert_eq!(decode(0, 0, 1, 2), CutShort::Nothing);
+        assert_eq!(decode(0x31, 0, 1, 2), CutShort::Nothing);
+    }
+
+    #[test]
+    fn instructions_are_executed_again() {
+        for info in [0x8000_0480, 0x8000_0501, 0x8000_0603, 0x8000_0604] {
+            assert_eq!(decode(info, 0, 0, 0), CutShort::Instruction, "{info:#x}");
+        }
+    }
+
+    #[test]
+    fn an_exception_is_told_from_an_nmi() {
+        assert_eq!(met(0x8000_0202), Met { vector: Vector::NMI, int1: false, nmi: true });
+        assert_eq!(met(0x8000_0b0e), Met { vector: Vector::PF, int1: false, nmi: false });
+        assert_eq!(met(0x8000_0501), Met { vector: Vector::DB, int1: true, nmi: false });
+    }
+}

@@ -1,0 +1,58 @@
+//! VT-x: guests on the processor's own virtualization (SDM vol. 3, part 3, "Virtual Machine Extensions").
+//!
+//! A vCPU's registers are in a page that only the processor knows the layout of, the *control structure* (VMCS). It is reached by
+//! VMREAD and VMWRITE, field by field ([`fields`]), while it is the *current* one of a processor ([`vmcs`]). VMLAUNCH or VMRESUME
+//! loads the guest's registers from it and runs the guest until something happens that the control fields tell it to stop for;
+//! then the host goes on where the control structure says. This crate writes the core's registers there and reads them back,
+//! and knows what to stop for.
+//!
+//! # One entry
+//! `enter` ([`vcpu`]) switches interrupts off, looks a last time whether anybody wants the vCPU outside, makes its control
+//! structure the current one, writes what has changed, crosses over (`switch`), and reads what every exit needs. The
+//! rest is read when somebody asks. Between two entries nothing of the guest is on the processor but its FPU, which the host's
+//! scheduler keeps like any other thread's, and what the processor keeps of the control structure. A thread that is scheduled away
+//! needs no care: who finds the control structure active on another processor has it cleared there first ([`region`]).
+//!
+//! # Parts
+//! Everything that is data is a small module without hardware, tested on any machine: [`segment`], [`control`], [`guest_state`]
+//! (registers), [`controls`] (what to stop for), [`exit`] (why it stopped), [`inject`] (events), [`permissions`] (MSRs). What the
+//! other vendor's back end does as well is in the crate `hardware`. What is done to the processor goes through
+//! [`instructions`]; the tests' form has control structures of its own and records the steps.
+//!
+//! # Paging, and real mode
+//! With EPT and unrestricted guests the processor walks the guest's tables itself, and runs every mode. If it lacks one of the two,
+//! or EFER in the control structure, it walks shadow tables of the core's, and only runs protected mode with segments that loads
+//! have left there; all else, also real mode, the core executes (`BackendVcpu::can_enter`).
+//!
+//! # What is not here
+//! Virtual-8086 mode as a faster form of real mode. EPT without unrestricted guests. Posted interrupts, APIC-access pages,
+//! VMX for guests. Processors without virtual NMIs are refused.
+#![no_std]
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod backend;
+pub mod control;
+pub mod controls;
+pub mod detect;
+pub mod exit;
+pub mod failure;
+pub mod fields;
+pub mod guest_state;
+pub mod inject;
+pub mod instructions;
+pub mod local;
+mod native;
+pub mod permissions;
+pub mod region;
+pub mod segment;
+mod switch;
+mod sync;
+#[cfg(test)]
+mod testing;
+pub mod vcpu;
+pub mod vmcs;
+
+pub use backend::{Intel, Options};
+pub use vcpu::IntelVcpu;

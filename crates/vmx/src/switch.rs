@@ -1,0 +1,445 @@
+//! The crossing: from the host to the guest and back, with interrupts off.
+use hardware::keep::Host;
+use mmu::shadow::Root;
+use platform::{Atomic, Hardware, hardware::GuestFpu};
+use x86::{Efer, msr};
+
+use crate::{
+    backend::Common,
+    control::Registers,
+    fields::{
+        HOST_CR0, HOST_CS, HOST_EFER, HOST_GDTR_BASE, HOST_GS_BASE, HOST_IDTR_BASE, HOST_SS, HOST_SYSENTER_CS,
+        HOST_SYSENTER_EIP, HOST_SYSENTER_ESP, HOST_TR, HOST_TR_BASE, INSTRUCTION_ERROR,
+    },
+    instructions::{Entry, Forget, Instructions},
+    local::{Resident, SYSCALL},
+    vcpu::{Crossed, Guest, Left},
+    vmcs::Current,
+};
+
+/// MSR 0x49, bit 0: nothing that was learned of branches before has an effect on those behind it.
+const BARRIER: u64 = 1;
+/// MSR 0x10b, bit 0: flushes the first-level data cache.
+const FLUSH_CMD: u32 = 0x10b;
+const FLUSH_L1D: u64 = 1;
+
+impl<P: Hardware, I: Instructions> Guest<P, I> {
+    /// Runs the guest once. Interrupts are off.
+    pub(crate) fn cross(&mut self, common: &Common<P>, root: Root, cx: &Atomic) -> Crossed {
+        let crossed = common.locals.with::<P, _>(cx, |resident, cpu| {
+            let mut vmcs = resident.current::<I>(self.region.node(), cpu)?;
+            let registers = self.write(common, root, &mut vmcs);
+            self.take_processor(common, resident, cpu, root, &mut vmcs);
+            self.fpu.ready(cx);
+            P::guest_begins(cx);
+            // SAFETY: VMX is switched on, which is what `with` has looked at, and the control structure is complete. Whatever is
+            // the guest's from here on is the host's again behind `load_host`.
+            let entry = unsafe {
+                let dr7 = self.dr7();
+                let host = Host { xcr0: common.processor.offer.xcr0, tsc_aux: resident.msrs.tsc_aux };
+                let kept = host.load_guest::<I>(&self.state, &self.debug_addresses(), dr7);
+                let exchanged = self.load_guest(common, resident, &registers);
+                if common.mitigations.flush_l1d && common.nested {
+                    I::write_msr(FLUSH_CMD, FLUSH_L1D);
+                }
+                if common.mitigations.clear_buffers {
+                    I::clear_buffers();
+                }
+                let (launched, ldtr) = (self.region.node().launched(), I::ldtr());
+                let entry = I::run(&mut self.state.gpr, launched, &mut self.host_stack, common.mitigations.fill_rsb);
+                self.load_host(resident, &exchanged, ldtr);
+                host.load_host::<I>(&mut self.state, kept);
+                entry
+            };
+            P::guest_ended(cx);
+            Some(match entry {
+                Entry::Refused => Crossed::Refused(vmcs.read(INSTRUCTION_ERROR)),
+                Entry::Left => {
+                    let left = self.read(&vmcs);
+                    if !left.entry_failed() {
+                        self.region.node().set_launched();
+                    }
+                    self.serve_host(&left, cx);
+                    Crossed::Left(left)
+                }
+            })
+        });
+        crossed.flatten().unwrap_or(Crossed::Off)
+    }
+
+    /// Makes this vCPU the one whose translations and predictions are on the processor, and the host's state in the control
+    /// structure this processor's and this thread's.
+    fn take_processor(
+        &mut self,
+        common: &Common<P>,
+        resident: &mut Resident,
+        cpu: usize,
+        root: Root,
+        vmcs: &mut Current<I>,
+    ) {
+        // A processor that was switched off in between is another one.
+        let moved = core::mem::replace(&mut self.last_cpu, cpu) != cpu || resident.vcpu == 0;
+        if moved {
+            write_host(vmcs, resident, common.processor.switches_efer);
+        }
+        self.fields.host_cr3.put(vmcs, I::cr3());
+        self.fields.host_cr4.put(vmcs, I::cr4());
+        self.fields.host_fs_base.put(vmcs, self.thread.fs_base);
+        if resident.vcpu != self.number {
+            if resident.vcpu != 0 && common.mitigations.ibpb {
+                // SAFETY: the host uses this register, so it is there.
+                unsafe { I::write_msr(msr::PRED_CMD, BARRIER) };
+            }
+            resident.vcpu = self.number;
+        }
+        self.forget_translations(common, resident, moved, root, vmcs);
+    }
+
+    /// Without tags the processor forgets translations of linear addresses by itself, with each entry and exit.
+    fn forget_translations(
+        &mut self,
+        common: &Common<P>,
+        resident: &mut Resident,
+        moved: bool,
+        root: Root,
+        vmcs: &mut Current<I>,
+    ) {
+        let processor = &common.processor;
+        let flush = core::mem::take(&mut self.flush);
+        if processor.tagged {
+            let current = !moved && resident.tags.is_current(self.tag);
+            if !current || flush.linear && !processor.flush_one_tag {
+                let (tag, all) = resident.tags.give();
+                self.tag = tag;
+                self.fields.vpid.put(vmcs, tag.number as u16);
+                if all {
+                    // SAFETY: the processor has tags, and this kind.
+                    unsafe { I::invvpid(Forget::All) };
+                }
+            } else if flush.linear {
+                // SAFETY: as above, and it has this kind too.
+                unsafe { I::invvpid(Forget::One(self.tag.number.into())) };
+            }
+        }
+        if common.nested && (moved || flush.physical) {
+            let what = if processor.flush_one_root { Forget::One(self.ept_pointer(common, root)) } else { Forget::All };
+            // SAFETY: the processor has EPT, and this kind.
+            unsafe { I::invept(what) };
+        }
+    }
+
+    /// Loads what neither the processor nor `hardware::keep` does, where it differs from the host's. Answers what is to be put
+    /// back.
+    ///
+    /// # Safety
+    /// Interrupts are off until [`Self::load_host`].
+    unsafe fn load_guest(&self, common: &Common<P>, resident: &Resident, registers: &Registers) -> Exchanged {
+        let (state, host) = (&*self.state, &resident.msrs);
+        // SYSCALL and SWAPGS are instructions of long mode; no other mode sees these registers without an exit.
+        let long = registers.long_mode();
+        let mut exchanged = Exchanged { kernel_gs_base: long, ..Exchanged::default() };
+        // SAFETY: these registers exist; the values were checked when the guest wrote them. EFER only changes in what the host
+        // does not use meanwhile.
+        unsafe {
+            if state.cr2 != I::cr2() {
+                I::set_cr2(state.cr2);
+            }
+            exchanged.debugctl = I::read_msr(msr::DEBUGCTL);
+            if !common.processor.switches_efer {
+                let sce = Efer::SCE.bits();
+                if (host.efer ^ registers.efer) & sce != 0 {
+                    exchanged.efer = true;
+                    I::write_msr(msr::EFER, host.efer & !sce | registers.efer & sce);
+                }
+            }
+            if long {
+                if state.kernel_gs_base != self.thread.kernel_gs_base {
+                    I::write_msr(msr::KERNEL_GS_BASE, state.kernel_gs_base);
+                }
+                if registers.efer & Efer::SCE.bits() != 0 {
+                    let guest = [state.star, state.lstar, state.sfmask];
+                    for (n, index) in SYSCALL.into_iter().enumerate() {
+                        if guest[n] != host.syscall[n] {
+                            exchanged.syscall[n] = true;
+                            I::write_msr(index, guest[n]);
+                        }
+                    }
+                }
+            }
+        }
+        exchanged
+    }
+
+    /// Puts the host's registers back, and takes the guest's.
+    ///
+    /// # Safety
+    /// Called once behind [`Self::load_guest`], with what that has answered; the processor has loaded what the control structure
+    /// has of the host.
+    unsafe fn load_host(&mut self, resident: &Resident, exchanged: &Exchanged, ldtr: u16) {
+        let host = &resident.msrs;
+        // SAFETY: the host's own values.
+        unsafe {
+            self.state.cr2 = I::cr2();
+            if exchanged.kernel_gs_base {
+                self.state.kernel_gs_base = I::read_msr(msr::KERNEL_GS_BASE);
+            }
+            I::load_host(&resident.host, &self.thread, ldtr);
+            if exchanged.kernel_gs_base && self.state.kernel_gs_base != self.thread.kernel_gs_base
+                || self.thread.selectors[3] != 0
+            {
+                I::write_msr(msr::KERNEL_GS_BASE, self.thread.kernel_gs_base);
+            }
+            for (n, index) in SYSCALL.into_iter().enumerate() {
+                if exchanged.syscall[n] {
+                    I::write_msr(index, host.syscall[n]);
+                }
+            }
+            if exchanged.efer {
+                I::write_msr(msr::EFER, host.efer);
+            }
+            // The exit has cleared it.
+            if exchanged.debugctl != 0 {
+                I::write_msr(msr::DEBUGCTL, exchanged.debugctl);
+            }
+        }
+    }
+
+    /// What ended the guest's stay, and is the host's to handle.
+    fn serve_host(&self, left: &Left, cx: &Atomic) {
+        if left.is_nmi() {
+            // SAFETY: interrupts are off, and the exit has blocked NMIs.
+            unsafe { I::nmi() };
+        }
+        if left.is_machine_check() {
+            P::machine_check(cx);
+        }
+    }
+}
+
+/// What the guest had to itself.
+#[derive(Debug, Default)]
+struct Exchanged {
+    kernel_gs_base: bool,
+    syscall: [bool; 3],
+    efer: bool,
+    /// The host's value, which the exit clears.
+    debugctl: u64,
+}
+
+/// The host's registers that are the same whatever runs on this processor.
+fn write_host<I: Instructions>(vmcs: &mut Current<I>, resident: &Resident, efer: bool) {
+    let (host, msrs) = (&resident.host, &resident.msrs);
+    vmcs.write(HOST_CR0, host.cr0);
+    vmcs.write(HOST_CS, host.cs);
+    vmcs.write(HOST_SS, host.ss);
+    vmcs.write(HOST_TR, host.tr);
+    vmcs.write(HOST_TR_BASE, host.tr_base);
+    vmcs.write(HOST_GDTR_BASE, host.gdt_base);
+    vmcs.write(HOST_IDTR_BASE, host.idt_base);
+    vmcs.write(HOST_GS_BASE, msrs.gs_base);
+    let [cs, esp, eip] = msrs.sysenter;
+    vmcs.write(HOST_SYSENTER_CS, cs as u32);
+    vmcs.write(HOST_SYSENTER_ESP, esp);
+    vmcs.write(HOST_SYSENTER_EIP, eip);
+    if efer {
+        vmcs.write(HOST_EFER, msrs.efer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::*;
+    use hv::backend::{BackendVcpu, Exit, FlushTlb, Groups, GuestDebug};
+    use platform::hardware::Mitigations;
+    use std::vec::Vec;
+    use x86::{Cr0, Cr4, Efer, msr};
+
+    use super::*;
+    use Step::{DebugAddresses, FpuReady, GuestBegins, GuestEnded, IrqsOff, IrqsOn, MachineCheck, SetXcr0, WriteMsr};
+
+    const LOAD_HOST: Step = Step::Own("load host", 0);
+
+    fn flushes() -> Vec<Step> {
+        take_steps().into_iter().filter(|s| matches!(s, Step::Own("invept" | "invvpid", _))).collect()
+    }
+
+    #[test]
+    fn the_steps_of_a_plain_entry() {
+        let mut rig = Rig::new();
+        rig.halt();
+        take_steps();
+        rig.halt();
+        assert_eq!(take_steps(), [IrqsOff, FpuReady, GuestBegins, run(true, false), LOAD_HOST, GuestEnded, IrqsOn]);
+    }
+
+    #[test]
+    fn a_request_that_came_late_keeps_the_guest_out() {
+        let mut rig = Rig::new();
+        rig.halt();
+        take_steps();
+        script(|s| s.must_leave = true);
+        assert_eq!(rig.run(), Exit::Interrupted);
+        assert_eq!(take_steps(), [IrqsOff, IrqsOn]);
+    }
+
+    #[test]
+    fn every_measure_has_its_place() {
+        script(|s| s.mitigations = Mitigations { ibpb: true, fill_rsb: true, clear_buffers: true, flush_l1d: true });
+        let mut rig = Rig::new();
+        let mut other = rig.another();
+        rig.halt();
+        take_steps();
+        rig.halt();
+        let measured =
+            [GuestBegins, WriteMsr(FLUSH_CMD, 1), Step::ClearBuffers, run(true, true), LOAD_HOST, GuestEnded];
+        assert_eq!(middle(&take_steps()), measured);
+        other.halt();
+        let steps = take_steps();
+        let barrier = steps.iter().position(|s| *s == WriteMsr(msr::PRED_CMD, 1)).unwrap();
+        assert!(barrier < steps.iter().position(|s| *s == GuestBegins).unwrap(), "{steps:?}");
+    }
+
+    /// A guest in long mode that uses SYSCALL.
+    fn long_mode(rig: &mut Rig) {
+        let state = rig.vcpu.registers_mut(Groups::ALL);
+        state.cr0 |= (Cr0::PE | Cr0::PG).bits();
+        state.cr4 |= (Cr4::PAE | Cr4::OSXSAVE).bits();
+        state.efer = (Efer::LME | Efer::LMA | Efer::SCE).bits();
+        (state.star, state.lstar, state.sfmask, state.kernel_gs_base) = (1, 2, 0, 4);
+        (state.xcr0, state.tsc_aux) = (3, 5);
+        (state.dr, state.dr7) = ([1, 2, 3, 4], 0x401);
+    }
+
+    #[test]
+    fn registers_that_the_processor_leaves_are_the_hosts_outside() {
+        script(|s| s.cpuid.get_mut(&0x8000_0001).unwrap()[3] |= 1 << 27);
+        let mut rig = Rig::new();
+        long_mode(&mut rig);
+        rig.halt();
+        assert_eq!(
+            middle(&take_steps()),
+            [
+                GuestBegins,
+                DebugAddresses([1, 2, 3, 4]),
+                SetXcr0(3),
+                WriteMsr(msr::TSC_AUX, 5),
+                WriteMsr(msr::KERNEL_GS_BASE, 4),
+                WriteMsr(msr::STAR, 1),
+                WriteMsr(msr::LSTAR, 2),
+                run(false, false),
+                LOAD_HOST,
+                WriteMsr(msr::KERNEL_GS_BASE, 0),
+                WriteMsr(msr::STAR, 0),
+                WriteMsr(msr::LSTAR, 0),
+                WriteMsr(msr::TSC_AUX, 0),
+                SetXcr0(7),
+                GuestEnded
+            ]
+        );
+        // SWAPGS of the guest's is seen.
+        rig.guest(|s| {
+            set_msr(msr::KERNEL_GS_BASE, 9);
+            put(s, crate::fields::EXIT_REASON, crate::exit::reason::HLT);
+        });
+        rig.run();
+        assert_eq!(rig.vcpu.registers(Groups::MSRS).kernel_gs_base, 9);
+    }
+
+    #[test]
+    fn efer_is_written_only_where_the_processor_does_not_and_it_differs() {
+        old_processor();
+        set_msr(msr::EFER, (Efer::SCE | Efer::LME | Efer::LMA | Efer::NXE).bits());
+        let mut rig = Rig::with(crate::Options { ept: false });
+        long_mode(&mut rig);
+        rig.halt();
+        let efer = |steps: Vec<Step>| steps.into_iter().filter(|s| matches!(s, WriteMsr(msr::EFER, _))).count();
+        assert_eq!(efer(take_steps()), 0);
+        rig.vcpu.registers_mut(Groups::CONTROL).efer &= !Efer::SCE.bits();
+        rig.halt();
+        assert_eq!(efer(take_steps()), 2);
+    }
+
+    #[test]
+    fn segments_and_branch_tracing_of_the_thread_come_back() {
+        set_msr(msr::DEBUGCTL, 1);
+        thread(crate::instructions::HostThread { selectors: [0, 0, 0, 0x63], fs_base: 0x77, kernel_gs_base: 6 });
+        let mut rig = Rig::new();
+        rig.halt();
+        let steps = take_steps();
+        assert_eq!(rig.seen(crate::fields::HOST_FS_BASE), 0x77);
+        let after = steps.iter().position(|s| *s == LOAD_HOST).unwrap();
+        assert_eq!(steps[after + 1..after + 3], [WriteMsr(msr::KERNEL_GS_BASE, 6), WriteMsr(msr::DEBUGCTL, 1)]);
+    }
+
+    #[test]
+    fn the_hosts_page_tables_are_followed() {
+        let mut rig = Rig::new();
+        for value in [0x1000, 0x2000] {
+            cr3(value);
+            rig.halt();
+            assert_eq!(rig.seen(crate::fields::HOST_CR3), value);
+        }
+    }
+
+    #[test]
+    fn the_clients_breakpoints_replace_the_guests() {
+        let mut rig = Rig::new();
+        rig.vcpu.set_debug(GuestDebug { hardware: Some(([9, 8, 7, 6], 0x402)), ..GuestDebug::default() });
+        rig.halt();
+        assert!(take_steps().contains(&DebugAddresses([9, 8, 7, 6])));
+        assert_eq!(rig.seen(crate::fields::GUEST_DR7), 0x402);
+    }
+
+    #[test]
+    fn translations_are_forgotten_when_they_are_to_be() {
+        let root = 0x7000 | 0x5e;
+        let (ept, tag) = (Step::Own("invept", root), |n| Step::Own("invvpid", n));
+        let mut rig = Rig::new();
+        rig.halt();
+        assert_eq!(flushes(), [tag(0), ept.clone()]);
+        assert_eq!(rig.seen(crate::fields::VPID), 1);
+        rig.halt();
+        assert!(flushes().is_empty());
+        rig.vcpu.flush(FlushTlb::Current);
+        rig.halt();
+        assert_eq!(flushes(), [tag(1)]);
+        rig.vcpu.flush(FlushTlb::Physical);
+        rig.halt();
+        assert_eq!(flushes(), [tag(1), ept.clone()]);
+        // What it left on this processor may be old when it comes back.
+        for cpu in [1, 0] {
+            script(|s| s.cpu = cpu);
+            rig.halt();
+            assert!(flushes().contains(&ept), "{cpu}");
+        }
+        assert_eq!(rig.seen(crate::fields::VPID), 2);
+    }
+
+    #[test]
+    fn a_processor_without_tags_forgets_by_itself() {
+        old_processor();
+        let mut rig = Rig::with(crate::Options { ept: false });
+        rig.vcpu.flush(FlushTlb::All);
+        rig.halt();
+        assert!(flushes().is_empty());
+    }
+
+    #[test]
+    fn nmis_and_machine_checks_are_the_hosts() {
+        let event = |event: u32| {
+            move |s: &mut std::collections::BTreeMap<u32, u64>| {
+                put(s, crate::fields::EXIT_REASON, 0);
+                put(s, crate::fields::EXIT_EVENT, event);
+            }
+        };
+        let mut rig = Rig::new();
+        rig.guest(event(0x8000_0202));
+        assert_eq!(rig.run(), Exit::Interrupted);
+        let steps = take_steps();
+        assert_eq!(steps[steps.len() - 3..], [GuestEnded, vmx("nmi"), IrqsOn]);
+        rig.guest(event(0x8000_0312));
+        assert_eq!(rig.run(), Exit::Interrupted);
+        let steps = take_steps();
+        assert_eq!(steps[steps.len() - 3..], [GuestEnded, MachineCheck, IrqsOn]);
+    }
+}
