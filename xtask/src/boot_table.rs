@@ -20,6 +20,7 @@ pub struct BootTable {
     logs: PathBuf,
     all: usize,
     failed: usize,
+    left_out: usize,
 }
 
 impl BootTable {
@@ -28,16 +29,16 @@ impl BootTable {
         let logs = target_dir().join(logs);
         fs::create_dir_all(&logs)?;
         println!("{heading}result");
-        Ok(Self { logs, all: 0, failed: 0 })
+        Ok(Self { logs, all: 0, failed: 0, left_out: 0 })
     }
 
-    /// Boots by `boot`, which is given what takes the console's lines and answers how long it took, and prints the line
+    /// Boots by `boot`, which is given what takes the console's lines and answers what is to be said of it, and prints the line
     /// that begins with `what`. The console's file is called `log`.
     pub fn boot(
         &mut self,
         what: &dyn Display,
         log: &str,
-        boot: impl FnOnce(&mut dyn FnMut(&str)) -> Result<Duration>,
+        boot: impl FnOnce(&mut dyn FnMut(&str)) -> Result<String>,
     ) -> Result<()> {
         let path = self.logs.join(format!("{log}.log"));
         let mut file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
@@ -54,7 +55,7 @@ impl BootTable {
         let _ = std::io::stdout().flush();
         self.all += 1;
         match boot(&mut sink) {
-            Ok(took) => println!("ok in {:.0} s", took.as_secs_f64()),
+            Ok(said) => println!("ok {said}"),
             Err(why) => {
                 self.failed += 1;
                 println!("FAIL: {why:#}; its console, of which this is the end, is {}", path.display());
@@ -64,11 +65,22 @@ impl BootTable {
         Ok(())
     }
 
+    /// Prints a line for a boot that cannot be, and why.
+    pub fn leave_out(&mut self, what: &dyn Display, why: &str) {
+        self.left_out += 1;
+        println!("{what}not run: {why}");
+    }
+
     /// Prints the counts; an error if a boot failed.
     pub fn end(self) -> Result<()> {
-        let Self { all, failed, .. } = self;
-        println!("{all} boots: {} passed, {failed} failed", all - failed);
+        let Self { all, failed, left_out, .. } = self;
+        println!("{all} boots: {} passed, {failed} failed; {left_out} not run", all - failed);
         ensure!(failed == 0, "{failed} of {all} boots failed");
         Ok(())
     }
+}
+
+/// What there is to say of a boot: how long it took.
+pub fn took(time: Duration) -> String {
+    format!("in {:.0} s", time.as_secs_f64())
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::{
-    boot_table::BootTable,
+    boot_table::{BootTable, took},
     choice::{chosen, name},
     guest::{self, Kind},
     run,
@@ -80,7 +80,7 @@ pub fn boots(options: &Options) -> Result<()> {
             for mode in chosen(&options.modes) {
                 let what = row(kind.name(), &cpus.to_string(), &name(mode));
                 table.boot(&what, &format!("{}-{cpus}-{}", kind.name(), name(mode)), |sink| {
-                    run::self_test(&guest, cpus, &options.memory, &mode.arguments(), limit, sink)
+                    run::self_test(&guest, cpus, &options.memory, &mode.arguments(), limit, sink).map(took)
                 })?;
             }
         }

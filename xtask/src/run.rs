@@ -197,7 +197,7 @@ pub fn watch(command: &mut Command, limit: Duration, sink: &mut dyn FnMut(&str))
 }
 
 /// Sends what comes out of `from` by line until it ends.
-fn read_lines(from: impl Read + Send + 'static, send: mpsc::Sender<String>) -> thread::JoinHandle<()> {
+pub fn read_lines(from: impl Read + Send + 'static, send: mpsc::Sender<String>) -> thread::JoinHandle<()> {
     thread::spawn(move || {
         let mut reader = BufReader::new(from);
         let mut line = Vec::new();

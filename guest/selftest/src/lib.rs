@@ -4,6 +4,8 @@
 pub const UP: &str = "REKVM-GUEST-UP";
 /// The last line of a self-test in which everything held.
 pub const OK: &str = "REKVM-SELFTEST-OK";
+/// Begins a line for each round of a busy guest, followed by its number and `ok` or `DIFFERS`.
+pub const ROUND: &str = "REKVM-ROUND";
 /// How many bytes the self-test writes at the start of the disk.
 pub const DISK_BYTES: usize = 1 << 20;
 /// The seed of the pattern that it writes there.

@@ -94,10 +94,11 @@ const BOOTS: [&[&str]; 3] = [
 ];
 
 /// The same for Debian's QEMU on `rekvm exec`.
-const CLIENTS: [&[&str]; 3] = [
+const CLIENTS: [&[&str]; 4] = [
     &["--guest", "amd64", "--machine", "pc", "--irqchip", "on", "--cpus", "1"],
     &["--guest", "amd64", "--machine", "q35", "--irqchip", "split", "--cpus", "2"],
     &["--guest", "amd64", "--machine", "microvm", "--irqchip", "off", "--cpus", "1"],
+    &["--migrate", "--machine", "pc", "--irqchip", "on", "--cpus", "1"],
 ];
 
 /// The guests come first, so that the test runner's summary is what ends the output.

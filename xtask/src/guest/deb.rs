@@ -41,6 +41,11 @@ pub fn busybox(kind: Kind) -> Result<PathBuf> {
     Ok(dir.join("bin/busybox"))
 }
 
+/// The folder in which Debian's package `name` is unpacked.
+pub fn unpacked(name: &str) -> Result<PathBuf> {
+    package(name, NATIVE, |_| Ok(name.to_owned()))
+}
+
 /// The headers for modules of `kernel`: a folder as `/lib/modules/VERSION/build` is one.
 pub fn headers(kernel: &Kernel) -> Result<PathBuf> {
     let version = kernel.modules.file_name().context("a kernel without a version")?.to_string_lossy().into_owned();

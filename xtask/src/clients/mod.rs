@@ -1,0 +1,201 @@
+//! `cargo xtask clients`: other people's programs on `rekvm exec`. Debian's QEMU, as it is, boots Debian's kernels on several
+//! machines and with the interrupt controllers in each place, and the guest tests itself; as a table. With `--firmware` it
+//! boots PC software instead ([`firmware`]), with `--migrate` a busy guest moves between two QEMUs ([`migrate`]).
+mod emulator;
+mod firmware;
+mod migrate;
+
+use std::{path::Path, process::Command, time::Duration};
+
+use anyhow::{Result, ensure};
+use clap::ValueEnum;
+
+use crate::{
+    boot_table::{BootTable, took},
+    choice::{chosen, name},
+    guest::{self, Guest, Kind},
+    process::{need, output, release_binary},
+    run,
+};
+
+/// QEMU's machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Machine {
+    /// The i440FX of 1996.
+    Pc,
+    /// The Q35 of 2009.
+    Q35,
+    /// Without PCI.
+    Microvm,
+}
+
+/// Where the interrupt controllers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Irqchip {
+    /// All of them in the hypervisor.
+    On,
+    /// The local APICs in the hypervisor, the others in QEMU.
+    Split,
+    /// All of them in QEMU.
+    Off,
+}
+
+/// Options of `clients`.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Only this guest (may be repeated).
+    #[arg(long = "guest")]
+    guests: Vec<Kind>,
+    /// Only this machine (may be repeated).
+    #[arg(long = "machine")]
+    machines: Vec<Machine>,
+    /// Only this place of the interrupt controllers (may be repeated).
+    #[arg(long = "irqchip")]
+    irqchips: Vec<Irqchip>,
+    /// Number of virtual CPUs (may be repeated).
+    #[arg(long, default_values_t = [1, 2])]
+    cpus: Vec<u32>,
+    /// Seconds after which a boot is given up.
+    #[arg(long, default_value_t = 900)]
+    timeout: u64,
+    /// Boot GRUB and memtest86+ instead, and compare the screen with TCG's.
+    #[arg(long, conflicts_with = "guests")]
+    firmware: bool,
+    /// Have a busy guest migrate from one QEMU to another instead, and go back to a snapshot.
+    #[arg(long, conflicts_with_all = ["guests", "firmware"])]
+    migrate: bool,
+}
+
+impl Options {
+    /// Whether the options leave a row of a table in.
+    fn select(&self, machine: Machine, irqchip: Irqchip, cpus: u32) -> bool {
+        chosen(&self.machines).contains(&machine)
+            && chosen(&self.irqchips).contains(&irqchip)
+            && self.cpus.contains(&cpus)
+    }
+
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
+}
+
+/// See the module.
+pub fn clients(options: &Options) -> Result<()> {
+    need("qemu-system-x86_64", "qemu-system-x86")?;
+    run::build()?;
+    told()?;
+    match (options.firmware, options.migrate) {
+        (true, _) => firmware::firmware(options),
+        (_, true) => migrate::migrate(options),
+        _ => boots(options),
+    }
+}
+
+/// The stable release in which a SIPI stays pending with `kernel-irqchip=off`, whoever serves /dev/kvm: only TCG resets it since. A
+/// second processor that halts spins from then on, and with QEMU's lock.
+const LOSES_SIPI: &str = "version 7.2.22 ";
+
+fn boots(options: &Options) -> Result<()> {
+    let version = output(Command::new("qemu-system-x86_64").arg("--version"))?;
+    let row = |guest: &str, machine: &str, irqchip: &str, cpus: &str| {
+        format!("{guest:<10}{machine:<9}{irqchip:<9}{cpus:>4}  ")
+    };
+    let mut table = BootTable::new(LOGS, &row("guest", "machine", "irqchip", "cpus"))?;
+    for kind in chosen(&options.guests) {
+        let guest = guest::prepare(kind)?;
+        for machine in chosen(&options.machines) {
+            for irqchip in chosen(&options.irqchips) {
+                for &cpus in &options.cpus {
+                    let what = row(kind.name(), &name(machine), &name(irqchip), &cpus.to_string());
+                    if irqchip == Irqchip::Off && cpus > 1 && version.contains(LOSES_SIPI) {
+                        table.leave_out(&what, "this QEMU never ends a start-up interrupt of its own APICs");
+                        continue;
+                    }
+                    let log = format!("{}-{}-{}-{cpus}", kind.name(), name(machine), name(irqchip));
+                    table.boot(&what, &log, |sink| {
+                        let disk = run::Disk::new()?;
+                        let mut command = self_test(&guest, machine, irqchip, cpus, disk.path());
+                        run::proven(&mut command, &disk, cpus, options.limit(), sink).map(took)
+                    })?;
+                }
+            }
+        }
+    }
+    table.end()
+}
+
+/// The user is told once who serves the client, or not at all; the client's children find rekvm only if asked for.
+fn told() -> Result<()> {
+    let said = |options: &[&str], script: &str| -> Result<(String, String)> {
+        let mut command = Command::new(release_binary("rekvm"));
+        let out = command.arg("exec").args(options).args(["--", "sh", "-c", script]).output()?;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ok((text(out.stdout), text(out.stderr)))
+    };
+    let opens = "exec 3<>/dev/kvm 4<>/dev/kvm; readlink /proc/$$/fd/3";
+    let (output, errors) = said(&[], opens)?;
+    let lines =
+        errors.lines().filter(|line| line.starts_with("rekvm: /dev/kvm is served by the software CPU in process "));
+    ensure!(lines.count() == 1, "the user was not told once who serves: {errors}");
+    ensure!(output.starts_with("/memfd:rekvm"), "the descriptor is no real one: {output}");
+    let (_, errors) = said(&["--quiet"], opens)?;
+    ensure!(errors.is_empty(), "with --quiet the user was told: {errors}");
+    let device = "stat -c %t:%T:%a /dev/kvm; env | grep -c rekvm_preload.so";
+    let (of_child, _) = said(&["--children"], device)?;
+    ensure!(of_child == "a:e8:666\n1\n", "a child is not served: {of_child}");
+    let (of_child, _) = said(&[], "env | grep -c -e rekvm_preload.so -e REKVM_EXEC")?;
+    ensure!(of_child == "0\n", "a child is served unasked");
+    Ok(())
+}
+
+/// Where consoles, pictures and sockets are, in the build directory.
+const LOGS: &str = "client-logs";
+
+/// What serves the guests of a QEMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accel {
+    /// /dev/kvm of `rekvm exec`.
+    Rekvm(Irqchip),
+    /// QEMU's own.
+    Tcg,
+}
+
+/// QEMU's machine, as `-machine` wants it. With the first IOAPIC in the hypervisor, `microvm` has a second one in QEMU, which nobody
+/// tells of the end of an interrupt: a disk at it stands still on Linux's KVM too.
+fn machine_option(machine: Machine, accel: Accel) -> String {
+    let second = machine == Machine::Microvm && accel == Accel::Rekvm(Irqchip::On);
+    name(machine) + if second { ",ioapic2=off" } else { "" }
+}
+
+/// QEMU with what all its guests have in common.
+fn qemu(machine: Machine, accel: Accel, cpus: u32, memory: u32) -> Command {
+    let machine = machine_option(machine, accel);
+    let (mut command, accel) = match accel {
+        Accel::Rekvm(irqchip) => {
+            let mut command = Command::new(release_binary("rekvm"));
+            command.args(["exec", "--", "qemu-system-x86_64"]);
+            (command, format!("kvm,kernel-irqchip={}", name(irqchip)))
+        }
+        Accel::Tcg => (Command::new("qemu-system-x86_64"), "tcg".to_owned()),
+    };
+    command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    command.args(["-machine", &machine, "-accel", &accel]);
+    command.args(["-m", &memory.to_string(), "-smp", &cpus.to_string()]);
+    command
+}
+
+/// Gives a guest its kernel, what it is to do, and a disk.
+fn boot(command: &mut Command, guest: &Guest, machine: Machine, word: &str, format: &str, disk: &Path) {
+    command.arg("-kernel").arg(&guest.kernel).arg("-initrd").arg(&guest.initrd);
+    command.args(["-append", &format!("console=ttyS0 panic=-1 {word}")]);
+    let device = if machine == Machine::Microvm { "virtio-blk-device" } else { "virtio-blk-pci" };
+    command.arg("-drive").arg(format!("if=none,id=disk,format={format},file={}", disk.display()));
+    command.args(["-device", &format!("{device},drive=disk")]);
+}
+
+fn self_test(guest: &Guest, machine: Machine, irqchip: Irqchip, cpus: u32, disk: &Path) -> Command {
+    let mut command = qemu(machine, Accel::Rekvm(irqchip), cpus, 512);
+    command.args(["-serial", "stdio"]);
+    boot(&mut command, guest, machine, "rekvm.check", "raw", disk);
+    command
+}
