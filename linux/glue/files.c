@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /* Descriptors: /dev/kvm, and anonymous inodes for VMs, vCPUs and statistics. */
 #include <linux/anon_inodes.h>
+#include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/mm.h>
 #include <linux/vmalloc.h>
@@ -136,7 +137,20 @@ int rekvm_vcpu_fd(void *object, unsigned int id)
 
 int rekvm_stats_fd(void *object)
 {
-	return anon_inode_getfd("kvm-stats", &stats_fops, object, O_RDONLY | O_CLOEXEC);
+	struct file *file;
+	int fd = get_unused_fd_flags(O_CLOEXEC);
+
+	if (fd < 0)
+		return fd;
+	file = anon_inode_getfile("kvm-stats", &stats_fops, object, O_RDONLY);
+	if (IS_ERR(file)) {
+		put_unused_fd(fd);
+		return PTR_ERR(file);
+	}
+	/* It can be read anywhere (pread), though there is nothing to seek in. */
+	file->f_mode |= FMODE_PREAD;
+	fd_install(fd, file);
+	return fd;
 }
 
 /* The page behind an address that vmalloc has given, with a reference for a client's mapping. */

@@ -2,8 +2,9 @@
 //! and counts: what is left when the module goes is a leak.
 use core::{
     alloc::{GlobalAlloc, Layout},
+    cell::UnsafeCell,
     ptr,
-    sync::atomic::{AtomicIsize, Ordering::Relaxed},
+    sync::atomic::{AtomicIsize, AtomicUsize, Ordering::Relaxed},
 };
 
 use alloc::alloc::{alloc_zeroed, dealloc};
@@ -32,6 +33,41 @@ pub fn uncount() {
     LIVE.fetch_sub(1, Relaxed);
 }
 
+/// Room for what is made once and stays as long as the module, of which it is a part.
+#[repr(align(4096))]
+struct Permanent(UnsafeCell<[u8; PERMANENT]>);
+
+// SAFETY: each piece is given out once.
+unsafe impl Sync for Permanent {}
+
+/// The decoder's tables take 420 KiB.
+const PERMANENT: usize = 512 << 10;
+static ROOM: Permanent = Permanent(UnsafeCell::new([0; PERMANENT]));
+/// How much of it is taken. Beyond its end: nothing is to be taken from it any more.
+static TAKEN: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Runs `f`, all of whose allocations last as long as the module. Nothing else runs in it yet.
+pub fn permanently(f: impl FnOnce()) {
+    TAKEN.store(0, Relaxed);
+    f();
+    TAKEN.store(usize::MAX, Relaxed);
+}
+
+/// A piece of that room, if it is being filled. Null: it is full.
+fn permanent(layout: Layout) -> Option<*mut u8> {
+    let start = TAKEN.load(Relaxed).checked_next_multiple_of(layout.align())?;
+    let end = start.checked_add(layout.size())?;
+    if end > PERMANENT {
+        return Some(ptr::null_mut());
+    }
+    TAKEN.store(end, Relaxed);
+    Some(ROOM.0.get().cast::<u8>().wrapping_add(start))
+}
+
+fn is_permanent(at: *mut u8) -> bool {
+    (at as usize).wrapping_sub(ROOM.0.get() as usize) < PERMANENT
+}
+
 /// What kmalloc aligns every allocation to.
 const MIN_ALIGN: usize = 8;
 const PAGE: usize = 4096;
@@ -44,6 +80,9 @@ static KERNEL: Kernel = Kernel;
 // SAFETY: kvmalloc's memory is as large as asked for, and belongs to the caller until it is freed.
 unsafe impl GlobalAlloc for Kernel {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if let Some(at) = permanent(layout) {
+            return at;
+        }
         // kmalloc aligns powers of two to their size, up to a page.
         let bytes = match layout.align() {
             0..=MIN_ALIGN => layout.size(),
@@ -55,6 +94,9 @@ unsafe impl GlobalAlloc for Kernel {
     }
 
     unsafe fn dealloc(&self, at: *mut u8, _layout: Layout) {
+        if is_permanent(at) {
+            return;
+        }
         uncount();
         // SAFETY: `at` came from `alloc` above.
         unsafe { glue::rekvm_free(at) };

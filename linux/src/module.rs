@@ -43,6 +43,7 @@ fn load() -> Result<(), Errno> {
         errno_of(refusal)
     })?;
     let paging = if cpu.nested() { "nested" } else { "shadow" };
+    heap::permanently(hv::prepare);
     CPUS.store(Box::into_raw(try_box(cpu.clone())?), SeqCst);
     errno::check(glue::rekvm_processors_enable()).inspect_err(|errno| {
         let why = if *errno == Errno::EBUSY { "another hypervisor's module is loaded" } else { "see above" };

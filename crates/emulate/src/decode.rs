@@ -22,6 +22,13 @@ pub enum DecodeError {
     TooLong,
 }
 
+/// Makes the decoder's tables, which the first decoding makes otherwise. A kernel does so before there is a guest: the memory
+/// is asked for without a chance to fail, and who comes second meanwhile spins.
+pub fn prepare() {
+    let mut instruction = Instruction::default();
+    Decoder::new(64, &[0x90], 0).decode_out(&mut instruction);
+}
+
 /// Decodes the instruction at the start of `bytes` (up to 15) for a processor in `mode` that offers `features`.
 pub fn decode<C: Cpu>(bytes: &[u8], mode: Mode, features: Features) -> Result<Op<C>, DecodeError> {
     let mut decoder = Decoder::with_ip(mode.bitness(), bytes, 0, options(features));

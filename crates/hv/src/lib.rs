@@ -32,6 +32,7 @@ mod uaccess;
 mod vcpu;
 mod vm;
 
+pub use emulate::decode::prepare;
 pub use errno::Errno;
 pub use kvm::Kvm;
 pub use outcome::Outcome;

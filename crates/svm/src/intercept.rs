@@ -80,8 +80,6 @@ pub struct Wanted {
     pub cr0_differs: bool,
     /// CR4 in the processor is not the guest's.
     pub cr4_differs: bool,
-    /// Nested paging, and the guest's tables are PAE's: their four roots are read when CR3 is loaded (row B05).
-    pub pae: bool,
     /// An interrupt waits for the guest to take it.
     pub interrupt_window: bool,
     /// IRET ends an NMI handler.
@@ -106,7 +104,7 @@ impl Wanted {
             | on(self.cr0_differs, CR0)
             | on(self.cr4_differs, READ_CR4)
             | on(self.shadow, READ_CR3)
-            | on(self.shadow || self.pae, WRITE_CR3);
+            | on(self.shadow, WRITE_CR3);
         // The registers are the client's or the host's as long as the guest has no breakpoint.
         vectors[DR] = u32::MAX;
         // #DB and #AC: a guest can raise them without end while one is delivered, and must not hold the processor by that.
@@ -167,8 +165,6 @@ mod tests {
         assert_eq!(nested[EXCEPTIONS] & PF, 0);
         assert_eq!(shadow[CR] & (READ_CR3 | WRITE_CR3), READ_CR3 | WRITE_CR3);
         assert_eq!((shadow[EXCEPTIONS] & PF, shadow[EVENTS] >> 29 & 1), (PF, 1));
-        let pae = Wanted { pae: true, ..Wanted::default() }.vectors();
-        assert_eq!(pae[CR] & (READ_CR3 | WRITE_CR3), WRITE_CR3);
     }
 
     /// The bits by their numbers in the manual, so that a slip in a constant is found.

@@ -46,9 +46,10 @@ impl Instructions for Native {
                 "mov r13, [rdi + 104]",
                 "mov r14, [rdi + 112]",
                 "mov r15, [rdi + 120]",
-                "mov rdi, [rdi + 56]",
-                // Physical interrupts end the guest's run: VMRUN takes the host's IF for that. GIF keeps them out here.
+                // Physical interrupts end the guest's run: VMRUN takes the host's IF for that. GIF keeps them out here. VMRUN
+                // in the shadow of STI would begin the guest in that shadow.
                 "sti",
+                "mov rdi, [rdi + 56]",
                 "vmrun rax",
                 "cli",
                 // RAX and RSP are the host's again, the others still the guest's.

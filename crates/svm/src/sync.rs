@@ -41,7 +41,11 @@ pub fn write_segments(save: &mut Save, state: &CpuState) {
         *to = segment::to_vmcb(from);
     }
     save.ldtr = segment::to_vmcb(&state.ldtr);
-    save.tr = segment::to_vmcb(&state.tr);
+    // QEMU's processor keeps a loaded TSS as it was before it was busy, and ends itself at an interrupt of level 3 if it
+    // finds a busy one here: what has not changed is left as it is.
+    if segment::task(&save.tr) != state.tr {
+        save.tr = segment::to_vmcb(&state.tr);
+    }
     let table = |t: &x86::Table| VmcbSegment { base: t.base, limit: t.limit.into(), ..VmcbSegment::default() };
     save.gdtr = table(&state.gdtr);
     save.idtr = table(&state.idtr);
@@ -128,6 +132,19 @@ mod tests {
         assert_eq!((to.seg, to.ldtr, to.tr, to.gdtr, to.idtr), (from.seg, from.ldtr, from.tr, from.gdtr, from.idtr));
         assert_eq!((to.star, to.lstar, to.cstar, to.sfmask, to.kernel_gs_base), (1, 2, 3, 4, 7));
         assert_eq!((to.sysenter_cs, to.sysenter_esp, to.sysenter_eip), (5, 6, 8));
+    }
+
+    #[test]
+    fn a_task_register_that_has_not_changed_is_left_as_the_processor_has_it() {
+        let (mut vmcb, mut state) = (vmcb(), state());
+        vmcb.save.tr = VmcbSegment { selector: 0x50, attributes: 0x89, limit: 0x67, base: 0x3000 };
+        read_segments(&vmcb.save, &mut state);
+        assert_eq!(state.tr.attr.typ(), 11);
+        write_segments(&mut vmcb.save, &state);
+        assert_eq!(vmcb.save.tr.attributes, 0x89);
+        state.tr.base += 8;
+        write_segments(&mut vmcb.save, &state);
+        assert_eq!((vmcb.save.tr.attributes, vmcb.save.tr.base), (0x8b, 0x3008));
     }
 
     #[test]

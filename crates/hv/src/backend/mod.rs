@@ -144,6 +144,11 @@ pub trait BackendVcpu<P: Platform>: Send + 'static {
     fn registers_and_vectors(&mut self, change: Groups) -> (&mut CpuState, Option<&mut Self::Vectors>);
     /// The guest's CPUID changed.
     fn set_features(&mut self, features: Features, xcr0: u64, physical_bits: u32);
+    /// Whether the processor reads PAE's page-directory pointers in every walk, as AMD's do with nested paging (APM vol. 2,
+    /// 15.25.10): those in the registers then mean nothing.
+    fn rereads_pdptes(&self) -> bool {
+        false
+    }
     /// Guest TSC = host TSC * ratio >> 48 + offset. A ratio of 1 << 48 means no scaling.
     fn set_tsc(&mut self, offset: u64, ratio: u64);
     /// Debugging by the client changed.

@@ -9,7 +9,7 @@ use super::{DeviceAccess, Transaction};
 use crate::{
     backend::{Backend, BackendVcpu, Groups, VectorUnit},
     stats::Counter,
-    vcpu::{Inner, LocalApic, RunPage, Tsc, VcpuShared},
+    vcpu::{Inner, LocalApic, RunPage, Tsc, VcpuShared, reread_pdptes},
     vm::{Space, VmShared},
 };
 
@@ -76,6 +76,7 @@ pub(crate) struct Guest<'a, P: Platform, V> {
     /// The pages shared with the client.
     pub(super) page: RunPage<P>,
     paging: Option<Paging>,
+    rereads_pdptes: bool,
     pub(super) payload: u64,
     pub(super) notes: Notes,
     loaded: Option<Loaded>,
@@ -107,6 +108,7 @@ impl<'a, P: Platform, V> Guest<'a, P, V> {
         B: Backend<Platform = P>,
         B::Vcpu: BackendVcpu<P, Vectors = V>,
     {
+        let rereads_pdptes = inner.cpu.rereads_pdptes();
         let (state, vectors) = inner.cpu.registers_and_vectors(groups);
         Self {
             state,
@@ -122,6 +124,7 @@ impl<'a, P: Platform, V> Guest<'a, P, V> {
             tx: &mut inner.tx,
             page,
             paging: None,
+            rereads_pdptes,
             payload: 0,
             notes: Notes::default(),
             loaded: None,
@@ -151,15 +154,18 @@ impl<'a, P: Platform, V> Guest<'a, P, V> {
 
     /// Walks the guest's tables: the guest-physical address of `linear`.
     pub(super) fn translate(&mut self, linear: u64, request: Request) -> Res<u64> {
+        let Some(view) = self.vm.space(self.smm).view(self.reader) else { return Err(self.stop(Why::BadAddress)) };
         let paging = match self.paging {
             Some(paging) => paging,
             None => {
+                if self.rereads_pdptes {
+                    reread_pdptes(self.state, &view);
+                }
                 let paging = Paging::new(self.state, self.features, self.physical_bits);
                 self.paging = Some(paging);
                 paging
             }
         };
-        let Some(view) = self.vm.space(self.smm).view(self.reader) else { return Err(self.stop(Why::BadAddress)) };
         let walked = walk(&view, &paging, linear, request);
         drop(view);
         match walked {

@@ -37,7 +37,7 @@ impl<B: Backend> Vcpu<B> {
             KVM_SET_REGS => inner.set_regs(&get::<B, _>(arg)?),
             KVM_GET_SREGS => put::<B, _>(arg, &inner.get_sregs()),
             KVM_SET_SREGS => inner.set_sregs(&get::<B, _>(arg)?, vm, index),
-            KVM_GET_SREGS2 => put::<B, _>(arg, &inner.get_sregs2()),
+            KVM_GET_SREGS2 => put::<B, _>(arg, &inner.get_sregs2(vm, index)),
             KVM_SET_SREGS2 => inner.set_sregs2(&get::<B, _>(arg)?, vm, index),
             KVM_GET_FPU => put::<B, _>(arg, &inner.get_fpu()),
             KVM_SET_FPU => inner.set_fpu(&get::<B, _>(arg)?),

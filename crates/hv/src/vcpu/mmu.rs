@@ -1,8 +1,9 @@
 //! Which tables a vCPU walks: what its registers say about translation, and the shadow root that belongs to it; or the nested
 //! root, which is the same whatever they say.
 use mmu::{
-    Paging,
+    Paging, TableMemory,
     shadow::{Cache, Root, Shadow},
+    walk::read_pdptes,
 };
 use platform::{MaySleep, Platform};
 use x86::{CpuState, Cr0, Cr4, Efer, Features};
@@ -37,6 +38,14 @@ impl Context {
             features,
             physical_bits,
         }
+    }
+}
+
+/// What a processor that reads PAE's page-directory pointers in every walk finds in `view`. Where there is no memory, none is
+/// present.
+pub(crate) fn reread_pdptes<M: TableMemory>(state: &mut CpuState, view: &M) {
+    if state.pae() {
+        state.pdptr = read_pdptes(view, state.cr3).unwrap_or_default();
     }
 }
 

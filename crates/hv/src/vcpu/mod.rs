@@ -41,7 +41,7 @@ pub(crate) use apic::LocalApic;
 pub(crate) use clock::{PvClock, Rate, Tsc};
 pub(crate) use debug::KNOWN as GUEST_DEBUG;
 pub(crate) use events::Events;
-pub(crate) use mmu::VcpuMmu;
+pub(crate) use mmu::{VcpuMmu, reread_pdptes};
 pub(crate) use mp_state::MpState;
 pub(crate) use msr::MAX_MSRS;
 #[cfg(test)]

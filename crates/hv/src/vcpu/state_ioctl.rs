@@ -1,11 +1,11 @@
 //! Ioctls that read and replace the state of a vCPU.
 use abi::*;
 use irqchip::{LapicShared, lapic::StateError};
-use mmu::{Paging, Request, walk, walk::load_pdptes};
+use mmu::{Paging, Request, TableMemory, walk, walk::load_pdptes};
 use platform::Platform;
 use x86::{CpuState, Cr0, Cr4, Efer, Features, debug};
 
-use super::{Inner, LocalApic, MpState, fpu, regs};
+use super::{Inner, LocalApic, MpState, fpu, mmu::reread_pdptes, regs};
 use crate::{
     Errno, Outcome,
     backend::{Backend, BackendVcpu, FlushTlb, Groups},
@@ -42,8 +42,17 @@ impl<B: Backend> Inner<B> {
         sregs
     }
 
-    pub(super) fn get_sregs2(&mut self) -> KvmSregs2 {
+    fn reread_pdptes<M: TableMemory>(&mut self, view: &M) {
+        if self.cpu.rereads_pdptes() {
+            reread_pdptes(self.cpu.registers_mut(Groups::CONTROL), view);
+        }
+    }
+
+    pub(super) fn get_sregs2(&mut self, vm: &VmShared<B::Platform>, reader: usize) -> KvmSregs2 {
         let sregs = self.get_sregs();
+        if let Some(view) = vm.space(self.smm.inside).view(reader) {
+            self.reread_pdptes(&view);
+        }
         let state = self.cpu.registers(Groups::CONTROL);
         if state.pae() {
             regs::extend(&sregs, KVM_SREGS2_FLAGS_PDPTRS_VALID, state.pdptr)
@@ -181,9 +190,10 @@ impl<B: Backend> Inner<B> {
         reader: usize,
     ) -> Result<Outcome<B>, Errno> {
         let mut answer: KvmTranslation = uaccess::get::<Mem<B>, _>(arg)?;
+        let view = vm.space(self.smm.inside).view(reader).ok_or(Errno::EIO)?;
+        self.reread_pdptes(&view);
         let state = self.cpu.registers(Groups::CONTROL);
         let paging = Paging::new(state, self.features, self.physical_bits);
-        let view = vm.space(self.smm.inside).view(reader).ok_or(Errno::EIO)?;
         let found = walk(&view, &paging, answer.linear_address, Request::READ.lift_smap()).ok();
         drop(view);
         answer.physical_address = found.map_or(u64::MAX, |t| t.gpa);

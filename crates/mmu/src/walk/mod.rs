@@ -10,7 +10,7 @@ mod rights;
 use platform::Word;
 use x86::{exception::pf, paging as bits};
 
-pub use paging::{Paging, PagingMode, load_pdptes};
+pub use paging::{Paging, PagingMode, load_pdptes, read_pdptes};
 pub use rights::{Request, Rights};
 
 use crate::MemoryError;

@@ -185,13 +185,17 @@ impl Paging {
 /// reserved bit set, which is #GP.
 pub fn load_pdptes<M: TableMemory>(memory: &M, cr3: u64, physical_bits: u32) -> Result<Option<[u64; 4]>, MemoryError> {
     let reserved = span(63, physical_bits.clamp(32, 52)) | span(8, 5) | span(2, 1);
+    let pdptes = read_pdptes(memory, cr3)?;
+    let fine = pdptes.iter().all(|pdpte| pdpte & bits::P == 0 || pdpte & reserved == 0);
+    Ok(fine.then_some(pdptes))
+}
+
+/// Reads the four PDPTEs as they are, for a processor that uses them so.
+pub fn read_pdptes<M: TableMemory>(memory: &M, cr3: u64) -> Result<[u64; 4], MemoryError> {
     let base = cr3 & span(31, 5);
     let mut pdptes = [0; 4];
     for (n, pdpte) in pdptes.iter_mut().enumerate() {
         *pdpte = memory.load_entry::<u64>(base + 8 * n as u64)?;
-        if *pdpte & bits::P != 0 && *pdpte & reserved != 0 {
-            return Ok(None);
-        }
     }
-    Ok(Some(pdptes))
+    Ok(pdptes)
 }

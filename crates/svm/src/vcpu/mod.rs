@@ -186,7 +186,6 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             shadow: !common.nested,
             cr0_differs: registers.cr0 != state.cr0,
             cr4_differs: registers.cr4 != state.cr4,
-            pae: common.nested && state.pae(),
             interrupt_window: self.window.interrupt,
             iret: self.nmi_blocked,
             breakpoints: self.debug.software_breakpoints,
@@ -288,6 +287,10 @@ impl<P: Hardware, I: Instructions> BackendVcpu<P> for AmdVcpu<P, I> {
 
     /// What a guest may use is the same for all: the intercepts keep it from what it is not offered.
     fn set_features(&mut self, _features: Features, _xcr0: u64, _physical_bits: u32) {}
+
+    fn rereads_pdptes(&self) -> bool {
+        self.common.nested
+    }
 
     fn set_tsc(&mut self, offset: u64, ratio: u64) {
         self.guest.tsc = Tsc { offset, ratio };

@@ -45,8 +45,10 @@ pub(in crate::cases) const CASES: &[Case] = &[
         .fails_below(Target::IN_QEMU, LONG_ERROR),
     case("privileged-instructions-of-level-3", "C09", privileged),
     case("control-registers-refuse-what-is-not-legal", "C05 C09", control),
-    case("cr0-has-no-upper-half", "C05 C09", upper_cr0)
-        .fails_below(NESTED_AMD, "QEMU's TCG drops it (cpu_x86_update_cr0 in target/i386/helper.c takes 32 bits)"),
+    case("cr0-has-no-upper-half", "C05 C09", upper_cr0).fails_below(
+        Target::LINUX_AMD_NPT,
+        "QEMU's TCG drops it (cpu_x86_update_cr0 in target/i386/helper.c takes 32 bits)",
+    ),
     case("paging-for-long-mode-needs-pae", "C05 C09", paging_without_pae).hangs_below(NESTED_AMD, LOST_PAGING),
     case("alignment-checks-are-for-level-3", "C09", alignment)
         .fails_below(Target::IN_QEMU, "QEMU's TCG makes no alignment checks for a guest (target/i386/tcg/translate.c)"),

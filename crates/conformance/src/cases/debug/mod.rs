@@ -34,7 +34,9 @@ pub(super) const CASES: &[Case] = &[
         .needs(KVM_CAP_SET_GUEST_DEBUG)
         .fails_below(Target::IN_QEMU, TCG_INT3),
     case("the-guests-own-breakpoint-instruction", "A14", guests_int3).needs(KVM_CAP_SET_GUEST_DEBUG),
-    case("debugging-of-2007", "A14", of_2007).dropped("2007's KVM_DEBUG_GUEST; today's is KVM_SET_GUEST_DEBUG"),
+    case("debugging-of-2007", "A14", of_2007)
+        .dropped("2007's KVM_DEBUG_GUEST; today's is KVM_SET_GUEST_DEBUG")
+        .fails_below(Target::IN_QEMU, TCG_DR7),
 ];
 
 const STEP: u32 = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
