@@ -38,9 +38,19 @@ static const struct vm_operations_struct machine_vm_ops = {
 	.fault = machine_fault,
 };
 
+/* Puts the page behind an address that vmalloc has given into a mapping that is being made, `index` pages into it. */
+void rekvm_vm_insert(struct vm_area_struct *vma, unsigned long index, u64 at)
+{
+	/* What cannot be put there now comes by a fault. */
+	if (vm_insert_page(vma, vma->vm_start + index * PAGE_SIZE, vmalloc_to_page((void *)at)))
+		return;
+}
+
 static int machine_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	vma->vm_ops = &machine_vm_ops;
+	if (vma->vm_flags & VM_SHARED)
+		rekvm_rs_vm_mapped(file->private_data, vma, vma->vm_pgoff, vma_pages(vma));
 	return 0;
 }
 

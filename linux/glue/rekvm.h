@@ -16,6 +16,7 @@
 struct file;
 struct page;
 struct task_struct;
+struct vm_area_struct;
 
 /* The module's life. */
 int rekvm_rs_init(void);
@@ -31,6 +32,7 @@ void rekvm_rs_call(void *data);
 /* Descriptors. `object` is what rekvm_*_fd was given. */
 long rekvm_rs_device_ioctl(unsigned int nr, unsigned long arg);
 long rekvm_rs_vm_ioctl(void *object, unsigned int nr, unsigned long arg);
+void rekvm_rs_vm_mapped(void *object, struct vm_area_struct *vma, unsigned long first, unsigned long pages);
 struct page *rekvm_rs_vm_page(void *object, unsigned long index);
 void rekvm_rs_vm_release(void *object);
 long rekvm_rs_vcpu_ioctl(void *object, unsigned int nr, unsigned long arg);

@@ -108,6 +108,24 @@ unsafe extern "C" fn rekvm_rs_vm_ioctl(object: Data, nr: u32, arg: u64) -> i64 {
     returned(result.and_then(|outcome| answer(outcome, Some(bound))))
 }
 
+/// The client makes a mapping of `count` guest-physical pages from `first` on: what is there now stays in it, whatever
+/// becomes of its slot.
+///
+/// # Safety
+/// `object` is a VM's, and `vma` the mapping that is being made.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rekvm_rs_vm_mapped(object: Data, vma: *mut Opaque, first: u64, count: u64) {
+    // SAFETY: as the caller promises; the descriptor keeps it alive.
+    let bound = unsafe { &*object.cast::<Shared<Bound>>() };
+    bound.vm().for_each_owned(|memory| {
+        let (base, pages) = (memory.gpa >> 12, memory.bytes >> 12);
+        for page in base.max(first)..base.saturating_add(pages).min(first.saturating_add(count)) {
+            // SAFETY: within the slot's memory, which stays while this runs, and within the mapping.
+            unsafe { glue::rekvm_vm_insert(vma, page - first, memory.hva.add((page - base) << 12).0) };
+        }
+    });
+}
+
 /// The page `index` of a VM's mapping: memory of its 2007 slots by guest-physical page number. Null: there is none.
 ///
 /// # Safety
@@ -118,16 +136,13 @@ unsafe extern "C" fn rekvm_rs_vm_page(object: Data, index: u64) -> *mut Opaque {
     let bound = unsafe { &*object.cast::<Shared<Bound>>() };
     let gpa = index << 12;
     let mut page = ptr::null_mut();
-    bound.vm().for_each_owned(
-        |memory| {
-            let offset = gpa.wrapping_sub(memory.gpa);
-            if offset < memory.bytes {
-                // SAFETY: within the slot's memory, which stays while this runs.
-                page = unsafe { pages::page_for_client(memory.hva.add(offset)) };
-            }
-        },
-        &CX,
-    );
+    bound.vm().for_each_owned(|memory| {
+        let offset = gpa.wrapping_sub(memory.gpa);
+        if offset < memory.bytes {
+            // SAFETY: within the slot's memory, which stays while this runs.
+            page = unsafe { pages::page_for_client(memory.hva.add(offset)) };
+        }
+    });
     page
 }
 

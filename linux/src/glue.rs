@@ -37,6 +37,7 @@ glue! {
         fn rekvm_vcpu_fd(object: Data, id: u32) -> i32;
         fn rekvm_stats_fd(object: Data) -> i32;
         fn rekvm_vmalloc_page(at: u64) -> *mut Opaque;
+        fn rekvm_vm_insert(vma: *mut Opaque, index: u64, at: u64);
     }
     "memory.c": {
         safe rekvm_preemptible() -> bool;

@@ -37,6 +37,9 @@ pub mod rank {
     pub const EVENTFDS: u8 = 36;
     /// A VM's memory slots and aliases.
     pub const SLOTS: u8 = 40;
+    /// What a client's mapping of the VM shows: taken by page faults of the client, which may come in the middle of a copy
+    /// to or from it under any of the locks above.
+    pub const SHOWN: u8 = 45;
     /// The MMU: shadow pages and reverse maps.
     pub const MMU: u8 = 50;
     /// A bus of in-hypervisor devices.

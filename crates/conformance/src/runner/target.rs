@@ -63,6 +63,8 @@ impl Target {
         .or(Self::SOFT_SHADOW_ADVERSARIAL)
         .or(Self::SOFT_NESTED)
         .or(Self::SOFT_NESTED_ADVERSARIAL);
+    /// rekvm's module with shadow paging.
+    pub const MODULE_SHADOW: Self = Self::MODULE_AMD_SHADOW.or(Self::MODULE_INTEL_SHADOW).or(Self::MODULE_INTEL_PENRYN);
     /// Whatever runs on QEMU's AMD-V.
     pub const IN_QEMU: Self = Self::LINUX_AMD.or(Self::MODULE_AMD_NPT).or(Self::MODULE_AMD_SHADOW);
     /// Whatever runs on Bochs's VT-x.

@@ -108,7 +108,7 @@ impl<'a, P: Platform, V> Guest<'a, P, V> {
         B: Backend<Platform = P>,
         B::Vcpu: BackendVcpu<P, Vectors = V>,
     {
-        let rereads_pdptes = inner.cpu.rereads_pdptes();
+        let rereads_pdptes = inner.rereads_pdptes();
         let (state, vectors) = inner.cpu.registers_and_vectors(groups);
         Self {
             state,

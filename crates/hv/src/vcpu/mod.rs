@@ -114,6 +114,8 @@ pub(crate) struct Inner<B: Backend> {
     pub(crate) unhalted: bool,
     /// The page of 2007's hypercalls that the guest has announced.
     pub(crate) para_2007: Option<u64>,
+    /// The page-directory pointers are those that the client has set, and the guest has not run since.
+    pub(crate) pdptes_set: bool,
     /// KVM_RUN has been called: CPUID is fixed.
     pub(crate) ran: bool,
 }
@@ -237,6 +239,7 @@ impl<B: Backend> Inner<B> {
             pv: PvClock::default(),
             tpr: Tpr::default(),
             unhalted: false,
+            pdptes_set: false,
             para_2007: None,
             ran: false,
         };

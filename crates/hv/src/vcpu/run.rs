@@ -163,6 +163,7 @@ impl<B: Backend> Run<'_, B> {
             let memory = self.vm.space(self.inner.smm.inside);
             let env = Env { memory, reader: self.index, requests: &self.shared.requests, root };
             let exit = self.inner.cpu.enter(&env);
+            self.inner.pdptes_set = false;
             self.in_use.left_guest();
             drop(pin);
             self.exits = self.exits.wrapping_add(1);

@@ -43,7 +43,7 @@ impl<B: Backend> Inner<B> {
     }
 
     fn reread_pdptes<M: TableMemory>(&mut self, view: &M) {
-        if self.cpu.rereads_pdptes() {
+        if self.rereads_pdptes() {
             reread_pdptes(self.cpu.registers_mut(Groups::CONTROL), view);
         }
     }
@@ -99,7 +99,13 @@ impl<B: Backend> Inner<B> {
         }
         self.put_sregs(&regs::common(new))?;
         self.cpu.registers_mut(Groups::CONTROL).pdptr = new.pdptrs;
+        self.pdptes_set = true;
         Ok(Outcome::OK)
+    }
+
+    /// Whether those in the registers are not what the processor would use.
+    pub(crate) fn rereads_pdptes(&self) -> bool {
+        self.cpu.rereads_pdptes() && !self.pdptes_set
     }
 
     /// The registers, checked: nothing changes if one of them is not possible.
@@ -108,6 +114,7 @@ impl<B: Backend> Inner<B> {
             return Err(Errno::EINVAL);
         }
         self.set_apic_base(new.apic_base, By::Client).map_err(|_| Errno::EINVAL)?;
+        self.pdptes_set = false;
         let state = self.cpu.registers_mut(Groups::ALL);
         let at = (state.seg[1].selector, state.seg[1].base);
         regs::sregs_from_abi(state, new);

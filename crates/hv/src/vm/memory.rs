@@ -46,7 +46,7 @@ impl<B: Backend> Vm<B> {
         // It may delete a slot of the other kind.
         let mut owned = self.0.owned.lock();
         let change = self.change_slots(|memory| memory.set_user_region(&region, cx), region.frames(), cx)?;
-        Self::give_back(&mut owned, &change);
+        self.owned_changed(&mut owned, &change, cx);
         Ok(Outcome::OK)
     }
 
@@ -65,6 +65,7 @@ impl<B: Backend> Vm<B> {
         let region = Region::owned(&region)?;
         let mut owned = self.0.owned.lock();
         owned.0.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+        self.reserve_shown(owned.0.len() + 1)?;
         let map = |bytes| {
             let pages = <B::Platform as Platform>::Pages::new(bytes, cx)?;
             let at = pages.at();
@@ -72,7 +73,7 @@ impl<B: Backend> Vm<B> {
             Ok(at)
         };
         let change = self.change_slots(|memory| memory.set_owned_region(&region, map, cx), region.frames(), cx)?;
-        Self::give_back(&mut owned, &change);
+        self.owned_changed(&mut owned, &change, cx);
         Ok(Outcome::OK)
     }
 
@@ -118,19 +119,38 @@ impl<B: Backend> Vm<B> {
         Ok(change)
     }
 
-    /// Gives back memory of the VM's own that a change took out of use.
-    fn give_back(owned: &mut Owned<B::Platform>, change: &Change) {
+    /// Makes room for `count` of the VM's own memories among those that are shown.
+    fn reserve_shown(&self, count: usize) -> Result<(), Errno> {
+        // Outside of the lock: its memory may have to be waited for.
+        let mut room = Vec::new();
+        room.try_reserve(count).map_err(|_| Errno::ENOMEM)?;
+        let mut shown = self.0.shown.lock();
+        if shown.capacity() < count {
+            room.extend_from_slice(&shown); // there is room: `count` is one more than are shown
+            core::mem::swap(&mut *shown, &mut room);
+        }
+        drop(shown);
+        Ok(())
+    }
+
+    /// Shows what memory of the VM's own there is now, and then gives back what `change` took out of use.
+    fn owned_changed(&self, owned: &mut Owned<B::Platform>, change: &Change, cx: &MaySleep) {
+        {
+            let slots = self.shared().memory.locked(cx);
+            let mut shown = self.0.shown.lock();
+            shown.clear();
+            // There is room: reserved when the last of them came.
+            shown.extend(slots.owned());
+        }
         if let Some(released) = &change.released {
             owned.0.retain(|pages| pages.at() != released.hva);
         }
     }
 
-    /// Calls `each` with the memory of every 2007 slot, for packaging to let the client map it. No such slot goes
-    /// while this runs.
-    pub fn for_each_owned(&self, each: impl FnMut(OwnedMemory), cx: &MaySleep) {
-        let _owned = self.0.owned.lock();
-        let slots = self.shared().memory.locked(cx);
-        slots.owned().for_each(each);
+    /// Calls `each` with the memory of every 2007 slot, for packaging to let the client map it. No such memory goes while
+    /// this runs. A page fault of the client may call it, in whatever the client's thread is doing here.
+    pub fn for_each_owned(&self, each: impl FnMut(OwnedMemory)) {
+        self.0.shown.lock().iter().copied().for_each(each);
     }
 
     pub(super) fn set_memory_alias(&self, arg: u64, cx: &MaySleep) -> Result<Outcome<B>, Errno> {

@@ -14,10 +14,10 @@ mod resample;
 mod shadow;
 mod vcpus;
 
-use alloc::boxed::Box;
+use alloc::{boxed::Box, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use mmu::{AddressSpace, shadow::Shadow};
+use mmu::{AddressSpace, OwnedMemory, shadow::Shadow};
 use platform::{MaySleep, Mutex, Platform, Shared, lock::rank};
 
 use crate::{
@@ -61,6 +61,8 @@ struct Machine<B: Backend> {
     config: Mutex<B::Platform, ()>,
     /// The memory of 2007's slots. Held while a slot with such memory comes or goes.
     owned: Mutex<B::Platform, Owned<B::Platform>>,
+    /// Where it is, for the client's mapping. Nothing is copied to or from a client, and no other lock taken, under it.
+    shown: Mutex<B::Platform, Vec<OwnedMemory>>,
     /// Here and not in the shared part, which their watches refer to.
     irqfds: Mutex<B::Platform, Irqfds<B::Platform>>,
 }
@@ -142,9 +144,10 @@ impl<B: Backend> Vm<B> {
         })?;
         let config = Mutex::<B::Platform, _>::new(rank::VM, ())?;
         let owned = Mutex::<B::Platform, _>::new(rank::OWNED, Owned::default())?;
+        let shown = Mutex::<B::Platform, _>::new(rank::SHOWN, Vec::new())?;
         let irqfds = Mutex::<B::Platform, _>::new(rank::EVENTFDS, Irqfds::default())?;
         let backend = kvm.backend().create_vm(cx)?;
-        Ok(Self(Shared::try_new(Machine { kvm: kvm.clone(), number, backend, shared, config, owned, irqfds })?))
+        Ok(Self(Shared::try_new(Machine { kvm: kvm.clone(), number, backend, shared, config, owned, shown, irqfds })?))
     }
 
     /// The device it was made by.

@@ -161,22 +161,19 @@ fn with_ring(vcpu: &hv::Vcpu<Cpu>, at: *mut u8, len: usize, prot: i32, offset: u
 /// Puts the VM's own memory in the guest-physical `range` in its place in a mapping of that range.
 fn with_slots(vm: &hv::Vm<Cpu>, at: *mut u8, len: usize, prot: i32, range: Range<u64>) -> Result<*mut u8, Errno> {
     let mut result = Ok(at);
-    vm.for_each_owned(
-        |memory| {
-            let (start, end) = (memory.gpa.max(range.start), (memory.gpa + memory.bytes).min(range.end));
-            if start >= end || result.is_err() {
-                return;
-            }
-            let from = memory.hva.add(start - memory.gpa);
-            let (to, bytes) = (at.wrapping_add((start - range.start) as usize), (end - start) as usize);
-            // SAFETY: the slot's memory stays while this runs, and the place lies within the mapping made above, of
-            // which nobody else knows yet.
-            if let Err(error) = unsafe { map_again(from, to, bytes, prot) } {
-                result = Err(Errno(error.raw_os_error().unwrap_or(libc::ENOMEM)));
-            }
-        },
-        &CX,
-    );
+    vm.for_each_owned(|memory| {
+        let (start, end) = (memory.gpa.max(range.start), (memory.gpa + memory.bytes).min(range.end));
+        if start >= end || result.is_err() {
+            return;
+        }
+        let from = memory.hva.add(start - memory.gpa);
+        let (to, bytes) = (at.wrapping_add((start - range.start) as usize), (end - start) as usize);
+        // SAFETY: the slot's memory stays while this runs, and the place lies within the mapping made above, of which
+        // nobody else knows yet.
+        if let Err(error) = unsafe { map_again(from, to, bytes, prot) } {
+            result = Err(Errno(error.raw_os_error().unwrap_or(libc::ENOMEM)));
+        }
+    });
     if result.is_err() {
         // SAFETY: made above, and told to nobody.
         let _ = unsafe { munmap(at, len) };

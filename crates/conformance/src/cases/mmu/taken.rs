@@ -23,7 +23,8 @@ pub(in crate::cases) const CASES: &[Case] = &[
     case("access-taken-from-a-running-guest", "B12 B08", protected_while_running),
     case("page-tables-given-back-map-nothing-after-a-flush", "B12 B02", tables_discarded)
         .inapplicable(LINUX_SHADOW, FOLLOW)
-        .inapplicable(Target::SOFT_SHADOW.or(Target::SOFT_SHADOW_ADVERSARIAL), FOLLOW),
+        .inapplicable(Target::SOFT_SHADOW.or(Target::SOFT_SHADOW_ADVERSARIAL), FOLLOW)
+        .inapplicable(Target::MODULE_SHADOW, FOLLOW),
 ];
 
 /// A slot of 16 pages beyond the standard memory, where the guest sees it at [`GVA`].
