@@ -86,15 +86,16 @@ fn run_one(name: &str, case: &Case, options: &Options) -> io::Result<Outcome> {
             (Some(0), _) => None,
             (Some(LACKS), _) => return Ok(Outcome::Lacks(said)),
             (Some(NOT_APPLICABLE), _) => return Ok(Outcome::NotApplicable(said)),
-            (_, Some(signal)) => Some(format!("killed by signal {signal}\n{said}")),
+            // Whatever is expected of it: a reason is of what a case finds, and it has found nothing.
+            (_, Some(signal)) => return Ok(Outcome::Failed(format!("killed by signal {signal}\n{said}"))),
             _ => Some(said),
         },
-        None => Some(format!("{late}\n{said}")),
+        None => return Ok(Outcome::Failed(format!("{late}\n{said}"))),
     };
     Ok(match (failed, expected) {
         (None, None) => Outcome::Passed,
         (None, Some((_, reason))) => Outcome::Unexpected(reason),
-        (Some(_), Some((why, reason))) => Outcome::Known(why, reason),
+        (Some(said), Some((why, reason))) => Outcome::Known { why, reason, said },
         (Some(said), None) => Outcome::Failed(said),
     })
 }

@@ -12,8 +12,15 @@ pub enum Outcome {
     Passed,
     /// With what it said.
     Failed(String),
-    /// It failed where that is expected, for the reason given.
-    Known(Why, String),
+    /// It failed where that is expected.
+    Known {
+        /// What kind of reason that has.
+        why: Why,
+        /// The reason.
+        reason: String,
+        /// What the case said.
+        said: String,
+    },
     /// It passed where a failure is expected: the reason given is no longer true.
     Unexpected(String),
     /// It is not run here, for the reason given.
@@ -89,7 +96,10 @@ impl Report {
                 details.clone_from(&note);
                 ("FAIL", note)
             }
-            Outcome::Known(kind, reason) => ("known", format!("{}: {reason}", why(kind))),
+            Outcome::Known { why: kind, reason, said } => {
+                details = said;
+                ("known", format!("{}: {reason}", why(kind)))
+            }
             Outcome::NotRun(kind, reason) => ("not run", format!("{}: {reason}", why(kind))),
             Outcome::Lacks(cap) => ("lacks", cap),
             Outcome::NotApplicable(reason) => ("n/a", reason),

@@ -12,7 +12,7 @@ pub use exit::Exit;
 pub use lists::{cpuid2, list_with, read_list};
 pub use real::{CODE, RealMode, assemble, at};
 pub use run_page::RunPage;
-pub use running::{Running, scaled, set_slowness, until, while_running};
+pub use running::{Running, in_shadow, scaled, set_slowness, until, while_running};
 pub use vcpu::Vcpu;
 
 use abi::*;

@@ -98,19 +98,32 @@ fn set_dr(n: u8, value: u64) -> Vec<u8> {
     code
 }
 
+/// Takes the breakpoints away before HLT, as every guest here has to. QEMU's TCG sets breakpoints up and removes them only
+/// when DR7 is written: VMRUN and #VMEXIT load DR7 alone (`helper_vmrun`, `do_vmexit`). What a guest leaves behind would
+/// hit other guests, and crash QEMU when another kind of breakpoint is set in its place (`hw_breakpoint_remove`).
+fn disarm() -> Vec<u8> {
+    [&set_dr(7, 0x400)[..], &[0xf4]].concat()
+}
+
 fn execution(device: &Device) {
     for mode in MODES {
         let mut m = Machine::new(mode);
+        let disarmed = m.bytes(&disarm());
         let start = m.next_code();
         // Two loads of debug registers and a NOP lie before the instruction at the breakpoint: inc ecx.
         let target = start + 17;
-        let code = [&set_dr(0, target)[..], &set_dr(7, 0x402), &[0x90, 0xff, 0xc1, 0x90, 0xf4]].concat();
+        let code = [&set_dr(0, target)[..], &set_dr(7, 0x402), &[0x90, 0xff, 0xc1, 0x90], &disarm()].concat();
         assert_eq!(m.bytes(&code), start);
+        m.regs.rip = start;
         let live = m.run(device);
         let event = live.event();
         assert_eq!((event.vector, event.rip), (1, target), "{mode:?}");
-        assert_eq!(event.rflags >> 16 & 1, 1, "{mode:?}: RF is saved set, so that IRET goes on");
         assert_eq!(live.vcpu.regs().rcx, 0, "{mode:?}: before the instruction");
+        let resumes = event.rflags >> 16 & 1;
+        if resumes == 0 {
+            live.go(disarmed);
+        }
+        assert_eq!(resumes, 1, "{mode:?}: RF is saved set, so that IRET goes on");
         // It goes on by IRET, without meeting the breakpoint again.
         live.resume(1);
         live.go(start);
@@ -133,7 +146,8 @@ fn data(device: &Device) {
         let first = code.len() as u64;
         code.extend([0x8a, 0x47, 8]); // mov al, [edi+8]
         let second = code.len() as u64;
-        code.extend([0x8b, 0x47, 9, 0xf4]); // mov eax, [edi+9]; hlt
+        code.extend([0x8b, 0x47, 9]); // mov eax, [edi+9]
+        code.extend(disarm());
         m.bytes(&code);
         let live = m.run(device);
         let at: Vec<_> = live.events().iter().map(|event| (event.vector, event.rip - start)).collect();

@@ -33,7 +33,7 @@ pub(in crate::cases) const CASES: &[Case] = &[
     case("no-fpu-when-ts-or-em-is-set", "C06 C09", no_fpu),
     case("x87-exceptions", "C06 C09", x87),
     case("sse-exceptions", "C06 C09", sse)
-        .fails_below(Target::IN_QEMU, "QEMU's TCG raises no #XM (update_mxcsr_from_sse_status in fpu_helper.c)"),
+        .fails_below(Target::IN_QEMU, "QEMU's TCG collects the flags in MXCSR and raises no #XM, masked or not (update_mxcsr_from_sse_status in fpu_helper.c)"),
     case("selectors-that-cannot-be-loaded", "C09", selectors),
     case("a-null-segment-cannot-be-used", "C09", null_segment).fails_below(Target::IN_QEMU, NO_LIMITS),
     case("segment-limits", "C09", limits).fails_below(Target::IN_QEMU, NO_LIMITS),
@@ -46,12 +46,12 @@ pub(in crate::cases) const CASES: &[Case] = &[
     case("privileged-instructions-of-level-3", "C09", privileged),
     case("control-registers-refuse-what-is-not-legal", "C05 C09", control),
     case("cr0-has-no-upper-half", "C05 C09", upper_cr0).fails_below(
-        Target::LINUX_AMD_NPT,
+        Target::LINUX_AMD,
         "QEMU's TCG drops it (cpu_x86_update_cr0 in target/i386/helper.c takes 32 bits)",
     ),
     case("paging-for-long-mode-needs-pae", "C05 C09", paging_without_pae).hangs_below(NESTED_AMD, LOST_PAGING),
     case("alignment-checks-are-for-level-3", "C09", alignment)
-        .fails_below(Target::IN_QEMU, "QEMU's TCG makes no alignment checks for a guest (target/i386/tcg/translate.c)"),
+        .fails_below(Target::IN_QEMU, "QEMU's TCG translates moves without asking CR0.AM and EFLAGS.AC (translate.c asks for alignment only where SSE and AVX do)"),
     case("instructions-longer-than-15-bytes", "C09", overlong),
     case("an-instruction-over-a-page-that-is-not-there", "B01 C09", fetch_crossing),
 ];

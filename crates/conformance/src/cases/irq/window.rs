@@ -1,19 +1,26 @@
 //! KVM_EXIT_IRQ_WINDOW_OPEN.
+use abi::KvmRegs;
 use iced_x86::code_asm::*;
 
 use super::with_handler;
 use crate::{
     device::Device,
-    vm::{CODE, Exit, RealMode},
+    vm::{CODE, Exit, RealMode, in_shadow},
 };
 
-/// Runs until the window opens, where the instruction pointer must be `ip`; then an interrupt is taken there.
-fn opens_at(machine: &RealMode, ip: u64) {
+/// Runs until the window opens; the instruction pointer there.
+fn opens(machine: &RealMode) -> u64 {
     let vcpu = &machine.vcpu;
     vcpu.page.request_interrupt_window(true);
     assert_eq!(vcpu.run(), Exit::IrqWindow);
     assert!(vcpu.page.ready_for_interrupt() && vcpu.page.if_flag());
-    assert_eq!(vcpu.regs().rip, ip);
+    vcpu.regs().rip
+}
+
+/// Runs until the window opens, where the instruction pointer must be `ip`; then an interrupt is taken there.
+fn opens_at(machine: &RealMode, ip: u64) {
+    let vcpu = &machine.vcpu;
+    assert_eq!(opens(machine), ip);
     vcpu.page.request_interrupt_window(false);
     vcpu.interrupt(0x40).expect("KVM_INTERRUPT");
     vcpu.run_to_hlt();
@@ -21,27 +28,37 @@ fn opens_at(machine: &RealMode, ip: u64) {
 }
 
 pub(super) fn exits(device: &Device) {
-    let machine = with_handler(device, |a| {
-        a.out(0x10, al)?;
-        a.sti()?;
-        a.nop()?;
-        a.nop()?;
-        a.hlt()
-    });
-    machine.vcpu.page.request_interrupt_window(true);
-    // Closed so far.
-    assert_eq!(machine.vcpu.run(), Exit::out8(0x10, 0));
-    assert!(!machine.vcpu.page.ready_for_interrupt());
+    let start = || {
+        let machine = with_handler(device, |a| {
+            a.out(0x10, al)?;
+            a.sti()?;
+            a.nop()?;
+            a.nop()?;
+            a.hlt()
+        });
+        machine.vcpu.page.request_interrupt_window(true);
+        // Closed so far.
+        assert_eq!(machine.vcpu.run(), Exit::out8(0x10, 0));
+        assert!(!machine.vcpu.page.ready_for_interrupt());
+        opens(&machine);
+        machine
+    };
+    let machine = in_shadow(device, start, |machine| machine.vcpu.regs().rip == CODE + 4);
     opens_at(&machine, CODE + 4);
 }
 
 pub(super) fn sti(device: &Device) {
-    let machine = with_handler(device, |a| {
-        a.sti()?;
-        a.inc(bx)?;
-        a.inc(bx)?;
-        a.hlt()
-    });
+    let start = || {
+        let machine = with_handler(device, |a| {
+            a.sti()?;
+            a.inc(bx)?;
+            a.inc(bx)?;
+            a.hlt()
+        });
+        opens(&machine);
+        machine
+    };
+    let machine = in_shadow(device, start, |machine| machine.vcpu.regs().rip == CODE + 2);
     opens_at(&machine, CODE + 2);
     assert_eq!(machine.vcpu.regs().rbx, 2);
 }
@@ -49,18 +66,22 @@ pub(super) fn sti(device: &Device) {
 /// In the shadow of STI, MOV SS makes one of its own or not (SDM vol. 3, 6.8.3): the window opens behind it, or behind the
 /// instruction after it, and not before.
 pub(super) fn mov_ss(device: &Device) {
-    let machine = with_handler(device, |a| {
-        a.mov(ax, ss)?;
-        a.sti()?;
-        a.mov(ss, ax)?;
-        a.inc(bx)?;
-        a.inc(bx)?;
-        a.hlt()
-    });
-    machine.vcpu.page.request_interrupt_window(true);
-    assert_eq!(machine.vcpu.run(), Exit::IrqWindow);
+    let start = || {
+        let machine = with_handler(device, |a| {
+            a.mov(ax, ss)?;
+            a.sti()?;
+            a.mov(ss, ax)?;
+            a.inc(bx)?;
+            a.inc(bx)?;
+            a.hlt()
+        });
+        opens(&machine);
+        machine
+    };
+    let right = |regs: &KvmRegs| [(0, CODE + 5), (1, CODE + 6)].contains(&(regs.rbx, regs.rip));
+    let machine = in_shadow(device, start, |machine| right(&machine.vcpu.regs()));
     let regs = machine.vcpu.regs();
-    assert!([(0, CODE + 5), (1, CODE + 6)].contains(&(regs.rbx, regs.rip)), "it opened at {:#x}", regs.rip);
+    assert!(right(&regs), "it opened at {:#x}", regs.rip);
     opens_at(&machine, regs.rip);
     assert_eq!(machine.vcpu.regs().rbx, 2);
 }

@@ -28,6 +28,9 @@ mod code {
 /// AMD-V with nested paging, in QEMU: the processor, here QEMU, walks the guest's tables.
 pub(in crate::cases) const NESTED_AMD: Target = Target::LINUX_AMD_NPT.or(Target::MODULE_AMD_NPT);
 
+/// AMD-V with shadow paging, in QEMU.
+pub(in crate::cases) const SHADOW_AMD: Target = Target::LINUX_AMD_SHADOW.or(Target::MODULE_AMD_SHADOW);
+
 /// Linux with shadow paging.
 const LINUX_SHADOW: Target = Target::LINUX_AMD_SHADOW.or(Target::LINUX_INTEL_SHADOW).or(Target::LINUX_INTEL_PENRYN);
 

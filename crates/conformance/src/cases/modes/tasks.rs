@@ -3,15 +3,15 @@ use iced_x86::code_asm::*;
 
 use crate::{
     Device,
+    cases::mmu::SHADOW_AMD,
     guest::{
         Live, Machine, Mode, cr0,
         layout::{DATA, GDT, SPARE, STACK2, TSS, sel},
         segments::{descriptor, gate},
     },
-    runner::{Case, Target, case},
+    runner::{Case, case},
 };
 
-const SHADOW_AMD: Target = Target::LINUX_AMD_SHADOW.or(Target::MODULE_AMD_SHADOW);
 const NO_INTERCEPT: &str = "QEMU's TCG has no intercept of task switches: the guest's CR3 becomes the processor's \
     (switch_tss_ra in seg_helper.c)";
 
