@@ -18,6 +18,8 @@ pub mod hardware;
 pub mod lock;
 pub mod memory;
 pub mod published;
+#[cfg(any(test, feature = "testing"))]
+pub mod scarce;
 pub mod table;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -112,7 +112,7 @@ mod checked {
     use std::sync::{Mutex, PoisonError};
 
     use super::{Entries, TablePage};
-    use crate::{MaySleep, OutOfMemory};
+    use crate::{MaySleep, OutOfMemory, scarce};
 
     /// Freed pages that are kept aside before the oldest is used again.
     const QUARANTINE: usize = 4096;
@@ -151,6 +151,7 @@ mod checked {
 
     impl TablePage for CheckedTablePage {
         fn new(_below_4g: bool, _cx: &MaySleep) -> Result<Self, OutOfMemory> {
+            scarce::allocate()?;
             let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
             let place = if pool.free.len() > QUARANTINE { pool.free.pop_front() } else { None };
             let place = match place {
@@ -160,12 +161,12 @@ mod checked {
                     }
                     place
                 }
-                None => {
+                None => scarce::for_good(|| {
                     let place: &'static Place =
                         Box::leak(Box::new(Place { entries: Entries::zero(), live: AtomicBool::new(false) }));
                     pool.places.insert(hpa(place), place);
                     place
-                }
+                }),
             };
             place.live.store(true, SeqCst);
             Ok(Self(place))
@@ -188,7 +189,7 @@ mod checked {
         fn drop(&mut self) {
             self.0.live.store(false, SeqCst);
             self.0.entries.poison();
-            POOL.lock().unwrap_or_else(PoisonError::into_inner).free.push_back(self.0);
+            scarce::for_good(|| POOL.lock().unwrap_or_else(PoisonError::into_inner).free.push_back(self.0));
         }
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use platform::{
     Atomic, BadAddress, EventCallback, EventFd, EventFdError, HostFrame, Hva, Level, MaySleep, Memory, OutOfMemory,
-    Pages, Platform, RawLock, Word,
+    Pages, Platform, RawLock, Word, scarce,
     table::{CheckedTablePage, identity_frame},
     time::{Timer, TimerCallback},
     wait::{WaitEnd, Waiter},
@@ -134,14 +134,17 @@ impl EventFd for Event {
         match fd {
             ..0 => Err(EventFdError::BadDescriptor),
             _ if fd % 2 == 0 => Err(EventFdError::NotAnEventFd),
-            _ => Ok(Self(EVENTS.lock().unwrap().entry(fd).or_default().clone())),
+            _ => {
+                scarce::allocate().map_err(|_| EventFdError::OutOfMemory)?;
+                Ok(Self(scarce::for_good(|| EVENTS.lock().unwrap().entry(fd).or_default().clone())))
+            }
         }
     }
     fn same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
     fn signal(&self) {
-        let callbacks = self.0.callbacks.lock().unwrap().clone();
+        let callbacks = scarce::plenty(|| self.0.callbacks.lock().unwrap().clone());
         if callbacks.is_empty() {
             self.0.count.fetch_add(1, SeqCst);
         }
@@ -151,8 +154,9 @@ impl EventFd for Event {
     }
     fn watch<C: EventCallback>(&self, callback: C, _cx: &MaySleep) -> Result<EventWatch, OutOfMemory> {
         static NEXT: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
-        let (token, callback) = (NEXT.fetch_add(1, SeqCst), Arc::new(callback));
-        self.0.callbacks.lock().unwrap().push((token, callback.clone()));
+        scarce::allocate()?;
+        let (token, callback) = (NEXT.fetch_add(1, SeqCst), scarce::plenty(|| Arc::new(callback)));
+        scarce::for_good(|| self.0.callbacks.lock().unwrap().push((token, callback.clone())));
         if self.0.count.swap(0, SeqCst) != 0 {
             callback.signalled(&Atomic::at_entry());
         }
@@ -226,9 +230,12 @@ pub(crate) struct Alarmed(Arc<Alarm>);
 
 impl<C: TimerCallback> Timer<C> for Alarmed {
     fn new(callback: C) -> Result<Self, OutOfMemory> {
-        let fire = Box::new(move || callback.expired(&Atomic::at_entry()));
-        let alarm = Arc::new(Alarm { deadline: Mutex::new(None), fire });
-        TIMERS.with_borrow_mut(|timers| timers.push(alarm.clone()));
+        scarce::allocate()?;
+        let alarm = scarce::plenty(|| {
+            let fire = Box::new(move || callback.expired(&Atomic::at_entry()));
+            Arc::new(Alarm { deadline: Mutex::new(None), fire })
+        });
+        scarce::for_good(|| TIMERS.with_borrow_mut(|timers| timers.push(alarm.clone())));
         Ok(Self(alarm))
     }
     fn arm(&self, deadline_ns: u64) {
@@ -263,9 +270,9 @@ impl Mapping {
     /// `len` zero bytes, page aligned.
     pub(crate) fn new(len: usize) -> Self {
         let words = len / 8 + 512;
-        let bytes: Box<[_]> = (0..words).map(|_| core::cell::UnsafeCell::new(0)).collect();
+        let bytes = scarce::plenty(|| (0..words).map(|_| core::cell::UnsafeCell::new(0)).collect::<Box<[_]>>());
         let mapping = Self { bytes };
-        MAPPED.lock().unwrap().insert(mapping.at(), len as u64);
+        scarce::for_good(|| MAPPED.lock().unwrap().insert(mapping.at(), len as u64));
         mapping
     }
 
@@ -275,13 +282,14 @@ impl Mapping {
 
     /// The client takes it away.
     pub(crate) fn unmap(&self) {
-        MAPPED.lock().unwrap().remove(&self.at());
+        scarce::for_good(|| MAPPED.lock().unwrap().remove(&self.at()));
     }
 }
 
 impl Pages for Mapping {
     fn new(bytes: u64, _cx: &MaySleep) -> Result<Self, OutOfMemory> {
         // Room for tests is bounded, so that a test can run out of it.
+        scarce::allocate()?;
         let bytes = usize::try_from(bytes).ok().filter(|bytes| *bytes <= 1 << 20).ok_or(OutOfMemory)?;
         Ok(Self::new(bytes))
     }

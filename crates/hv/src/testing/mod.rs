@@ -4,5 +4,9 @@ pub(crate) mod host;
 pub(crate) mod script;
 mod walk;
 
+/// All memory of this crate's tests.
+#[global_allocator]
+static MEMORY: platform::scarce::Scarce = platform::scarce::Scarce;
+
 pub(crate) use client::{CODE, Machine, RAM, cx};
 pub(crate) use walk::{below, entries};

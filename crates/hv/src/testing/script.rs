@@ -8,7 +8,7 @@ use std::{
 };
 
 use mmu::AddressSpace;
-use platform::{Atomic, MaySleep, OutOfMemory};
+use platform::{Atomic, MaySleep, OutOfMemory, scarce};
 use x86::{CpuState, Features};
 
 use super::host::Host;
@@ -59,7 +59,7 @@ impl Script {
     }
 
     fn note(&self, note: Note) {
-        self.notes.lock().unwrap().push(note);
+        scarce::plenty(|| self.notes.lock().unwrap().push(note));
     }
 
     /// What has been noted since the last call.
@@ -120,10 +120,12 @@ impl Backend for Scripted {
         7
     }
     fn create_vm(&self, _cx: &MaySleep) -> Result<(), OutOfMemory> {
-        Ok(())
+        scarce::allocate()
     }
     fn create_vcpu(&self, _vm: &(), index: usize, _cx: &MaySleep) -> Result<ScriptedVcpu, OutOfMemory> {
-        Ok(ScriptedVcpu { state: CpuState::reset(0), script: self.script(index), event: None })
+        scarce::allocate()?;
+        let script = scarce::plenty(|| self.script(index));
+        Ok(ScriptedVcpu { state: CpuState::reset(0), script, event: None })
     }
 }
 

@@ -14,6 +14,7 @@ mod nested;
 mod nested_state;
 mod requests;
 mod shadow;
+mod shortage;
 mod split;
 mod string_io;
 mod sync_regs;
