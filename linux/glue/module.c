@@ -12,7 +12,11 @@
 
 bool rekvm_npt = true;
 module_param_named(npt, rekvm_npt, bool, 0444);
-MODULE_PARM_DESC(npt, "1: nested paging where the processor has it (default); 0: shadow paging");
+MODULE_PARM_DESC(npt, "AMD-V: 1: nested paging where the processor has it (default); 0: shadow paging");
+
+bool rekvm_ept = true;
+module_param_named(ept, rekvm_ept, bool, 0444);
+MODULE_PARM_DESC(ept, "VT-x: 1: nested paging where the processor has it (default); 0: shadow paging");
 
 extern const struct file_operations rekvm_device_fops;
 

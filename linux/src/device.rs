@@ -2,6 +2,7 @@
 //! becomes the object, its ioctl runs, and an answer that is a new object becomes a new descriptor.
 use alloc::boxed::Box;
 use core::{
+    ffi::c_void,
     ptr,
     sync::atomic::{AtomicPtr, Ordering::SeqCst},
 };
@@ -14,7 +15,7 @@ use platform::{
 };
 
 use crate::{
-    Cpu,
+    cpu::{Cpu, with_cpu},
     glue::{self, Data, Opaque},
     memory::ClientMemory,
     pages::{self, MappedPages},
@@ -27,29 +28,33 @@ const CX: MaySleep = MaySleep::at_entry();
 /// Pages that a vCPU has to itself: `kvm_run` and PIO data. The one behind them is the VM's.
 const OWN_PAGES: u64 = 2;
 
-/// The device, from when it is registered until the module goes.
-static DEVICE: AtomicPtr<hv::Kvm<Cpu>> = AtomicPtr::new(ptr::null_mut());
+/// The device, from when it is registered until the module goes: an `hv::Kvm` of the processor's kind.
+static DEVICE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 
 /// Makes `kvm` the device.
-pub fn publish(kvm: Box<hv::Kvm<Cpu>>) {
-    DEVICE.store(Box::into_raw(kvm), SeqCst);
+pub fn publish<B: Cpu>(kvm: Box<hv::Kvm<B>>) {
+    DEVICE.store(Box::into_raw(kvm).cast(), SeqCst);
 }
 
 /// Takes the device away; nobody has a descriptor of it.
 pub fn withdraw() {
+    with_cpu!(withdraw_of())
+}
+
+fn withdraw_of<B: Cpu>() {
     let kvm = DEVICE.swap(ptr::null_mut(), SeqCst);
     if !kvm.is_null() {
         // SAFETY: made by `publish`, and taken out once.
-        drop(unsafe { Box::from_raw(kvm) });
+        drop(unsafe { Box::from_raw(kvm.cast::<hv::Kvm<B>>()) });
     }
 }
 
 /// A vCPU and the pages that it shares with its client.
-struct VcpuFile {
+struct VcpuFile<B: Cpu> {
     /// Dropped before what it uses.
-    vcpu: hv::Vcpu<Cpu>,
+    vcpu: hv::Vcpu<B>,
     pages: MappedPages,
-    bound: Shared<Bound>,
+    bound: Shared<Bound<B>>,
 }
 
 /// What the system call returns.
@@ -70,7 +75,7 @@ fn descriptor<T>(object: T, fd: impl FnOnce(Data) -> i32) -> Result<i32, Errno> 
 }
 
 /// The answer of a system call of the process that `bound`, if there is one, belongs to.
-fn answer(outcome: Outcome<Cpu>, bound: Option<&Shared<Bound>>) -> Result<i32, Errno> {
+fn answer<B: Cpu>(outcome: Outcome<B>, bound: Option<&Shared<Bound<B>>>) -> Result<i32, Errno> {
     match outcome {
         Outcome::Value(value) => Ok(value),
         // SAFETY: the pointer is a VM's, and becomes its descriptor's.
@@ -88,12 +93,27 @@ fn answer(outcome: Outcome<Cpu>, bound: Option<&Shared<Bound>>) -> Result<i32, E
     }
 }
 
+fn device_ioctl<B: Cpu>(nr: u32, arg: u64) -> i64 {
+    // SAFETY: null, or the device, which outlives its descriptors.
+    let Some(kvm) = (unsafe { DEVICE.load(SeqCst).cast::<hv::Kvm<B>>().as_ref() }) else {
+        return returned(Err(Errno::ENODEV));
+    };
+    returned(kvm.ioctl(nr, arg, &CX).and_then(|outcome| answer(outcome, None)))
+}
+
 /// The ioctl of a descriptor of /dev/kvm.
 #[unsafe(no_mangle)]
 extern "C" fn rekvm_rs_device_ioctl(nr: u32, arg: u64) -> i64 {
-    // SAFETY: null, or the device, which outlives its descriptors.
-    let Some(kvm) = (unsafe { DEVICE.load(SeqCst).as_ref() }) else { return returned(Err(Errno::ENODEV)) };
-    returned(kvm.ioctl(nr, arg, &CX).and_then(|outcome| answer(outcome, None)))
+    with_cpu!(device_ioctl(nr, arg))
+}
+
+/// # Safety
+/// `object` is a VM's.
+unsafe fn vm_ioctl<B: Cpu>(object: Data, nr: u32, arg: u64) -> i64 {
+    // SAFETY: as the caller promises; the descriptor keeps it alive.
+    let bound = unsafe { &*object.cast::<Shared<Bound<B>>>() };
+    let result = bound.check().and_then(|()| bound.vm().ioctl(nr, arg, &CX));
+    returned(result.and_then(|outcome| answer(outcome, Some(bound))))
 }
 
 /// The ioctl of a VM's descriptor.
@@ -102,21 +122,15 @@ extern "C" fn rekvm_rs_device_ioctl(nr: u32, arg: u64) -> i64 {
 /// `object` is a VM's.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn rekvm_rs_vm_ioctl(object: Data, nr: u32, arg: u64) -> i64 {
-    // SAFETY: as the caller promises; the descriptor keeps it alive.
-    let bound = unsafe { &*object.cast::<Shared<Bound>>() };
-    let result = bound.check().and_then(|()| bound.vm().ioctl(nr, arg, &CX));
-    returned(result.and_then(|outcome| answer(outcome, Some(bound))))
+    // SAFETY: as the caller promises.
+    unsafe { with_cpu!(vm_ioctl(object, nr, arg)) }
 }
 
-/// The client makes a mapping of `count` guest-physical pages from `first` on: what is there now stays in it, whatever
-/// becomes of its slot.
-///
 /// # Safety
 /// `object` is a VM's, and `vma` the mapping that is being made.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn rekvm_rs_vm_mapped(object: Data, vma: *mut Opaque, first: u64, count: u64) {
+unsafe fn vm_mapped<B: Cpu>(object: Data, vma: *mut Opaque, first: u64, count: u64) {
     // SAFETY: as the caller promises; the descriptor keeps it alive.
-    let bound = unsafe { &*object.cast::<Shared<Bound>>() };
+    let bound = unsafe { &*object.cast::<Shared<Bound<B>>>() };
     bound.vm().for_each_owned(|memory| {
         let (base, pages) = (memory.gpa >> 12, memory.bytes >> 12);
         for page in base.max(first)..base.saturating_add(pages).min(first.saturating_add(count)) {
@@ -126,14 +140,22 @@ unsafe extern "C" fn rekvm_rs_vm_mapped(object: Data, vma: *mut Opaque, first: u
     });
 }
 
-/// The page `index` of a VM's mapping: memory of its 2007 slots by guest-physical page number. Null: there is none.
+/// The client makes a mapping of `count` guest-physical pages from `first` on: what is there now stays in it, whatever
+/// becomes of its slot.
 ///
 /// # Safety
-/// `object` is a VM's.
+/// `object` is a VM's, and `vma` the mapping that is being made.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn rekvm_rs_vm_page(object: Data, index: u64) -> *mut Opaque {
+unsafe extern "C" fn rekvm_rs_vm_mapped(object: Data, vma: *mut Opaque, first: u64, count: u64) {
+    // SAFETY: as the caller promises.
+    unsafe { with_cpu!(vm_mapped(object, vma, first, count)) }
+}
+
+/// # Safety
+/// `object` is a VM's.
+unsafe fn vm_page<B: Cpu>(object: Data, index: u64) -> *mut Opaque {
     // SAFETY: as the caller promises; the descriptor keeps it alive.
-    let bound = unsafe { &*object.cast::<Shared<Bound>>() };
+    let bound = unsafe { &*object.cast::<Shared<Bound<B>>>() };
     let gpa = index << 12;
     let mut page = ptr::null_mut();
     bound.vm().for_each_owned(|memory| {
@@ -146,14 +168,31 @@ unsafe extern "C" fn rekvm_rs_vm_page(object: Data, index: u64) -> *mut Opaque {
     page
 }
 
+/// The page `index` of a VM's mapping: memory of its 2007 slots by guest-physical page number. Null: there is none.
+///
+/// # Safety
+/// `object` is a VM's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rekvm_rs_vm_page(object: Data, index: u64) -> *mut Opaque {
+    // SAFETY: as the caller promises.
+    unsafe { with_cpu!(vm_page(object, index)) }
+}
+
+/// # Safety
+/// `object` is a VM's, and not used any more.
+unsafe fn vm_release<B: Cpu>(object: Data) {
+    // SAFETY: as the caller promises; made by `descriptor`.
+    drop(unsafe { Box::from_raw(object.cast::<Shared<Bound<B>>>()) });
+}
+
 /// The last reference to a VM's descriptor is gone.
 ///
 /// # Safety
 /// `object` is a VM's, and not used any more.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn rekvm_rs_vm_release(object: Data) {
-    // SAFETY: as the caller promises; made by `descriptor`.
-    drop(unsafe { Box::from_raw(object.cast::<Shared<Bound>>()) });
+    // SAFETY: as the caller promises.
+    unsafe { with_cpu!(vm_release(object)) }
 }
 
 /// The signal mask of KVM_SET_SIGNAL_MASK, in force while this lives.
@@ -174,14 +213,11 @@ impl Drop for SignalWindow {
     }
 }
 
-/// The ioctl of a vCPU's descriptor.
-///
 /// # Safety
 /// `object` is a vCPU's.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn rekvm_rs_vcpu_ioctl(object: Data, nr: u32, arg: u64) -> i64 {
+unsafe fn vcpu_ioctl<B: Cpu>(object: Data, nr: u32, arg: u64) -> i64 {
     // SAFETY: as the caller promises; the descriptor keeps it alive.
-    let file = unsafe { &*object.cast::<VcpuFile>() };
+    let file = unsafe { &*object.cast::<VcpuFile<B>>() };
     let result = file.bound.check().and_then(|()| {
         let _window = if nr == KVM_RUN { file.vcpu.signal_mask().map(SignalWindow::open) } else { None };
         file.vcpu.ioctl(nr, arg, &CX)
@@ -189,14 +225,21 @@ unsafe extern "C" fn rekvm_rs_vcpu_ioctl(object: Data, nr: u32, arg: u64) -> i64
     returned(result.and_then(|outcome| answer(outcome, Some(&file.bound))))
 }
 
-/// The page `index` of a vCPU's mapping. Null: there is none.
+/// The ioctl of a vCPU's descriptor.
 ///
 /// # Safety
 /// `object` is a vCPU's.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn rekvm_rs_vcpu_page(object: Data, index: u64) -> *mut Opaque {
+unsafe extern "C" fn rekvm_rs_vcpu_ioctl(object: Data, nr: u32, arg: u64) -> i64 {
+    // SAFETY: as the caller promises.
+    unsafe { with_cpu!(vcpu_ioctl(object, nr, arg)) }
+}
+
+/// # Safety
+/// `object` is a vCPU's.
+unsafe fn vcpu_page<B: Cpu>(object: Data, index: u64) -> *mut Opaque {
     // SAFETY: as the caller promises; the descriptor keeps it alive.
-    let file = unsafe { &*object.cast::<VcpuFile>() };
+    let file = unsafe { &*object.cast::<VcpuFile<B>>() };
     let at = match index {
         0..OWN_PAGES => file.pages.at().add(index * 4096),
         abi::KVM_COALESCED_MMIO_PAGE_OFFSET => file.vcpu.vm().coalesced_ring(),
@@ -206,14 +249,39 @@ unsafe extern "C" fn rekvm_rs_vcpu_page(object: Data, index: u64) -> *mut Opaque
     unsafe { pages::page_for_client(at) }
 }
 
+/// The page `index` of a vCPU's mapping. Null: there is none.
+///
+/// # Safety
+/// `object` is a vCPU's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rekvm_rs_vcpu_page(object: Data, index: u64) -> *mut Opaque {
+    // SAFETY: as the caller promises.
+    unsafe { with_cpu!(vcpu_page(object, index)) }
+}
+
+/// # Safety
+/// `object` is a vCPU's, and not used any more.
+unsafe fn vcpu_release<B: Cpu>(object: Data) {
+    // SAFETY: as the caller promises; made by `descriptor`.
+    drop(unsafe { Box::from_raw(object.cast::<VcpuFile<B>>()) });
+}
+
 /// The last reference to a vCPU's descriptor is gone.
 ///
 /// # Safety
 /// `object` is a vCPU's, and not used any more.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn rekvm_rs_vcpu_release(object: Data) {
-    // SAFETY: as the caller promises; made by `descriptor`.
-    drop(unsafe { Box::from_raw(object.cast::<VcpuFile>()) });
+    // SAFETY: as the caller promises.
+    unsafe { with_cpu!(vcpu_release(object)) }
+}
+
+/// # Safety
+/// `object` is a statistics file's.
+unsafe fn stats_read<B: Cpu>(object: Data, to: u64, bytes: usize, offset: u64) -> i64 {
+    // SAFETY: as the caller promises; the descriptor keeps it alive.
+    let file = unsafe { &*object.cast::<StatsFile<B>>() };
+    returned(read_stats(file, to, bytes, offset))
 }
 
 /// `read` or `pread` of a statistics file: how many bytes were read, or a negative error number.
@@ -222,12 +290,11 @@ unsafe extern "C" fn rekvm_rs_vcpu_release(object: Data) {
 /// `object` is a statistics file's.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn rekvm_rs_stats_read(object: Data, to: u64, bytes: usize, offset: u64) -> i64 {
-    // SAFETY: as the caller promises; the descriptor keeps it alive.
-    let file = unsafe { &*object.cast::<StatsFile<Cpu>>() };
-    returned(read_stats(file, to, bytes, offset))
+    // SAFETY: as the caller promises.
+    unsafe { with_cpu!(stats_read(object, to, bytes, offset)) }
 }
 
-fn read_stats(file: &StatsFile<Cpu>, to: u64, bytes: usize, offset: u64) -> Result<i32, Errno> {
+fn read_stats<B: Cpu>(file: &StatsFile<B>, to: u64, bytes: usize, offset: u64) -> Result<i32, Errno> {
     let mut done = 0;
     let mut part = [0; 256];
     while done < bytes {
@@ -242,12 +309,19 @@ fn read_stats(file: &StatsFile<Cpu>, to: u64, bytes: usize, offset: u64) -> Resu
     Ok(i32::try_from(done).unwrap_or(i32::MAX))
 }
 
+/// # Safety
+/// `object` is a statistics file's, and not used any more.
+unsafe fn stats_release<B: Cpu>(object: Data) {
+    // SAFETY: as the caller promises; made by `descriptor`.
+    drop(unsafe { Box::from_raw(object.cast::<StatsFile<B>>()) });
+}
+
 /// The last reference to a statistics file's descriptor is gone.
 ///
 /// # Safety
 /// `object` is a statistics file's, and not used any more.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn rekvm_rs_stats_release(object: Data) {
-    // SAFETY: as the caller promises; made by `descriptor`.
-    drop(unsafe { Box::from_raw(object.cast::<StatsFile<Cpu>>()) });
+    // SAFETY: as the caller promises.
+    unsafe { with_cpu!(stats_release(object)) }
 }

@@ -27,6 +27,7 @@ macro_rules! glue {
 glue! {
     "module.c": {
         value rekvm_npt(bool);
+        value rekvm_ept(bool);
         safe rekvm_device_register() -> i32;
         safe rekvm_device_deregister();
         safe rekvm_processors_enable() -> i32;

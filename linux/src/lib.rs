@@ -2,10 +2,11 @@
 //!
 //! [`platform::Linux`] gives the core what it needs from a host, by functions of the kernel that `glue/*.c` makes callable.
 //! [`device`] stands behind the descriptors of /dev/kvm. Guests run on the processor's own virtualization, by the crate
-//! `svm`. What is unsafe here is calls into C, and pointers that come back from there.
+//! `svm` or `vmx` ([`cpu`]). What is unsafe here is calls into C, and pointers that come back from there.
 #![no_std]
 extern crate alloc;
 
+mod cpu;
 mod device;
 mod errno;
 mod eventfd;
@@ -22,6 +23,3 @@ mod timer;
 mod vm;
 mod wait;
 mod wide;
-
-/// The processor that guests run on.
-type Cpu = svm::Amd<platform::Linux>;

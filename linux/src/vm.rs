@@ -10,14 +10,15 @@ use hv::Errno;
 use platform::{Hva, fallible::Shared};
 
 use crate::{
-    Cpu, errno,
+    cpu::{Cpu, with_cpu},
+    errno,
     glue::{self, Data, Opaque},
     heap::Raw,
 };
 
 /// See the module.
-pub struct Bound {
-    vm: hv::Vm<Cpu>,
+pub struct Bound<B: Cpu> {
+    vm: hv::Vm<B>,
     listener: Raw,
     listening: AtomicBool,
     /// Compared only.
@@ -25,13 +26,13 @@ pub struct Bound {
 }
 
 // SAFETY: the pointer is compared only; the rest is shared already.
-unsafe impl Send for Bound {}
+unsafe impl<B: Cpu> Send for Bound<B> {}
 // SAFETY: as above.
-unsafe impl Sync for Bound {}
+unsafe impl<B: Cpu> Sync for Bound<B> {}
 
-impl Bound {
+impl<B: Cpu> Bound<B> {
     /// Binds `vm` to the calling process.
-    pub fn new(vm: hv::Vm<Cpu>) -> Result<Shared<Self>, Errno> {
+    pub fn new(vm: hv::Vm<B>) -> Result<Shared<Self>, Errno> {
         let listener = Raw::new(glue::rekvm_listener_size)?;
         let process = glue::rekvm_current_mm();
         let bound = Shared::try_new(Self { vm, listener, listening: AtomicBool::new(false), process })?;
@@ -43,7 +44,7 @@ impl Bound {
     }
 
     /// The VM.
-    pub fn vm(&self) -> &hv::Vm<Cpu> {
+    pub fn vm(&self) -> &hv::Vm<B> {
         &self.vm
     }
 
@@ -53,7 +54,7 @@ impl Bound {
     }
 }
 
-impl Drop for Bound {
+impl<B: Cpu> Drop for Bound<B> {
     fn drop(&mut self) {
         if *self.listening.get_mut() {
             // SAFETY: listens; no callback runs when this returns.
@@ -64,13 +65,34 @@ impl Drop for Bound {
 
 /// # Safety
 /// `object` was given to `rekvm_listen`, and listens.
-unsafe fn bound<'a>(object: Data) -> &'a Bound {
+unsafe fn bound<'a, B: Cpu>(object: Data) -> &'a Bound<B> {
     // SAFETY: as the caller promises.
-    unsafe { &*object.cast::<Bound>() }
+    unsafe { &*object.cast::<Bound<B>>() }
 }
 
 fn range(start: u64, end: u64) -> Range<Hva> {
     Hva(start)..Hva(end)
+}
+
+/// # Safety
+/// See [`bound`].
+unsafe fn invalidate_begin<B: Cpu>(object: Data, start: u64, end: u64) {
+    // SAFETY: as the caller promises.
+    unsafe { bound::<B>(object) }.vm.invalidate_begin(range(start, end));
+}
+
+/// # Safety
+/// See [`bound`].
+unsafe fn invalidate_end<B: Cpu>(object: Data) {
+    // SAFETY: as the caller promises.
+    unsafe { bound::<B>(object) }.vm.invalidate_end();
+}
+
+/// # Safety
+/// See [`bound`].
+unsafe fn young<B: Cpu>(object: Data, start: u64, end: u64, take: bool) -> bool {
+    // SAFETY: as the caller promises.
+    unsafe { bound::<B>(object) }.vm.pages_are_young(range(start, end), take)
 }
 
 /// The client's pages in a range are about to change.
@@ -80,7 +102,7 @@ fn range(start: u64, end: u64) -> Range<Hva> {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn rekvm_rs_invalidate_begin(object: Data, start: u64, end: u64) {
     // SAFETY: as the caller promises.
-    unsafe { bound(object) }.vm.invalidate_begin(range(start, end));
+    unsafe { with_cpu!(invalidate_begin(object, start, end)) }
 }
 
 /// They have changed.
@@ -90,7 +112,7 @@ unsafe extern "C" fn rekvm_rs_invalidate_begin(object: Data, start: u64, end: u6
 #[unsafe(no_mangle)]
 unsafe extern "C" fn rekvm_rs_invalidate_end(object: Data) {
     // SAFETY: as the caller promises.
-    unsafe { bound(object) }.vm.invalidate_end();
+    unsafe { with_cpu!(invalidate_end(object)) }
 }
 
 /// Whether the guest has used a page in a range since this was last asked with `take`.
@@ -100,5 +122,5 @@ unsafe extern "C" fn rekvm_rs_invalidate_end(object: Data) {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn rekvm_rs_young(object: Data, start: u64, end: u64, take: bool) -> bool {
     // SAFETY: as the caller promises.
-    unsafe { bound(object) }.vm.pages_are_young(range(start, end), take)
+    unsafe { with_cpu!(young(object, start, end, take)) }
 }
