@@ -38,6 +38,12 @@ pub enum Target {
     AmdNpt,
     /// rekvm's module on AMD-V with shadow paging, in QEMU.
     AmdShadow,
+    /// rekvm's module on VT-x with EPT, in Bochs.
+    IntelEpt,
+    /// rekvm's module on VT-x with shadow paging, in Bochs.
+    IntelShadow,
+    /// rekvm's module on a processor without EPT and unrestricted guest, in Bochs.
+    IntelPenryn,
     /// Linux's kvm-amd with nested paging, in QEMU.
     LinuxAmdNpt,
     /// Linux's kvm-amd with shadow paging, in QEMU.
@@ -73,15 +79,16 @@ impl Target {
             Self::Exec | Self::ExecStatic => None,
             Self::AmdNpt | Self::LinuxAmdNpt => Some(Cpu::AmdNpt),
             Self::AmdShadow | Self::LinuxAmdShadow => Some(Cpu::AmdShadow),
-            Self::LinuxIntelEpt => Some(Cpu::IntelEpt),
-            Self::LinuxIntelShadow => Some(Cpu::IntelShadow),
-            Self::LinuxIntelPenryn => Some(Cpu::IntelPenryn),
+            Self::IntelEpt | Self::LinuxIntelEpt => Some(Cpu::IntelEpt),
+            Self::IntelShadow | Self::LinuxIntelShadow => Some(Cpu::IntelShadow),
+            Self::IntelPenryn | Self::LinuxIntelPenryn => Some(Cpu::IntelPenryn),
         }
     }
 
     /// Whether it is our module that is loaded in the lab, and not Linux's.
     fn is_module(self) -> bool {
-        matches!(self, Self::AmdNpt | Self::AmdShadow)
+        let amd = matches!(self, Self::AmdNpt | Self::AmdShadow);
+        amd || matches!(self, Self::IntelEpt | Self::IntelShadow | Self::IntelPenryn)
     }
 
     /// By how much time limits inside cases are stretched. QEMU's guest sees the time of this machine, which may be busy; Bochs's
@@ -151,5 +158,6 @@ mod tests {
         assert_eq!(Target::SoftShadowAdversarial.name(), "soft-shadow-adversarial");
         assert_eq!(Target::LinuxAmdNpt.name(), "linux-amd-npt");
         assert_eq!(Target::AmdShadow.name(), "amd-shadow");
+        assert_eq!(Target::IntelPenryn.name(), "intel-penryn");
     }
 }
