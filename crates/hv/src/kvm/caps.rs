@@ -2,6 +2,7 @@
 use abi::*;
 use mmu::slots::NR_MEMSLOTS;
 use platform::Platform;
+use x86::Features;
 
 use super::Kvm;
 use crate::{
@@ -41,7 +42,6 @@ impl<B: Backend> Kvm<B> {
             | KVM_CAP_ENABLE_CAP
             | KVM_CAP_ENABLE_CAP_VM
             | KVM_CAP_XSAVE
-            | KVM_CAP_XCRS
             | KVM_CAP_GET_TSC_KHZ
             | KVM_CAP_TSC_DEADLINE_TIMER
             | KVM_CAP_SIGNAL_MSI
@@ -92,6 +92,7 @@ impl<B: Backend> Kvm<B> {
             KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => {
                 (KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET) as i32
             }
+            KVM_CAP_XCRS => i32::from(self.backend().features().contains(Features::XSAVE)),
             KVM_CAP_SYNC_MMU => 1,
             KVM_CAP_VM_TYPES => 1 << KVM_X86_DEFAULT_VM,
             _ => 0,
