@@ -32,11 +32,7 @@ pub(crate) fn handle<B: Backend>(run: &mut Run<'_, B>, exit: Exit, cx: &MaySleep
     }
     match exit {
         Exit::Interrupted => {
-            B::Platform::relax(cx);
-            // In a kernel nothing but the signal itself tells of it.
-            if B::Platform::signal_pending() {
-                run.interrupted()?;
-            }
+            run.give_way(cx)?;
             Ok(Step::Continue)
         }
         Exit::InterruptWindow | Exit::NmiWindow => Ok(Step::Continue),

@@ -5,7 +5,7 @@ use x86::{Exception, Mode, Vector};
 use crate::{
     Errno,
     backend::{CrOp, Event, EventKind, Exit, PioExit},
-    testing::{CODE, Machine, script::Note},
+    testing::{CODE, Machine, host::set_signal, script::Note},
 };
 
 fn event(exception: Exception) -> Event {
@@ -393,4 +393,20 @@ fn what_the_processor_does_not_take_is_executed_until_it_does() {
     // The return address: the interrupt came before the first instruction.
     assert_eq!(m.peek::<u16>(0x4000 - 6), CODE as u16);
     assert_eq!(m.script.take_injected(), []);
+}
+
+#[test]
+fn a_signal_ends_a_loop_that_the_processor_does_not_run() {
+    let m = Machine::new();
+    // dec cx; jnz
+    m.poke(CODE, &[0x49, 0x75, 0xfd]);
+    m.state(|s| (s.rip, s.gpr[1]) = (CODE, 1000));
+    *m.script.takes.lock().unwrap() = Some(|s| {
+        // In the middle of the run.
+        set_signal(true);
+        s.rip == CODE + 3
+    });
+    let result = m.run();
+    set_signal(false);
+    assert_eq!(result, Err(Errno::EINTR));
 }

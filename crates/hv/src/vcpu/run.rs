@@ -143,6 +143,7 @@ impl<B: Backend> Run<'_, B> {
                 if self.execute(cx)? == Step::ToClient {
                     return Ok(());
                 }
+                self.give_way(cx)?;
                 continue;
             }
             let root = self.load_root(cx)?;
@@ -194,6 +195,16 @@ impl<B: Backend> Run<'_, B> {
             Completion::Hypercall(call) => self.complete_hypercall(call),
             Completion::Msr(msr) => self.complete_msr(msr),
         }
+    }
+
+    /// Lets the host do what waits for this thread; a signal ends KVM_RUN.
+    pub(crate) fn give_way(&mut self, cx: &MaySleep) -> Result<(), Errno> {
+        B::Platform::relax(cx);
+        // In a kernel nothing but the signal itself tells of it.
+        if B::Platform::signal_pending() {
+            self.interrupted()?;
+        }
+        Ok(())
     }
 
     /// A signal ends KVM_RUN.
