@@ -6,11 +6,7 @@ use core::{
 
 use alloc::boxed::Box;
 use hv::{Errno, Kvm};
-use platform::{
-    Atomic, Level, MaySleep, Platform,
-    fallible::try_box,
-    hardware::Refusal,
-};
+use platform::{Atomic, Level, MaySleep, Platform, fallible::try_box, hardware::Refusal};
 
 use crate::{
     cpu::{self, Amd, Cpu, Intel, with_cpu},
