@@ -26,6 +26,9 @@ pub struct Options {
     out: Option<PathBuf>,
 }
 
+/// What the module says in the kernel's log when it goes and has given back everything.
+pub const NOTHING_LEFT: &str = "rekvm: unloaded, 0 allocations left";
+
 /// See the module.
 pub fn command(options: &Options) -> Result<()> {
     let out = options.out.clone().unwrap_or_else(|| target_dir().join("module"));

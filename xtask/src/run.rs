@@ -142,16 +142,21 @@ pub fn proven(
     sink: &mut dyn FnMut(&str),
 ) -> Result<Duration> {
     let start = Instant::now();
-    let lines = watch(command, limit, sink)?;
-    let up = lines.iter().find(|l| l.contains(rekvm_selftest::UP)).context("the guest's init never spoke")?;
-    ensure!(up.contains("Linux"), "the guest did not say what it is: {up}");
-    ensure!(up.trim_end().ends_with(&format!("cpus={cpus}")), "the guest sees other processors: {up}");
-    ensure!(lines.iter().any(|l| l.contains(rekvm_selftest::OK)), "the guest's self-test failed");
+    proven_by(&watch(command, limit, sink)?, cpus)?;
     let mut written = vec![0; rekvm_selftest::DISK_BYTES];
     disk.file.read_exact_at(&mut written, 0).context("cannot read the disk back")?;
     let expected = rekvm_selftest::pattern(rekvm_selftest::DISK_BYTES, rekvm_selftest::DISK_SEED);
     ensure!(written == expected, "the disk does not hold what the guest wrote");
     Ok(start.elapsed())
+}
+
+/// Holds what a guest with `cpus` processors that tested itself has said against what it must say.
+pub fn proven_by(lines: &[String], cpus: u32) -> Result<()> {
+    let up = lines.iter().find(|l| l.contains(rekvm_selftest::UP)).context("the guest's init never spoke")?;
+    ensure!(up.contains("Linux"), "the guest did not say what it is: {up}");
+    ensure!(up.trim_end().ends_with(&format!("cpus={cpus}")), "the guest sees other processors: {up}");
+    ensure!(lines.iter().any(|l| l.contains(rekvm_selftest::OK)), "the guest's self-test failed");
+    Ok(())
 }
 
 /// Writes a line of the guest's where the caller sees it.

@@ -1,8 +1,10 @@
 //! `cargo xtask clients`: other people's programs on `rekvm exec`. Debian's QEMU, as it is, boots Debian's kernels on several
 //! machines and with the interrupt controllers in each place, and the guest tests itself; as a table. With `--firmware` it
-//! boots PC software instead ([`firmware`]), with `--migrate` a busy guest moves between two QEMUs ([`migrate`]).
+//! boots PC software instead ([`firmware`]), with `--migrate` a busy guest moves between two QEMUs ([`migrate`]), with
+//! `--cpu` the kernel module serves instead of `rekvm exec` ([`mod@lab`]).
 mod emulator;
 mod firmware;
+mod lab;
 mod migrate;
 
 use std::{path::Path, process::Command, time::Duration};
@@ -55,6 +57,9 @@ pub struct Options {
     /// Number of virtual CPUs (may be repeated).
     #[arg(long, default_values_t = [1, 2])]
     cpus: Vec<u32>,
+    /// On the kernel module in the lab, on this processor (may be repeated).
+    #[arg(long = "cpu", value_name = "CPU", conflicts_with_all = ["firmware", "migrate"])]
+    lab: Vec<crate::lab::Cpu>,
     /// Seconds after which a boot is given up.
     #[arg(long, default_value_t = 900)]
     timeout: u64,
@@ -82,6 +87,9 @@ impl Options {
 /// See the module.
 pub fn clients(options: &Options) -> Result<()> {
     need("qemu-system-x86_64", "qemu-system-x86")?;
+    if !options.lab.is_empty() {
+        return lab::boots(options, &options.lab);
+    }
     run::build()?;
     told()?;
     match (options.firmware, options.migrate) {
@@ -95,8 +103,14 @@ pub fn clients(options: &Options) -> Result<()> {
 /// second processor that halts spins from then on, and with QEMU's lock.
 const LOSES_SIPI: &str = "version 7.2.22 ";
 
-fn boots(options: &Options) -> Result<()> {
+/// Why QEMU cannot boot `cpus` processors with the interrupt controllers there, if it cannot.
+fn without(irqchip: Irqchip, cpus: u32) -> Result<Option<&'static str>> {
     let version = output(Command::new("qemu-system-x86_64").arg("--version"))?;
+    let loses = irqchip == Irqchip::Off && cpus > 1 && version.contains(LOSES_SIPI);
+    Ok(loses.then_some("this QEMU never ends a start-up interrupt of its own APICs"))
+}
+
+fn boots(options: &Options) -> Result<()> {
     let row = |guest: &str, machine: &str, irqchip: &str, cpus: &str| {
         format!("{guest:<10}{machine:<9}{irqchip:<9}{cpus:>4}  ")
     };
@@ -107,14 +121,14 @@ fn boots(options: &Options) -> Result<()> {
             for irqchip in chosen(&options.irqchips) {
                 for &cpus in &options.cpus {
                     let what = row(kind.name(), &name(machine), &name(irqchip), &cpus.to_string());
-                    if irqchip == Irqchip::Off && cpus > 1 && version.contains(LOSES_SIPI) {
-                        table.leave_out(&what, "this QEMU never ends a start-up interrupt of its own APICs");
+                    if let Some(why) = without(irqchip, cpus)? {
+                        table.leave_out(&what, why);
                         continue;
                     }
                     let log = format!("{}-{}-{}-{cpus}", kind.name(), name(machine), name(irqchip));
                     table.boot(&what, &log, |sink| {
                         let disk = run::Disk::new()?;
-                        let mut command = self_test(&guest, machine, irqchip, cpus, disk.path());
+                        let mut command = self_test(&guest, machine, Accel::Rekvm(irqchip), cpus, disk.path());
                         run::proven(&mut command, &disk, cpus, options.limit(), sink).map(took)
                     })?;
                 }
@@ -156,6 +170,8 @@ const LOGS: &str = "client-logs";
 enum Accel {
     /// /dev/kvm of `rekvm exec`.
     Rekvm(Irqchip),
+    /// /dev/kvm of the kernel module, where it is loaded.
+    Module(Irqchip),
     /// QEMU's own.
     Tcg,
 }
@@ -163,7 +179,8 @@ enum Accel {
 /// QEMU's machine, as `-machine` wants it. With the first IOAPIC in the hypervisor, `microvm` has a second one in QEMU, which nobody
 /// tells of the end of an interrupt: a disk at it stands still on Linux's KVM too.
 fn machine_option(machine: Machine, accel: Accel) -> String {
-    let second = machine == Machine::Microvm && accel == Accel::Rekvm(Irqchip::On);
+    let on = matches!(accel, Accel::Rekvm(Irqchip::On) | Accel::Module(Irqchip::On));
+    let second = machine == Machine::Microvm && on;
     name(machine) + if second { ",ioapic2=off" } else { "" }
 }
 
@@ -176,6 +193,7 @@ fn qemu(machine: Machine, accel: Accel, cpus: u32, memory: u32) -> Command {
             command.args(["exec", "--", "qemu-system-x86_64"]);
             (command, format!("kvm,kernel-irqchip={}", name(irqchip)))
         }
+        Accel::Module(irqchip) => (Command::new("qemu-system-x86_64"), format!("kvm,kernel-irqchip={}", name(irqchip))),
         Accel::Tcg => (Command::new("qemu-system-x86_64"), "tcg".to_owned()),
     };
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
@@ -193,8 +211,8 @@ fn boot(command: &mut Command, guest: &Guest, machine: Machine, word: &str, form
     command.args(["-device", &format!("{device},drive=disk")]);
 }
 
-fn self_test(guest: &Guest, machine: Machine, irqchip: Irqchip, cpus: u32, disk: &Path) -> Command {
-    let mut command = qemu(machine, Accel::Rekvm(irqchip), cpus, 512);
+fn self_test(guest: &Guest, machine: Machine, accel: Accel, cpus: u32, disk: &Path) -> Command {
+    let mut command = qemu(machine, accel, cpus, 512);
     command.args(["-serial", "stdio"]);
     boot(&mut command, guest, machine, "rekvm.check", "raw", disk);
     command
