@@ -25,7 +25,7 @@ const NO_STD_TARGETS: [&str; 2] = ["x86_64-unknown-none", "i686-unknown-linux-gn
 
 type Step = (&'static str, fn(&Options) -> Result<()>);
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     ("formatting", |_| check(cargo().args(["fmt", "--all", "--check"]))),
     ("no_std crates without std and for 32 bits", |_| no_std()),
     ("clippy", |_| check(cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))),
@@ -34,6 +34,7 @@ const STEPS: [Step; 8] = [
         check(cargo().env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps", "--quiet"]))
     }),
     ("conformance", conformance),
+    ("the kernel module on AMD-V", |options| if options.quick { Ok(()) } else { kernel_module() }),
     ("fuzz targets for a moment", |options| if options.quick { Ok(()) } else { crate::fuzz::briefly() }),
     ("unit tests and guests", tests),
 ];
@@ -81,6 +82,28 @@ fn conformance(options: &Options) -> Result<()> {
         return Ok(());
     }
     check(cargo().args(["xtask", "conformance", "--on", ORACLE]))
+}
+
+/// What of the suite the kernel module is asked in CI, beside being loaded and unloaded: all of it with nested paging, and what
+/// shadow paging is about. The rest is run there by command.
+const MODULE: [&[&str]; 2] = [&["--on", "amd-npt"], &["--on", "amd-shadow", "--filter", "mmu/"]];
+
+/// Boots in QEMU on it.
+const MODULE_BOOTS: [&[&str]; 2] = [
+    &["--cpu", "amd-npt", "--guest", "amd64", "--machine", "pc", "--irqchip", "on", "--cpus", "2"],
+    &["--cpu", "amd-shadow", "--guest", "amd64", "--machine", "microvm", "--irqchip", "split", "--cpus", "1"],
+];
+
+/// The module is built, loaded and unloaded, asked, and boots guests.
+fn kernel_module() -> Result<()> {
+    check(cargo().args(["xtask", "module", "--check"]))?;
+    for asked in MODULE {
+        check(cargo().args(["xtask", "conformance"]).args(asked))?;
+    }
+    for boots in MODULE_BOOTS {
+        check(cargo().args(["xtask", "clients"]).args(boots))?;
+    }
+    Ok(())
 }
 
 /// Boots: what each takes of the table of guests, numbers of CPUs and modes.

@@ -130,6 +130,8 @@ struct Run {
     ending: Ending,
     /// How often L1 had to be booted again.
     restarts: u32,
+    /// What L1's kernel said about our module that it should not have to say.
+    complaints: Vec<String>,
 }
 
 /// See the module.
@@ -146,7 +148,11 @@ pub fn command(options: &Options) -> Result<ExitCode> {
         table::table(&runs);
     }
     table::end(&runs);
-    Ok(if runs.iter().all(|run| run.results.all_well()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if runs.iter().all(|run| run.results.all_well() && run.complaints.is_empty()) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 #[cfg(test)]

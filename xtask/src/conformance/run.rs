@@ -1,5 +1,6 @@
 //! Runs the suite's program: here, or in the lab, where a case that takes L1 down costs that case and one more boot.
 use std::{
+    fs,
     io::{Read, Write},
     process::{Command, Stdio},
     time::Duration,
@@ -69,7 +70,7 @@ fn here(options: &Options, target: Target, live: bool) -> Result<Run> {
     }
     let ending = Ending::of(child.wait()?);
     results.cut_off(&ending.to_string(), &mut show);
-    Ok(Run { target, results, ending, restarts: 0 })
+    Ok(Run { target, results, ending, restarts: 0, complaints: Vec::new() })
 }
 
 /// The suite as a program that knows nothing of rekvm, with the device that `rekvm exec` has for it.
@@ -105,7 +106,7 @@ fn in_lab(options: &Options, target: Target, cpu: Cpu, live: bool) -> Result<Run
     };
     let mut results = Results::default();
     let mut left = Duration::from_secs(options.timeout);
-    let mut restarts = 0;
+    let (mut restarts, mut complaints) = (0, Vec::new());
     loop {
         let after = results.cases.last().map(|case| case.name.clone());
         let mut words = vec![program.to_string_lossy().into_owned()];
@@ -117,6 +118,10 @@ fn in_lab(options: &Options, target: Target, cpu: Cpu, live: bool) -> Result<Run
             Stream::Out => results.take(bytes, &mut show),
         })?;
         left = left.saturating_sub(outcome.took);
+        if target.is_module() {
+            let log = fs::read(&outcome.console).unwrap_or_default();
+            complaints.extend(lab::complaints(&String::from_utf8_lossy(&log)).into_iter().map(str::to_owned));
+        }
         let ending = outcome.ending;
         // Whose time was up before its case had ended has not reached it.
         if !matches!(ending, Ending::TimedOut(_)) {
@@ -133,7 +138,7 @@ fn in_lab(options: &Options, target: Target, cpu: Cpu, live: bool) -> Result<Run
         let hopeless = matches!(ending, Ending::Exit(0..=2) | Ending::NotRun(_) | Ending::TimedOut(_))
             || results.cases.last().map(|case| &case.name) == after.as_ref();
         if hopeless || results.missing() == 0 || restarts == RESTARTS || left.is_zero() {
-            return Ok(Run { target, results, ending, restarts });
+            return Ok(Run { target, results, ending, restarts, complaints });
         }
         restarts += 1;
     }

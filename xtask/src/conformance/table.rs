@@ -50,6 +50,9 @@ pub fn end(runs: &[Run]) {
         }
     }
     println!();
+    for run in runs {
+        run.complaints.iter().for_each(|line| println!("{}: L1's kernel complains: {line}", run.target.name()));
+    }
     runs.iter().for_each(|run| println!("{}", counts(run)));
 }
 

@@ -61,16 +61,14 @@ fn common(job: &Job, kernel: &deb::Kernel) -> Result<(Files, String)> {
     let mut files = Files::new();
     files.insert("init".into(), guest::program(Kind::Amd64, "rekvm-lab-init", "lab-init", &[])?);
     files.insert("bin/busybox".into(), deb::busybox(Kind::Amd64)?);
-    let own;
-    let (wanted, usual) = match job.module.as_str() {
-        "linux" => (job.cpu.module(), job.cpu.parameters()),
-        file => {
-            own = std::path::absolute(file)?.to_string_lossy().into_owned();
-            (own.as_str(), job.cpu.parameters())
-        }
+    let wanted = match job.module.as_str() {
+        "linux" => vec![job.cpu.module().to_owned()],
+        "none" => Vec::new(),
+        file => vec![std::path::absolute(file)?.to_string_lossy().into_owned()],
     };
-    let parameters = job.parameters.as_deref().unwrap_or(usual);
-    let order = modules::in_order(&kernel.modules, &[wanted])?;
+    let parameters = job.parameters.as_deref().unwrap_or(job.cpu.parameters());
+    let wanted: Vec<_> = wanted.iter().map(String::as_str).collect();
+    let order = modules::in_order(&kernel.modules, &wanted)?;
     let mut list = String::new();
     for (i, file) in order.iter().enumerate() {
         let name = file.file_name().context("a module without a name")?.to_string_lossy().into_owned();

@@ -55,7 +55,8 @@ fn qemu(job: &Job, kernel: &Path, initrd: &Path, append: &str, work: &Path) -> R
     need("qemu-system-x86_64", "qemu-system-x86")?;
     let (console, frames, messages) = (work.join("console"), work.join("frames"), work.join("messages"));
     let mut command = Command::new("qemu-system-x86_64");
-    command.args(["-accel", "tcg", "-cpu", "EPYC,+svm,+npt", "-m", &job.memory.to_string()]);
+    let processor = if job.virtualization { "EPYC,+svm,+npt" } else { "EPYC,-svm" };
+    command.args(["-accel", "tcg", "-cpu", processor, "-m", &job.memory.to_string()]);
     command.args(["-smp", &job.smp.to_string(), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     for port in [&console, &frames] {
         command.arg("-serial").arg(format!("file:{}", port.display()));

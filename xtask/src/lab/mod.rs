@@ -119,7 +119,9 @@ pub struct Job {
     pub files: Vec<(PathBuf, String)>,
     /// `NAME=VALUE`.
     pub environment: Vec<String>,
-    /// `linux` or a file.
+    /// Whether L1's processor has AMD-V.
+    pub virtualization: bool,
+    /// `linux`, a file, or `none`.
     pub module: String,
     /// The module's parameters, if not the usual ones.
     pub parameters: Option<String>,
@@ -140,6 +142,7 @@ impl Job {
             quiet: None,
             files: Vec::new(),
             environment: Vec::new(),
+            virtualization: true,
             module: "linux".into(),
             parameters: None,
             append: String::new(),
@@ -223,8 +226,7 @@ pub fn run(job: &Job, sink: &mut dyn FnMut(Stream, &[u8])) -> Result<Outcome> {
 
 fn run_in(job: &Job, work: &Path, sink: &mut dyn FnMut(Stream, &[u8])) -> Result<Outcome> {
     let (kernel, initrd) = image::prepare(job, work)?;
-    // A busy machine lets timer interrupts come too late for the kernel's check of them.
-    let append = format!("console=ttyS0 panic=-1 oops=panic no_timer_check {}", job.append);
+    let append = format!("console=ttyS0 panic=-1 oops=panic {}", job.append);
     let mut machine = machine::start(job, &kernel, &initrd, append.trim_end(), work)?;
     let watched = watch::watch(&mut machine, job, sink);
     machine.end();
@@ -235,7 +237,7 @@ fn run_in(job: &Job, work: &Path, sink: &mut dyn FnMut(Stream, &[u8])) -> Result
 
 /// What a kernel writes when it is not well, and our module when something was not given back.
 const COMPLAINTS: [&str; 7] = [
-    "WARNING: ",
+    "WARNING: CPU: ",
     "BUG: ",
     "Oops: ",
     "kernel BUG at",

@@ -3,6 +3,8 @@
 //!
 //! `linux/Makefile` builds; this fetches what it needs, lets no warning of the kernel's own tools pass, and says how many calls
 //! of core's panic functions are left and how deep the largest stack frames are.
+mod check;
+
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -24,6 +26,9 @@ pub struct Options {
     /// Where the module and all that it is built from goes.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Then load it in the lab, have it refused, and load and unload it again and again with guests in between.
+    #[arg(long, conflicts_with_all = ["headers", "out"])]
+    check: bool,
 }
 
 /// What the module says in the kernel's log when it goes and has given back everything.
@@ -31,18 +36,31 @@ pub const NOTHING_LEFT: &str = "rekvm: unloaded, 0 allocations left";
 
 /// See the module.
 pub fn command(options: &Options) -> Result<()> {
+    if options.check {
+        return check::check();
+    }
     let out = options.out.clone().unwrap_or_else(|| target_dir().join("module"));
-    let module = build(options.headers.as_deref(), &std::path::absolute(out)?)?;
-    println!("{}", module.display());
+    let built = build(options.headers.as_deref(), &std::path::absolute(out)?)?;
+    println!("{}", built.module.display());
     Ok(())
 }
 
 /// The module for the lab's kernel.
 pub fn for_lab() -> Result<PathBuf> {
+    Ok(for_lab_built()?.module)
+}
+
+fn for_lab_built() -> Result<Built> {
     build(None, &target_dir().join("module"))
 }
 
-fn build(headers: Option<&Path>, out: &Path) -> Result<PathBuf> {
+/// The module, and what its code shows.
+struct Built {
+    module: PathBuf,
+    look: Look,
+}
+
+fn build(headers: Option<&Path>, out: &Path) -> Result<Built> {
     need("make", "make")?;
     need("gcc-12", "gcc-12")?;
     need("objdump", "binutils")?;
@@ -74,7 +92,7 @@ fn build(headers: Option<&Path>, out: &Path) -> Result<PathBuf> {
     for (bytes, name) in look.frames.iter().take(3) {
         eprintln!("xtask: stack frame of {bytes} bytes: {name}");
     }
-    Ok(out.join("rekvm.ko"))
+    Ok(Built { module: out.join("rekvm.ko"), look })
 }
 
 /// Whether a line of Kbuild's output says that something is not as it should be: objtool and modpost go on after that.

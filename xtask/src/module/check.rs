@@ -1,0 +1,92 @@
+//! `cargo xtask module --check`: the module comes and goes in the lab. It is refused where it has no business, with one clear
+//! line in the kernel's log and an error number that says the same; it is loaded and unloaded again and again, with nested and
+//! with shadow paging and with guests in between; and each time it leaves nothing behind.
+use std::{fs, path::Path};
+
+use anyhow::{Result, ensure};
+
+use super::{NOTHING_LEFT, for_lab_built};
+use crate::{
+    guest,
+    lab::{self, Cpu, Ending, Job, Stream},
+};
+
+/// Calls of core's panic functions in the module. There may be fewer, never more.
+const MOST_PANICS: usize = 7;
+
+/// How often it is loaded and unloaded.
+const ROUNDS: usize = 20;
+
+/// In L1 with Linux's module loaded.
+const COMES_AND_GOES: &str = r#"
+fail() { echo "failed: $1"; dmesg | tail -n 12; exit 1; }
+insmod /lab/rekvm.ko 2>/tmp/refused && fail "it was loaded beside Linux's KVM"
+grep -q "resource busy" /tmp/refused || fail "another error than EBUSY: $(cat /tmp/refused)"
+dmesg | grep -q "rekvm: not loaded: " || fail "the kernel's log does not say why it was refused"
+rmmod kvm_amd && rmmod kvm || fail "Linux's KVM stays"
+round=0
+while [ $round -lt $0 ]; do
+    insmod /lab/rekvm.ko npt=$((round % 2)) || fail "it was not loaded"
+    [ -c /dev/kvm ] || fail "there is no /dev/kvm"
+    if [ $((round % 4)) -lt 2 ]; then
+        /lab/conformance run --on device:/dev/kvm --as amd-npt --slow 5 --filter state/ > /tmp/said || { cat /tmp/said; fail "guests"; }
+    fi
+    rmmod rekvm || fail "it does not go"
+    [ -e /dev/kvm ] && fail "/dev/kvm stays"
+    round=$((round + 1))
+done
+echo "loaded and unloaded $round times"
+"#;
+
+/// In L1 without AMD-V.
+const NOT_THERE: &str = r#"
+fail() { echo "failed: $1"; dmesg | tail -n 12; exit 1; }
+insmod /lab/rekvm.ko 2>/tmp/refused && fail "it was loaded without AMD-V"
+grep -q "not supported" /tmp/refused || fail "another error than EOPNOTSUPP: $(cat /tmp/refused)"
+dmesg | grep -q "rekvm: not loaded: " || fail "the kernel's log does not say why it was refused"
+[ -e /dev/kvm ] && fail "there is a /dev/kvm"
+echo "refused without AMD-V"
+"#;
+
+/// See the module.
+pub fn check() -> Result<()> {
+    let built = for_lab_built()?;
+    ensure!(
+        built.look.panics <= MOST_PANICS,
+        "the module has {} calls of core's panic functions, more than {MOST_PANICS}",
+        built.look.panics
+    );
+    let suite = guest::program(guest::Kind::Amd64, "rekvm-conformance", "conformance", &["--no-default-features"])?;
+    let job = |script: &str, module: &str| {
+        let words = ["l1:/bin/busybox", "sh", "-c", script, &ROUNDS.to_string()].map(str::to_owned);
+        let mut job = Job::new(Cpu::AmdNpt, words.into());
+        job.module = module.to_owned();
+        job.files = vec![(built.module.clone(), "/lab/rekvm.ko".into()), (suite.clone(), "/lab/conformance".into())];
+        job
+    };
+    let console = run(&job(COMES_AND_GOES, "linux"))?;
+    let clean = console.matches(NOTHING_LEFT).count();
+    ensure!(clean == ROUNDS, "of {ROUNDS} times that the module went it has given everything back {clean} times");
+    run(&Job { virtualization: false, ..job(NOT_THERE, "none") })?;
+    Ok(())
+}
+
+/// Runs `job`; what L1's kernel said.
+fn run(job: &Job) -> Result<String> {
+    let outcome = lab::run(job, &mut |stream, bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        match stream {
+            Stream::Out => print!("{text}"),
+            Stream::Err => eprint!("{text}"),
+        }
+    })?;
+    let log = read(&outcome.console);
+    ensure!(outcome.ending == Ending::Exit(0), "{}; L1's console log is {}", outcome.ending, outcome.console.display());
+    let complaints = lab::complaints(&log);
+    ensure!(complaints.is_empty(), "L1's kernel complains: {}", complaints.join("; "));
+    Ok(log)
+}
+
+fn read(log: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned()
+}
