@@ -70,8 +70,6 @@ impl Target {
     /// Whatever runs on Bochs's VT-x.
     pub const IN_BOCHS: Self =
         Self::LINUX_INTEL.or(Self::MODULE_INTEL_EPT).or(Self::MODULE_INTEL_SHADOW).or(Self::MODULE_INTEL_PENRYN);
-    /// Whatever runs on it with EPT.
-    pub const IN_BOCHS_EPT: Self = Self::LINUX_INTEL_EPT.or(Self::MODULE_INTEL_EPT);
 
     /// Either of two sets.
     pub const fn or(self, other: Self) -> Self {
