@@ -21,7 +21,11 @@ const NO_STD: [&str; 7] =
     ["rekvm-abi", "rekvm-x86", "rekvm-platform", "rekvm-emulate", "rekvm-mmu", "rekvm-irqchip", "rekvm-hv"];
 
 /// A target without std, and a 32-bit one.
-const NO_STD_TARGETS: [&str; 2] = ["x86_64-unknown-none", "i686-unknown-linux-gnu"];
+const NO_STD_TARGETS: [&str; 2] = [BARE, "i686-unknown-linux-gnu"];
+
+/// The kernel module's back ends, which are 64-bit code.
+const BACK_ENDS: [&str; 3] = ["rekvm-hardware", "rekvm-svm", "rekvm-vmx"];
+const BARE: &str = "x86_64-unknown-none";
 
 type Step = (&'static str, fn(&Options) -> Result<()>);
 
@@ -56,7 +60,8 @@ fn no_std() -> Result<()> {
         add_target(target)?;
         let mut command = cargo();
         command.args(["check", "--quiet", "--target", target]);
-        NO_STD.iter().for_each(|package| {
+        let back_ends = if target == BARE { &BACK_ENDS[..] } else { &[] };
+        NO_STD.iter().chain(back_ends).for_each(|package| {
             command.args(["--package", package]);
         });
         check(&mut command)?;
