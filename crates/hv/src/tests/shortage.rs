@@ -10,7 +10,8 @@ use crate::{
     testing::{CODE, Machine, RAM, cx, entries, host::Mapping, script::Scripted},
 };
 
-const ALL: [Translation; 3] = [Translation::Slots, Translation::Shadow, Translation::Nested];
+const ALL: [Translation; 3] =
+    [Translation::Slots, Translation::Shadow, Translation::Nested(mmu::shadow::EntryFormat::X86)];
 
 /// Runs `call` on what `prepare` makes, each of its allocations failing in turn, alone or with all that follow. It must
 /// answer ENOMEM, and then work; or work, if it can do without. How many allocations have led to ENOMEM.
@@ -209,7 +210,7 @@ fn paging(translation: Translation) -> Machine {
 
 #[test]
 fn a_guest_that_faults_runs_on() {
-    for (translation, levels) in [(Translation::Shadow, 3), (Translation::Nested, 4)] {
+    for (translation, levels) in [(Translation::Shadow, 3), (Translation::Nested(mmu::shadow::EntryFormat::X86), 4)] {
         let prepare = || {
             let m = paging(translation);
             // More entries than faults: each writes to every page but those of the tables, until all are mapped.
