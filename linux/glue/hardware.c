@@ -148,9 +148,18 @@ void rekvm_fpu_ready(void)
 		switch_fpu_return();
 }
 
+/* Before an update of 6.1 the kernel did not ask which components are wanted: it gave all that the guest has. */
+typedef void save_t(struct fpu_guest *guest, void *to, unsigned int size, u64 components, u32 pkru);
+typedef void save_all_t(struct fpu_guest *guest, void *to, unsigned int size, u32 pkru);
+
 void rekvm_fpu_save(struct rekvm_fpu *fpu, u64 components)
 {
-	fpu_copy_guest_fpstate_to_uabi(&fpu->guest, fpu->area, sizeof(fpu->area), components, 0);
+	void *save = fpu_copy_guest_fpstate_to_uabi;
+
+	if (__builtin_types_compatible_p(typeof(fpu_copy_guest_fpstate_to_uabi), save_all_t))
+		((save_all_t *)save)(&fpu->guest, fpu->area, sizeof(fpu->area), 0);
+	else
+		((save_t *)save)(&fpu->guest, fpu->area, sizeof(fpu->area), components, 0);
 }
 
 /* Zero, or an error number. */

@@ -101,6 +101,11 @@ const MODULE_BOOTS: [&[&str]; 2] = [
 
 /// The module is built, loaded and unloaded, asked, and boots guests.
 fn kernel_module() -> Result<()> {
+    // A workspace of its own.
+    let module = ["--manifest-path", "linux/Cargo.toml"];
+    check(cargo().arg("fmt").args(module).arg("--check"))?;
+    let clippy = ["--quiet", "--target", NO_STD_TARGETS[0], "--target-dir", "target/module/clippy"];
+    check(cargo().arg("clippy").args(module).args(clippy).args(["--", "-D", "warnings"]))?;
     check(cargo().args(["xtask", "module", "--check"]))?;
     for asked in MODULE {
         check(cargo().args(["xtask", "conformance"]).args(asked))?;
