@@ -1,6 +1,7 @@
 //! `cargo xtask module --check`: the module comes and goes in the lab. It is refused where it has no business, with one clear
 //! line in the kernel's log and an error number that says the same; it is loaded and unloaded again and again, with nested and
-//! with shadow paging and with guests in between; and each time it leaves nothing behind.
+//! with shadow paging and with guests in between, and after clients were killed at any moment; and each time it leaves nothing
+//! behind.
 use std::{fs, path::Path};
 
 use anyhow::{Result, ensure};
@@ -36,6 +37,23 @@ while [ $round -lt $0 ]; do
     round=$((round + 1))
 done
 echo "loaded and unloaded $round times"
+insmod /lab/rekvm.ko || fail "it was not loaded"
+killed=0
+while [ $killed -lt 12 ]; do
+    /lab/conformance run --on device:/dev/kvm --as amd-npt --slow 5 --filter host/smp/ > /dev/null 2>&1 &
+    usleep $((150000 * killed + 100000))
+    killall -9 exe conformance 2>/dev/null
+    wait
+    killed=$((killed + 1))
+done
+tries=0
+until rmmod rekvm 2>/dev/null; do
+    # Those who were killed are still going.
+    [ $tries -lt 100 ] || fail "it does not go after its clients were killed"
+    usleep 100000
+    tries=$((tries + 1))
+done
+echo "clients were killed $killed times"
 "#;
 
 /// In L1 without AMD-V.
@@ -66,7 +84,9 @@ pub fn check() -> Result<()> {
     };
     let console = run(&job(COMES_AND_GOES, "linux"))?;
     let clean = console.matches(NOTHING_LEFT).count();
-    ensure!(clean == ROUNDS, "of {ROUNDS} times that the module went it has given everything back {clean} times");
+    // Once more, when clients were killed.
+    let times = ROUNDS + 1;
+    ensure!(clean == times, "of {times} times that the module went it has given everything back {clean} times");
     run(&Job { virtualization: false, ..job(NOT_THERE, "none") })?;
     Ok(())
 }
