@@ -22,6 +22,7 @@ pub(crate) struct Host;
 std::thread_local! {
     static NOW: Cell<u64> = const { Cell::new(1_000_000) };
     static SIGNAL: Cell<bool> = const { Cell::new(false) };
+    static SIGNAL_AFTER: Cell<Option<u32>> = const { Cell::new(None) };
     static RACES: Cell<u32> = const { Cell::new(0) };
     static TIMERS: RefCell<Vec<Arc<Alarm>>> = const { RefCell::new(Vec::new()) };
 }
@@ -39,6 +40,11 @@ pub(crate) fn advance(ns: u64) {
 /// A signal is pending for this thread, or no longer.
 pub(crate) fn set_signal(pending: bool) {
     SIGNAL.set(pending);
+}
+
+/// A signal is pending for this thread when it has let others run `count` times more, and nothing else tells of it.
+pub(crate) fn signal_after(count: u32) {
+    SIGNAL_AFTER.set(Some(count));
 }
 
 /// The next `count` locked operations of this thread lose their race.
@@ -82,6 +88,11 @@ impl Platform for Host {
     }
     fn relax(_cx: &MaySleep) {
         std::thread::yield_now();
+        let left = SIGNAL_AFTER.get().and_then(|left| left.checked_sub(1));
+        if left == Some(0) {
+            SIGNAL.set(true);
+        }
+        SIGNAL_AFTER.set(left);
     }
     fn pin() {}
     fn host_frame(hva: Hva, _write: bool, _cx: &MaySleep) -> Result<HostFrame, BadAddress> {

@@ -15,6 +15,7 @@ mod nested_state;
 mod requests;
 mod shadow;
 mod shortage;
+mod smm;
 mod split;
 mod string_io;
 mod sync_regs;

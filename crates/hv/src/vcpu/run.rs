@@ -111,6 +111,7 @@ impl<B: Backend> Run<'_, B> {
             }
             // Nothing may come between the tries of an instruction that has spoken to a device.
             if self.inner.tx.is_half_done() && self.inner.mp == MpState::Runnable {
+                self.give_way(cx)?;
                 if self.emulate(cx)? == Step::ToClient {
                     return Ok(());
                 }

@@ -84,25 +84,45 @@ impl<B: Backend> Inner<B> {
         if !read {
             return false;
         }
-        let physical_bits = self.physical_bits;
+        let (physical_bits, base) = (self.physical_bits, self.smm.base);
         let state = self.cpu.registers_mut(Groups::ALL);
-        self.smm.base = area.load(layout, state);
-        state.cr0 |= Cr0::ET.bits();
-        // LMA follows from the others.
-        let long = state.efer & Efer::LME.bits() != 0 && state.paging();
-        state.efer = state.efer & !Efer::LMA.bits() | if long { Efer::LMA.bits() } else { 0 };
-        state.refresh();
-        if !valid_sregs(&regs::sregs_to_abi(state), features) {
-            return false;
-        }
-        if state.pae() {
+        let mut before = Area::EMPTY;
+        before.save(Layout::Bits64, state, base);
+        let Some(base) = resume(&area, layout, state, features, |state| {
             let view = vm.space(false).view(reader);
-            let loaded = view.and_then(|view| mmu::walk::load_pdptes(&*view, state.cr3, physical_bits).ok().flatten());
-            let Some(pdptr) = loaded else { return false };
-            state.pdptr = pdptr;
-        }
+            view.and_then(|view| mmu::walk::load_pdptes(&*view, state.cr3, physical_bits).ok().flatten())
+        }) else {
+            // The client may go on all the same: with registers that a processor can have.
+            before.load(Layout::Bits64, state);
+            state.refresh();
+            return false;
+        };
+        self.smm.base = base;
         true
     }
+}
+
+/// Takes the registers out of `area`; where SMRAM is from now on. None: they are none that a processor can have.
+fn resume(
+    area: &Area,
+    layout: Layout,
+    state: &mut CpuState,
+    features: Features,
+    pdptes: impl FnOnce(&CpuState) -> Option<[u64; 4]>,
+) -> Option<u32> {
+    let base = area.load(layout, state);
+    state.cr0 |= Cr0::ET.bits();
+    // LMA follows from the others.
+    let long = state.efer & Efer::LME.bits() != 0 && state.paging();
+    state.efer = state.efer & !Efer::LMA.bits() | if long { Efer::LMA.bits() } else { 0 };
+    state.refresh();
+    if !valid_sregs(&regs::sregs_to_abi(state), features) {
+        return None;
+    }
+    if state.pae() {
+        state.pdptr = pdptes(state)?;
+    }
+    Some(base)
 }
 
 /// The registers at the beginning of the handler: real mode with limits of 4 GiB, nothing that interrupts.
