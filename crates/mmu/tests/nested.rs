@@ -257,6 +257,23 @@ fn a_range_that_covers_everything_is_looked_at_by_leaves() {
     m.check();
 }
 
+/// A client may lay any number of slots over the same memory: by frames, if they are few, and by leaves.
+#[test]
+fn memory_that_goes_goes_from_all_its_slots() {
+    let mut m = machine(1);
+    assert!(m.set_slot(1, 0, 0x1000_0000, 512, CLIENT + UNIT));
+    for (first, count) in [(1, 1), (0, 512)] {
+        for gpa in [0x5000, UNIT + 0x1000, 0x1000_1000] {
+            // Of two addresses of the same memory the machine tells one.
+            assert!(matches!(m.access(0, Access::read(gpa)), End::Done(_)));
+        }
+        assert_eq!(m.leaves(), (3, 0));
+        m.invalidate(CLIENT + UNIT + (first << 12), count);
+        assert_eq!(m.leaves(), (1, 0));
+        m.check();
+    }
+}
+
 #[test]
 fn an_invalidation_in_the_middle_of_a_fault_starts_it_over() {
     for pages in [1, 512] {

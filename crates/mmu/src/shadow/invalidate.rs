@@ -2,14 +2,13 @@
 use core::{ops::Range, sync::atomic::Ordering::SeqCst};
 
 use platform::{Hva, MaySleep, OutOfMemory, Platform};
-use x86::paging::PAGE_SHIFT;
 
 use super::{
     Shadow, ShadowError,
     arena::Corrupt,
     life::FlushDue,
-    page::ShadowPage,
-    rmap,
+    page::{Node, ShadowPage},
+    rmap::{self, overlap},
     stats::Counter,
     tables::{Res, Tables},
 };
@@ -54,8 +53,8 @@ impl<P: Platform> Shadow<P> {
     pub fn young(&self, range: Range<Hva>, memory: &AddressSpace<P>, take: bool) -> Result<bool, ShadowError> {
         let (result, due) = self.locked(|tables| {
             let mut any = false;
-            tables.for_frames_of(&range, memory, |tables, gfns| {
-                any |= tables.young(gfns, take)?;
+            tables.for_leaves_of(&range, memory, |tables, node| {
+                any |= tables.young_leaf(node, take)?;
                 Ok(())
             })?;
             Ok(any)
@@ -143,30 +142,31 @@ impl<P: Platform> Tables<P> {
     fn invalidate(&mut self, range: Range<Hva>, memory: &AddressSpace<P>) -> Res {
         self.open.sequence.fetch_add(1, SeqCst);
         self.open.counters.count(Counter::Invalidated);
-        self.for_frames_of(&range, memory, |tables, gfns| tables.for_leaves(gfns, Self::drop_leaf))
+        self.for_leaves_of(&range, memory, Self::drop_leaf)
     }
 
-    /// Calls `each` with the frames that are mapped, or may be, to `range` of the client.
-    fn for_frames_of(
+    /// Calls `each` with the leaves that lead, or may lead, to `range` of the client.
+    fn for_leaves_of(
         &mut self,
         range: &Range<Hva>,
         memory: &AddressSpace<P>,
-        mut each: impl FnMut(&mut Self, Range<u64>) -> Res,
+        mut each: impl FnMut(&mut Self, Node) -> Res,
     ) -> Res {
         if self.changing != 0 {
-            return each(self, 0..u64::MAX);
+            return self.for_leaves_where(|_| true, each);
         }
         let view = memory.notifier_view().ok_or(Corrupt)?;
-        for slot in view.slots() {
-            let end = slot.hva.0.saturating_add(slot.pages << PAGE_SHIFT);
-            let (from, to) = (range.start.0.max(slot.hva.0), range.end.0.min(end));
-            if from < to {
-                let first = slot.base + ((from - slot.hva.0) >> PAGE_SHIFT);
-                let last = slot.base + ((to - 1 - slot.hva.0) >> PAGE_SHIFT);
-                each(self, first..last + 1)?;
-            }
+        let parts = || view.slots().iter().filter_map(|slot| slot.frames_at(range));
+        let frames = parts().fold(0u64, |sum, part| sum.saturating_add(part.end - part.start));
+        if frames > self.leaves as u64 {
+            // Once for all slots: thousands of them may be the same memory of the client.
+            let here = |leaf: &Range<u64>| {
+                let slot = view.resolve_unaliased(leaf.start).map(|(slot, _)| slot);
+                slot.and_then(|slot| slot.frames_at(range)).is_some_and(|part| overlap(leaf, &part))
+            };
+            return self.for_leaves_where(here, each);
         }
-        Ok(())
+        parts().try_for_each(|part| self.for_leaves(part, &mut each))
     }
 
     /// Zaps those of the pages up to number `born` in some places from `from` on that `which` names. The place to go on at,

@@ -15,6 +15,11 @@ use super::{
 };
 use crate::slots::LARGE_FRAMES;
 
+/// Whether two ranges of frames have one in common.
+pub(super) fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
+    one.start < other.end && other.start < one.end
+}
+
 /// Most buckets.
 const MAX_BUCKETS: usize = 1 << 22;
 
@@ -36,30 +41,39 @@ impl<P: Platform> Tables<P> {
         Ok(None)
     }
 
+    /// Calls `each` with every leaf whose frames `wanted` is true of, which may take it away. Looks at all leaves.
+    pub(super) fn for_leaves_where(
+        &mut self,
+        wanted: impl Fn(&Range<u64>) -> bool,
+        mut each: impl FnMut(&mut Self, Node) -> Res,
+    ) -> Res {
+        for slot in self.arena.slots() {
+            for index in 0..platform::table::TABLE_ENTRIES {
+                let Ok(page) = self.arena.at(slot) else { break };
+                let level = page.role.level;
+                if level > LARGE_LEVEL || page.present == 0 {
+                    break;
+                }
+                let entry = page.table.entry(index).load(SeqCst);
+                if entry == 0 || !is_leaf(level, entry) {
+                    continue;
+                }
+                let gfn = page.links.get(index).ok_or(Corrupt)?.gfn();
+                let frames = if level == LARGE_LEVEL { LARGE_FRAMES } else { 1 };
+                if wanted(&(gfn..gfn + frames)) {
+                    each(self, Node::new(slot, index))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Calls `each` with every leaf of the frames `gfns`, which may take it away. Of a large leaf a part may be outside.
     pub(super) fn for_leaves(&mut self, gfns: Range<u64>, mut each: impl FnMut(&mut Self, Node) -> Res) -> Res {
         let count = gfns.end.saturating_sub(gfns.start);
         if count > self.leaves as u64 {
-            // More frames than leaves: look at all of these instead.
-            for slot in self.arena.slots() {
-                for index in 0..platform::table::TABLE_ENTRIES {
-                    let Ok(page) = self.arena.at(slot) else { break };
-                    let level = page.role.level;
-                    if level > LARGE_LEVEL || page.present == 0 {
-                        break;
-                    }
-                    let entry = page.table.entry(index).load(SeqCst);
-                    if entry == 0 || !is_leaf(level, entry) {
-                        continue;
-                    }
-                    let gfn = page.links.get(index).ok_or(Corrupt)?.gfn();
-                    let frames = if level == LARGE_LEVEL { LARGE_FRAMES } else { 1 };
-                    if gfn < gfns.end && gfns.start < gfn + frames {
-                        each(self, Node::new(slot, index))?;
-                    }
-                }
-            }
-            return Ok(());
+            // More frames than leaves.
+            return self.for_leaves_where(|leaf| overlap(leaf, &gfns), each);
         }
         if self.large != 0 {
             let first = gfns.start & !(LARGE_FRAMES - 1);
@@ -102,18 +116,14 @@ impl<P: Platform> Tables<P> {
         Ok(any)
     }
 
-    /// Whether a leaf of these frames was used since its accessed bit was last taken; takes it if `take` is set.
+    /// Whether the leaf at `node` was used since its accessed bit was last taken; takes it if `take` is set.
     /// Processors may go on using what they remember without setting it again: an estimate, as on every host.
-    pub(super) fn young(&mut self, gfns: Range<u64>, take: bool) -> Res<bool> {
-        let (mut any, accessed) = (false, self.open.format.accessed());
-        self.for_leaves(gfns, |tables, node| {
-            let (slot, index) = node.get().ok_or(Corrupt)?;
-            let entry = tables.arena.at(slot)?.table.entry(index);
-            let old = if take { entry.fetch_and(!accessed, SeqCst) } else { entry.load(SeqCst) };
-            any |= old & accessed != 0;
-            Ok(())
-        })?;
-        Ok(any)
+    pub(super) fn young_leaf(&self, node: Node, take: bool) -> Res<bool> {
+        let accessed = self.open.format.accessed();
+        let (slot, index) = node.get().ok_or(Corrupt)?;
+        let entry = self.arena.at(slot)?.table.entry(index);
+        let old = if take { entry.fetch_and(!accessed, SeqCst) } else { entry.load(SeqCst) };
+        Ok(old & accessed != 0)
     }
 
     /// Moves the reverse map to other buckets, a power of two of them; returns the old ones, to be dropped outside of

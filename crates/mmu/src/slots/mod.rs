@@ -4,7 +4,7 @@ mod region;
 mod space;
 
 use alloc::vec::Vec;
-use core::marker::PhantomData;
+use core::{marker::PhantomData, ops::Range};
 
 use platform::{Hva, OutOfMemory, Platform, Shared, fallible::try_push};
 use x86::paging::{LARGE_PAGE_SHIFT, PAGE_SHIFT};
@@ -54,6 +54,14 @@ impl Slot {
     /// The dirty log, if the slot keeps one.
     pub fn dirty(&self) -> Option<&Bitmap> {
         self.dirty.as_deref()
+    }
+
+    /// The frames that `range` of the client serves.
+    pub(crate) fn frames_at(&self, range: &Range<Hva>) -> Option<Range<u64>> {
+        let end = self.hva.0.saturating_add(self.pages << PAGE_SHIFT);
+        let (from, to) = (range.start.0.max(self.hva.0), range.end.0.min(end));
+        let gfn = |hva: u64| self.base + ((hva - self.hva.0) >> PAGE_SHIFT);
+        (from < to).then(|| gfn(from)..gfn(to - 1) + 1)
     }
 
     fn owned_memory(&self) -> OwnedMemory {
