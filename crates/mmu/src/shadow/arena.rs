@@ -138,4 +138,9 @@ impl<P: Platform> Room<P> {
         free.try_reserve_exact(places.capacity()).map_err(|_| OutOfMemory)?;
         Ok(Self { places, free })
     }
+
+    /// For how many pages.
+    pub(super) fn places(&self) -> usize {
+        self.places.capacity()
+    }
 }

@@ -49,7 +49,9 @@ impl<P: Platform> Cache<P> {
             }
         }
         let wanted = open.places_wanted.load(SeqCst);
-        if wanted != 0 && self.room.is_none() {
+        // Others may have made more room than there is here: then this one is of no use.
+        if self.room.as_ref().map_or(0, Room::places) < wanted {
+            self.room = None;
             self.room = Some(Room::new(wanted.max(FIRST_PLACES))?);
         }
         Ok(())

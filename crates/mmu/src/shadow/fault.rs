@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How often a fault starts over before the guest is entered again, to fault again.
-const ATTEMPTS: u32 = 16;
+pub(super) const ATTEMPTS: u32 = 16;
 
 /// What follows from a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

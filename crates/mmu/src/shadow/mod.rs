@@ -53,6 +53,7 @@ use platform::{MaySleep, OutOfMemory, Platform, Shared, SpinLock, lock::rank};
 
 use crate::{AddressSpace, walk::Paging};
 use arena::Corrupt;
+use fault::ATTEMPTS;
 use map::Stop;
 use open::Open;
 use roots::Space;
@@ -162,7 +163,7 @@ impl<P: Platform> Shadow<P> {
         cx: &MaySleep,
         mut flush: impl FnMut(),
     ) -> Result<Root, ShadowError> {
-        loop {
+        for _ in 0..ATTEMPTS {
             cache.fill(&self.open, cx)?;
             let (result, due) = self.locked(|tables| {
                 cache.give_room(tables);
@@ -178,6 +179,8 @@ impl<P: Platform> Shadow<P> {
                 Err(Stop::Corrupt) => return Err(ShadowError::Dead),
             }
         }
+        // Others have taken every place each time.
+        Err(ShadowError::OutOfMemory)
     }
 
     /// Whether vCPU `vcpu` has to load its root again, although its registers have not changed. Without a lock; asked
@@ -271,6 +274,36 @@ mod tests {
         let mut flushed = 0;
         shadow.fulfil(due, || flushed += 1);
         assert_eq!(flushed, 1);
+    }
+
+    #[test]
+    fn a_cache_makes_more_room_than_it_has_if_others_were_faster() {
+        let shadow = Shadow::<Test>::new(1, &CX).unwrap();
+        let mut tables = shadow.tables.lock();
+        let (mut slow, mut fast) = (Cache::default(), Cache::default());
+        slow.fill(&shadow.open, &CX).unwrap();
+        fast.fill(&shadow.open, &CX).unwrap();
+        fast.give_room(&mut tables);
+        fast.tidy(&shadow.open);
+        // All that there is now is used before the slow one comes.
+        while fast.place(&mut tables).is_some() {
+            fast.fill(&shadow.open, &CX).unwrap();
+        }
+        slow.give_room(&mut tables);
+        slow.tidy(&shadow.open);
+        assert!(slow.place(&mut tables).is_none(), "its room is of no use");
+        slow.fill(&shadow.open, &CX).unwrap();
+        slow.give_room(&mut tables);
+        assert!(slow.place(&mut tables).is_some());
+    }
+
+    #[test]
+    fn there_are_no_more_pages_than_places() {
+        let shadow = Shadow::<Test>::new(1, &CX).unwrap();
+        let (result, due) = shadow.set_limit(usize::MAX);
+        due.abandon();
+        assert_eq!(result, Ok(()));
+        assert!(shadow.usage().0 < page::MAX_SLOTS as usize && default_limit(u64::MAX) < page::MAX_SLOTS as usize);
     }
 
     #[test]

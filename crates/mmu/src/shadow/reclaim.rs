@@ -6,13 +6,15 @@ use super::{
     Shadow, ShadowError,
     arena::Corrupt,
     life::FlushDue,
-    page::NO_SLOT,
+    page::{MAX_SLOTS, NO_SLOT},
     stats::Counter,
     tables::{Res, Tables},
 };
 
 /// The fewest pages that a guest can work with.
 pub const LEAST_PAGES: usize = 64;
+/// The most: the other places are for what is not counted, vCPUs' own roots and roots that were zapped.
+const MOST_PAGES: usize = MAX_SLOTS as usize - 4096;
 /// Of a thousand pages of the guest, so many may be shadow pages, as on Linux.
 const SHARE: u64 = 20;
 /// Pages that one fault may make.
@@ -22,15 +24,15 @@ const BATCH: usize = 16;
 
 /// The bound for a guest of `pages` pages, unless its client sets one.
 pub fn default_limit(pages: u64) -> usize {
-    usize::try_from(pages.saturating_mul(SHARE) / 1000).unwrap_or(usize::MAX).max(LEAST_PAGES)
+    usize::try_from(pages.saturating_mul(SHARE) / 1000).unwrap_or(usize::MAX).clamp(LEAST_PAGES, MOST_PAGES)
 }
 
 impl<P: Platform> Shadow<P> {
-    /// KVM_SET_NR_MMU_PAGES: at most `pages` shadow pages from now on. Fewer than [`LEAST_PAGES`] count as that, and the
-    /// path to one page for each root in use is always allowed.
+    /// KVM_SET_NR_MMU_PAGES: at most `pages` shadow pages from now on. Fewer than [`LEAST_PAGES`] count as that, more than
+    /// there are places for as these, and the path to one page for each root in use is always allowed.
     pub fn set_limit(&self, pages: usize) -> (Result<(), ShadowError>, FlushDue<P>) {
         let (result, due) = self.locked(|tables| {
-            (tables.limit, tables.limit_is_default) = (pages.max(LEAST_PAGES), false);
+            (tables.limit, tables.limit_is_default) = (pages.clamp(LEAST_PAGES, MOST_PAGES), false);
             let excess = tables.pages.saturating_sub(tables.bound());
             tables.recycle(excess).map(|_| ())
         });
