@@ -61,5 +61,7 @@ pub const KVM_ASYNC_PF_EN: u32 = 0x4b56_4d02;
 pub const KVM_STEAL_TIME: u32 = 0x4b56_4d03;
 pub const KVM_EOI_EN: u32 = 0x4b56_4d04;
 pub const KVM_POLL_CONTROL: u32 = 0x4b56_4d05;
+pub const KVM_ASYNC_PF_INT: u32 = 0x4b56_4d06;
+pub const KVM_ASYNC_PF_ACK: u32 = 0x4b56_4d07;
 /// 2007's hypercall page (rekvm's source for it: the ABI of Linux 2.6.22).
 pub const KVM_API_MAGIC_2007: u32 = 0x8765_5678;

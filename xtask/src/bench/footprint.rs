@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{guest, run};
+use crate::{clients, guest, run};
 
 /// Options of `bench-footprint`.
 #[derive(clap::Args)]
@@ -17,14 +17,23 @@ pub struct Options {
     /// Seconds for which the idle guest is watched.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+    /// The guest of an unmodified QEMU on `rekvm exec` instead of `rekvm run`'s.
+    #[arg(long)]
+    exec: bool,
 }
 
 /// See the module.
 pub fn run(options: &Options) -> Result<()> {
     run::build()?;
     let guest = guest::prepare(guest::Kind::Amd64)?;
-    let mut command = run::command(&guest, 1, "512M", "console=ttyS0 panic=-1 quiet rekvm.idle");
-    command.args(["--accel", "soft"]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut command = if options.exec {
+        clients::idle(&guest)
+    } else {
+        let mut command = run::command(&guest, 1, "512M", "console=ttyS0 panic=-1 quiet rekvm.idle");
+        command.args(["--accel", "soft"]);
+        command
+    };
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
     let start = Instant::now();
     let mut child = command.spawn().context("cannot start rekvm")?;
     let result = measure(&mut child, options, start);

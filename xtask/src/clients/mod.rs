@@ -211,6 +211,15 @@ fn boot(command: &mut Command, guest: &Guest, machine: Machine, word: &str, form
     command.args(["-device", &format!("{device},drive=disk")]);
 }
 
+/// QEMU with a guest that does nothing once it is up.
+pub fn idle(guest: &Guest) -> Command {
+    let mut command = qemu(Machine::Pc, Accel::Rekvm(Irqchip::On), 1, 512);
+    command.args(["-serial", "stdio"]);
+    command.arg("-kernel").arg(&guest.kernel).arg("-initrd").arg(&guest.initrd);
+    command.args(["-append", "console=ttyS0 panic=-1 quiet rekvm.idle"]);
+    command
+}
+
 fn self_test(guest: &Guest, machine: Machine, accel: Accel, cpus: u32, disk: &Path) -> Command {
     let mut command = qemu(machine, accel, cpus, 512);
     command.args(["-serial", "stdio"]);

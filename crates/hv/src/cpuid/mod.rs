@@ -9,7 +9,7 @@ use x86::{CpuState, Cr4, Features, control::xcr0};
 
 pub use features::features_from_cpuid;
 use features::{BITS, Reg};
-pub(crate) use supported::{Offer, PV_CLOCK, PV_CLOCK_NEW, supported};
+pub(crate) use supported::{Offer, PV_ASYNC_PF, PV_CLOCK, PV_CLOCK_NEW, supported};
 
 /// Most entries of a table, as Linux has it.
 pub(crate) const MAX_ENTRIES: usize = 256;

@@ -23,6 +23,8 @@ pub(crate) const PV_CLOCK: u32 = 1 << 0;
 const PV_NOP_IO_DELAY: u32 = 1 << 1;
 /// kvmclock by the new MSR numbers.
 pub(crate) const PV_CLOCK_NEW: u32 = 1 << 3;
+/// Asynchronous page faults, told by an interrupt.
+pub(crate) const PV_ASYNC_PF: u32 = 1 << 4 | 1 << 14;
 /// KVM_HC_KICK_CPU wakes a halted vCPU.
 const PV_UNHALT: u32 = 1 << 7;
 /// kvmclock is the same on every vCPU.
@@ -133,7 +135,7 @@ pub(crate) fn supported(offer: &Offer) -> Result<Vec<KvmCpuidEntry2>, OutOfMemor
     let [b, c, d] = KVM;
     let pv = if tsc_khz != 0 { PV_CLOCK | PV_CLOCK_NEW | PV_CLOCK_STABLE } else { 0 };
     t.leaf(0x4000_0000, [if tsc_khz != 0 { 0x4000_0010 } else { PV_LEAF }, b, c, d])?;
-    t.leaf(PV_LEAF, [pv | PV_NOP_IO_DELAY | PV_UNHALT, 0, 0, 0])?;
+    t.leaf(PV_LEAF, [pv | PV_NOP_IO_DELAY | PV_ASYNC_PF | PV_UNHALT, 0, 0, 0])?;
     if tsc_khz != 0 {
         // TSC and bus frequency in kHz, as hypervisors have agreed to tell them.
         t.leaf(0x4000_0010, [tsc_khz, 1_000_000, 0, 0])?;

@@ -70,7 +70,9 @@ impl<B: Backend> Kvm<B> {
             | KVM_CAP_BINARY_STATS_FD
             | KVM_CAP_DISABLE_QUIRKS
             | KVM_CAP_X86_SMM
-            | KVM_CAP_KVMCLOCK_CTRL => 1,
+            | KVM_CAP_KVMCLOCK_CTRL
+            | KVM_CAP_ASYNC_PF
+            | KVM_CAP_ASYNC_PF_INT => 1,
             KVM_CAP_MULTI_ADDRESS_SPACE => ADDRESS_SPACES as i32,
             KVM_CAP_COALESCED_MMIO => KVM_COALESCED_MMIO_PAGE_OFFSET as i32,
             KVM_CAP_EXIT_HYPERCALL => KVM_EXIT_HYPERCALL_MAP_GPA_RANGE as i32,

@@ -26,6 +26,9 @@ const PROCESSOR: &[u32] = &[
     msr::KVM_SYSTEM_TIME,
     msr::KVM_WALL_CLOCK_NEW,
     msr::KVM_SYSTEM_TIME_NEW,
+    msr::KVM_ASYNC_PF_EN,
+    msr::KVM_ASYNC_PF_INT,
+    msr::KVM_ASYNC_PF_ACK,
 ];
 
 /// What a client saves and restores.

@@ -1,4 +1,5 @@
 //! Tests of the core as a whole: a client in front, a scripted processor behind.
+mod async_pf;
 mod clock;
 mod coalesced;
 mod eventfds;

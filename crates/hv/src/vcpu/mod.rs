@@ -1,5 +1,6 @@
 //! A guest processor: what its descriptor holds, and the state that the thread inside its ioctl owns.
 mod apic;
+mod async_pf;
 mod clock;
 mod debug;
 mod device_attr;
@@ -38,6 +39,7 @@ use crate::{
     vm::VmShared,
 };
 pub(crate) use apic::LocalApic;
+use async_pf::AsyncPf;
 pub(crate) use clock::{PvClock, Rate, Tsc};
 pub(crate) use debug::KNOWN as GUEST_DEBUG;
 pub(crate) use events::Events;
@@ -108,6 +110,7 @@ pub(crate) struct Inner<B: Backend> {
     pub(crate) debug: GuestDebug,
     pub(crate) tsc: Tsc,
     pub(crate) pv: PvClock,
+    pub(crate) async_pf: AsyncPf,
     /// Task priority register by other ways than the register: exits and shared memory.
     pub(crate) tpr: Tpr,
     /// KVM_HC_KICK_CPU came while the vCPU was not halted: the next HLT ends at once.
@@ -237,6 +240,7 @@ impl<B: Backend> Inner<B> {
             debug: GuestDebug::default(),
             tsc: Tsc::new(shared.clock.tsc_offset(rate), rate),
             pv: PvClock::default(),
+            async_pf: AsyncPf::default(),
             tpr: Tpr::default(),
             unhalted: false,
             pdptes_set: false,

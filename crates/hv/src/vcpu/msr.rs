@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use platform::Platform;
 use x86::msr;
 
-use super::{Inner, LocalApic, clock::ClockWriter, para_2007};
+use super::{Inner, LocalApic, async_pf, clock::ClockWriter, para_2007};
 use crate::{
     Errno, Outcome,
     backend::{Backend, BackendVcpu, FlushTlb, Groups},
@@ -34,7 +34,7 @@ pub(crate) fn is_active(index: u32) -> bool {
                 | msr::KVM_SYSTEM_TIME
                 | msr::KVM_WALL_CLOCK_NEW
                 | msr::KVM_SYSTEM_TIME_NEW
-    )
+    ) || async_pf::is_ours(index)
 }
 
 impl<B: Backend> Inner<B> {
@@ -42,6 +42,11 @@ impl<B: Backend> Inner<B> {
     fn offers_clock(&self, index: u32, by: By) -> bool {
         let bit = if index > 0x4000_0000 { PV_CLOCK_NEW } else { PV_CLOCK };
         by == By::Client || self.cpuid.pv_features() & bit != 0
+    }
+
+    /// The same for asynchronous page faults.
+    fn offers_async_pf(&self, index: u32, by: By) -> bool {
+        async_pf::is_ours(index) && (by == By::Client || async_pf::is_offered(self.cpuid.pv_features()))
     }
 
     /// RDMSR.
@@ -67,6 +72,7 @@ impl<B: Backend> Inner<B> {
             msr::KVM_SYSTEM_TIME | msr::KVM_SYSTEM_TIME_NEW if self.offers_clock(index, by) => {
                 return Ok(self.pv.system_time);
             }
+            _ if self.offers_async_pf(index, by) => return Ok(self.async_pf.read(index)),
             _ => {}
         }
         let state = self.cpu.registers(Groups::MSRS.and(Groups::SEGMENTS).and(Groups::CONTROL));
@@ -138,6 +144,7 @@ impl<B: Backend> Inner<B> {
                 self.write_clock(vm, reader);
                 return Ok(());
             }
+            _ if self.offers_async_pf(index, by) => return self.async_pf.write(index, value, self.apic.is_some()),
             _ => {}
         }
         let state = self.cpu.registers_mut(Groups::MSRS.and(Groups::SEGMENTS).and(Groups::CONTROL));

@@ -106,6 +106,9 @@ impl<B: Backend> Run<'_, B> {
             return self.interrupted();
         }
         loop {
+            if self.inner.async_pf.is_due() {
+                self.inner.async_pf.tell(self.vm, self.index);
+            }
             if self.serve_requests()? == Step::ToClient {
                 return self.interrupted();
             }

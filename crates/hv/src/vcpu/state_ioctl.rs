@@ -5,7 +5,7 @@ use mmu::{Paging, Request, TableMemory, walk, walk::load_pdptes};
 use platform::Platform;
 use x86::{CpuState, Cr0, Cr4, Efer, Features, debug};
 
-use super::{Inner, LocalApic, MpState, fpu, mmu::reread_pdptes, regs};
+use super::{AsyncPf, Inner, LocalApic, MpState, fpu, mmu::reread_pdptes, regs};
 use crate::{
     Errno, Outcome,
     backend::{Backend, BackendVcpu, FlushTlb, Groups},
@@ -266,6 +266,7 @@ impl<B: Backend> Inner<B> {
         self.events.clear();
         self.tx.abandon();
         self.unhalted = false;
+        self.async_pf = AsyncPf::default();
         if let Some(apic) = &mut self.apic {
             apic.lapic.init();
             apic.arm(&self.tsc);

@@ -117,7 +117,10 @@ impl Watcher {
             let mut events: [libc::epoll_event; 32] = unsafe { mem::zeroed() };
             // SAFETY: the buffer holds as many events as it says.
             let count = unsafe { libc::epoll_wait(epoll, events.as_mut_ptr(), events.len() as i32, -1) };
-            // Below 0: interrupted.
+            if count < 0 && io::Error::last_os_error().raw_os_error() != Some(libc::EINTR) {
+                // The client has closed all numbers, ours too: there is nothing to wait for any more.
+                return;
+            }
             for event in events.iter().take(usize::try_from(count).unwrap_or(0)) {
                 self.notify(event.u64);
             }
