@@ -26,7 +26,7 @@ pub struct Registers {
 pub enum Paging {
     /// The processor walks the guest's tables, and nested ones. It runs guests with paging off, or in real mode.
     Nested,
-    /// The processor walks these tables of the core's. It only runs guests in protected mode.
+    /// The processor walks these tables of the core's. It only runs guests in protected mode, of which virtual-8086 mode is a part.
     Shadow(Root),
 }
 
@@ -44,6 +44,10 @@ impl Registers {
             }
             Paging::Shadow(root) => {
                 let mut cr4 = cr4 | Cr4::PAE.bits();
+                if state.cr0 & Cr0::PE.bits() == 0 {
+                    // Real mode runs as virtual-8086 mode, whose extensions would let instructions through.
+                    cr4 &= !(Cr4::VME | Cr4::PVI).bits();
+                }
                 let mut efer = state.efer | Efer::NXE.bits();
                 if state.cr0 & Cr0::PG.bits() == 0 {
                     // Addresses are physical: nothing of the guest's protects them, and setting LME alone does not yet

@@ -1,6 +1,10 @@
 //! Whether the processor would enter a guest with these segments, if it has no unrestricted guests: they have to be what loads in
 //! protected mode leave (SDM vol. 3, 27.3.1.2). Right after a switch of modes they are not: until the guest has loaded them again,
-//! the core executes its instructions, and all of real mode.
+//! the core executes its instructions.
+//!
+//! Real mode runs as virtual-8086 mode while its segments have limits of 64 KiB and bases of 16 times the selector. At privilege
+//! level 3, with I/O privilege level 0 and every exception intercepted, whatever differs between the two modes faults, and the
+//! core executes it.
 use x86::{Attr, CpuState, Cr0, Mode, Seg, Segment, flags};
 
 /// Why not.
@@ -21,6 +25,26 @@ pub fn mended(segment: &Segment) -> Segment {
     let attr = segment.attr;
     let checked = !attr.unusable() && attr.typ() < 12 && attr.dpl() < rpl(segment);
     Segment { attr: if checked { attr.with_dpl(rpl(segment)) } else { attr }, ..*segment }
+}
+
+/// How a guest without unrestricted mode can be entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// As it is.
+    Itself,
+    /// Its real mode as virtual-8086 mode.
+    Virtual8086,
+    /// Not at all.
+    None,
+}
+
+/// How the guest can be entered with `state`.
+pub fn form(state: &CpuState) -> Form {
+    if state.mode == Mode::Real {
+        let plain = |s: &Segment| s.base == u64::from(s.selector) << 4 && s.limit == 0xffff && s.attr.type_bit1();
+        return if state.seg.iter().all(plain) && tables(state).is_ok() { Form::Virtual8086 } else { Form::None };
+    }
+    if check(state).is_ok() { Form::Itself } else { Form::None }
 }
 
 /// What is known to be wrong with the state of a guest that has no unrestricted mode.
@@ -195,6 +219,17 @@ mod tests {
         assert_eq!(check(&state), Ok(()));
         state.seg[0].limit = 0xf_ffff;
         assert!(check(&state).is_err());
+    }
+
+    #[test]
+    fn real_mode_runs_as_virtual_8086_mode_while_its_segments_are_plain() {
+        let mut state = CpuState::reset(0);
+        assert_eq!(form(&state), Form::None, "code at the top of memory");
+        state.seg[1] = Segment::real(0xf000, 0);
+        assert_eq!(form(&state), Form::Virtual8086);
+        state.seg[3].limit = u32::MAX;
+        assert_eq!(form(&state), Form::None, "big real mode");
+        assert_eq!(form(&flat()), Form::Itself);
     }
 
     #[test]

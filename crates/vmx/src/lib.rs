@@ -22,10 +22,11 @@
 //! # Paging, and real mode
 //! With EPT and unrestricted guests the processor walks the guest's tables itself, and runs every mode. If it lacks one of the two,
 //! or EFER in the control structure, it walks shadow tables of the core's, and only runs protected mode with segments that loads
-//! have left there; all else, also real mode, the core executes (`BackendVcpu::can_enter`).
+//! have left there. Real mode with plain segments runs as virtual-8086 mode ([`guest_state`]); all else the core executes
+//! (`BackendVcpu::can_enter`).
 //!
 //! # What is not here
-//! Virtual-8086 mode as a faster form of real mode. EPT without unrestricted guests. Posted interrupts, APIC-access pages,
+//! EPT without unrestricted guests. Posted interrupts, APIC-access pages,
 //! VMX for guests. Processors without virtual NMIs are refused.
 #![no_std]
 extern crate alloc;

@@ -28,6 +28,25 @@ fn read_segment<I: Instructions>(vmcs: &Current<I>, n: u32) -> Segment {
     }
 }
 
+/// Access rights of every segment in virtual-8086 mode.
+const RIGHTS_8086: u32 = 0xf3;
+
+/// The segments of real mode, for virtual-8086 mode.
+pub fn write_segments_8086<I: Instructions>(vmcs: &mut Current<I>, state: &CpuState) {
+    for (n, segment) in (0..).zip(&state.seg) {
+        write_segment(vmcs, n, segment, RIGHTS_8086);
+    }
+    write_tables(vmcs, state);
+}
+
+/// Back: loads have changed selectors and bases, and nothing else, as in real mode.
+pub fn read_segments_8086<I: Instructions>(vmcs: &Current<I>, state: &mut CpuState) {
+    for (n, segment) in (0..).zip(&mut state.seg) {
+        let Segment { selector, base, .. } = read_segment(vmcs, n);
+        (segment.selector, segment.base) = (selector, base);
+    }
+}
+
 /// Segment and descriptor-table registers. `unrestricted`: the processor takes those of real mode.
 pub fn write_segments<I: Instructions>(vmcs: &mut Current<I>, state: &CpuState, unrestricted: bool) {
     for (n, segment) in state.seg.iter().enumerate() {
@@ -43,6 +62,10 @@ pub fn write_segments<I: Instructions>(vmcs: &mut Current<I>, state: &CpuState, 
         };
         write_segment(vmcs, n as u32, &segment, segment::data_rights(&segment));
     }
+    write_tables(vmcs, state);
+}
+
+fn write_tables<I: Instructions>(vmcs: &mut Current<I>, state: &CpuState) {
     write_segment(vmcs, LDTR, &state.ldtr, segment::table_rights(&state.ldtr));
     write_segment(vmcs, TR, &state.tr, segment::task_rights(&state.tr));
     vmcs.write(GUEST_GDTR_BASE, state.gdtr.base);

@@ -154,6 +154,8 @@ pub enum Exit {
     },
     /// A hardware task switch that the processor leaves to software.
     TaskSwitch,
+    /// The processor cannot deliver the event that was to be injected in the guest's mode: the core does.
+    Delivery,
     /// A triple fault, or shutdown by other means.
     Shutdown,
     /// The instruction at RIP has to be emulated (the back end cannot run it itself).

@@ -55,7 +55,8 @@ pub(crate) fn handle<B: Backend>(run: &mut Run<'_, B>, exit: Exit, cx: &MaySleep
             Ok(Step::Continue)
         }
         Exit::MonitorMwait { len, .. } => run.monitor_mwait(len),
-        Exit::TaskSwitch if let Some(event) = run.inner.events.injected => run.deliver(event),
+        Exit::TaskSwitch | Exit::Delivery if let Some(event) = run.inner.events.injected => run.deliver(event),
+        Exit::Delivery => Ok(Step::Continue),
         Exit::Xsetbv { .. } | Exit::TaskSwitch | Exit::Emulate => run.emulate(cx),
         Exit::Rsm => run.rsm(),
         Exit::Pio(pio) => run.pio(pio, cx),

@@ -410,3 +410,21 @@ fn a_signal_ends_a_loop_that_the_processor_does_not_run() {
     set_signal(false);
     assert_eq!(result, Err(Errno::EINTR));
 }
+
+#[test]
+fn an_event_that_the_processor_cannot_deliver_is_delivered_by_the_core() {
+    let m = Machine::new();
+    m.poke(4 * 0x31, &[0x00, 0x20, 0, 0]);
+    m.state(|s| {
+        (s.rip, s.gpr[4]) = (CODE, 0x4000);
+        s.flags.set(x86::flags::IF);
+    });
+    m.ioctl(KVM_INTERRUPT, &mut KvmInterrupt { irq: 0x31 }).unwrap();
+    *m.script.cut_short.lock().unwrap() = true;
+    m.script.exit(Exit::Delivery);
+    m.script.entry(|s, _| {
+        assert_eq!((s.rip, s.gpr[4]), (0x2000, 0x4000 - 6));
+        Exit::Shutdown
+    });
+    assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
+}

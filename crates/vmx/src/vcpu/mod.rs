@@ -26,7 +26,7 @@ use crate::{
         ENTRY_ERROR_CODE, ENTRY_LENGTH, EXIT_ERROR_CODE, EXIT_EVENT, EXIT_LENGTH, EXIT_REASON, GUEST_PHYSICAL,
         QUALIFICATION, VECTORING_ERROR_CODE, VECTORING_EVENT,
     },
-    guest_state,
+    guest_state::{self, Form},
     inject::{self, CutShort, Injection},
     instructions::{HostThread, Instructions},
     region::Region,
@@ -71,8 +71,8 @@ pub(crate) struct Guest<P: Hardware, I> {
     stale: Groups,
     /// Groups of `state` that the processor does not have yet.
     changed: Groups,
-    /// The processor would enter the guest with the segments and control registers of `state`.
-    fits: bool,
+    /// How the processor would enter the guest with the segments and control registers of `state`.
+    form: Form,
     /// Which vCPU this is, among all of the host.
     pub(crate) number: u64,
     pub(crate) tag: Tag,
@@ -167,7 +167,7 @@ impl<P: Hardware, I: Instructions> IntelVcpu<P, I> {
             fpu: P::GuestFpu::new(cx)?,
             stale: Groups(0),
             changed: Groups::ALL,
-            fits: false,
+            form: if common.nested { Form::Itself } else { Form::None },
             number: common.number(),
             tag: Tag::default(),
             last_cpu: usize::MAX,
@@ -217,7 +217,11 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             // Active nowhere else any more.
             let Some(vmcs) = resident.current::<I>(self.region.node(), cpu) else { return };
             if wanted.any(Groups::SEGMENTS) {
-                sync::read_segments(&vmcs, &mut self.state);
+                if self.form == Form::Virtual8086 {
+                    sync::read_segments_8086(&vmcs, &mut self.state);
+                } else {
+                    sync::read_segments(&vmcs, &mut self.state);
+                }
             }
             if wanted.any(Groups::CONTROL) {
                 self.state.cr0 = self.state.cr0 & !CR0_FREE | self.fields.cr0.get(&vmcs) & CR0_FREE;
@@ -251,9 +255,14 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         }
         if self.changed.any(Groups::SEGMENTS.and(Groups::CONTROL)) {
             self.fetch(common, Groups::ALL_BUT_FPU);
-            self.fits = guest_state::check(&self.state).is_ok();
+            let form = guest_state::form(&self.state);
+            if form != self.form {
+                // What is in the control structure is of another form.
+                self.changed = self.changed.and(Groups::SEGMENTS);
+                self.form = form;
+            }
         }
-        self.fits
+        self.form != Form::None
     }
 
     /// Writes what has changed into the control structure, which is the current one.
@@ -262,11 +271,18 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         let changed = core::mem::replace(&mut self.changed, Groups(0));
         self.fields.start(common, vmcs, self.virtual_apic.as_ref().map(Frames::hpa));
         payload::apply(self.injected.as_ref(), &mut self.state);
-        let rflags = payload::rflags_to_run(&self.state, &self.debug, self.injected.as_ref());
+        let mut rflags = payload::rflags_to_run(&self.state, &self.debug, self.injected.as_ref());
+        if self.form == Form::Virtual8086 {
+            rflags = rflags & !flags::IOPL | flags::VM;
+        }
         let dr7 = self.dr7();
         let state = &*self.state;
         if changed.any(Groups::SEGMENTS) {
-            sync::write_segments(vmcs, state, common.nested);
+            if self.form == Form::Virtual8086 {
+                sync::write_segments_8086(vmcs, state);
+            } else {
+                sync::write_segments(vmcs, state, common.nested);
+            }
         }
         if changed.any(Groups::MSRS) {
             sync::write_msrs(vmcs, state);
@@ -330,6 +346,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             | bit(Vector::MC)
             | on(!common.nested, bit(Vector::PF))
             | on(self.debug.software_breakpoints, bit(Vector::BP));
+        let exceptions = if self.form == Form::Virtual8086 { u32::MAX } else { exceptions };
         self.fields.exceptions.put(vmcs, exceptions);
         if let Some(page) = &self.virtual_apic {
             // SAFETY: a page of this vCPU's own, which the processor only reads while the guest runs.
@@ -389,9 +406,12 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         if reason == reason::TRIPLE_FAULT {
             fields.activity.changed();
         }
-        let rflags = fields.rflags.get(vmcs);
+        let mut rflags = fields.rflags.get(vmcs);
         let held = fields.interruptibility.get(vmcs);
         let state = &mut *self.state;
+        if self.form == Form::Virtual8086 {
+            rflags = rflags & !(flags::VM | flags::IOPL) | state.flags.get() & flags::IOPL;
+        }
         state.rip = fields.rip.get(vmcs);
         state.gpr[4] = fields.rsp.get(vmcs);
         state.flags.set(payload::rflags_of_guest(rflags, state, &self.debug));
@@ -403,7 +423,11 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             Shadow::None
         };
         self.nmi_blocked = held & blocked::NMI != 0;
-        sync::read_levels(vmcs, state);
+        if self.form == Form::Virtual8086 {
+            state.refresh();
+        } else {
+            sync::read_levels(vmcs, state);
+        }
         self.stale = LAZY;
         Left { report, vectoring, vectoring_code }
     }
@@ -411,6 +435,10 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     fn enter(&mut self, common: &Common<P>, env: &Env<'_, P>) -> Exit {
         if env.root == Root::NONE {
             return Exit::FailEntry { reason: 0 };
+        }
+        if self.form == Form::Virtual8086 && self.injected.is_some() {
+            // It would go through the guest's table as protected mode's.
+            return Exit::Delivery;
         }
         if self.changed.any(Groups::FPU) {
             if !fpu::restore(&mut self.fpu, &self.state.fpu, common.processor.offer.xcr0) {
@@ -457,6 +485,12 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             self.nmi_blocked = true;
         }
         match report.decode(&self.state.gpr) {
+            // In real mode the same instruction does what it does, or faults in another way.
+            Decoded::Exit(Exit::Exception { exception })
+                if self.form == Form::Virtual8086 && !self.is_exception_of_real_mode(exception.vector) =>
+            {
+                Exit::Emulate
+            }
             // INT n through a task gate: the emulator executes all of it.
             Decoded::Exit(Exit::TaskSwitch) if cut_short == CutShort::Instruction => Exit::Emulate,
             Decoded::Exit(exit) => exit,
@@ -473,6 +507,16 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
                 self.tell_state(common, report.qualification);
                 Exit::FailEntry { reason: report.reason.into() }
             }
+        }
+    }
+
+    /// Whether an exception in virtual-8086 mode is what real mode would have met.
+    fn is_exception_of_real_mode(&self, vector: Vector) -> bool {
+        match vector {
+            // The core does not execute what raises these.
+            Vector::MF | Vector::XM => true,
+            Vector::BP => self.debug.software_breakpoints,
+            _ => false,
         }
     }
 

@@ -404,3 +404,65 @@ fn the_fpu_is_copied_only_for_who_asks() {
     rig.halt();
     assert_eq!(take_steps()[..2], [Step::FpuRestore, Step::IrqsOff]);
 }
+
+/// With shadow paging, and a guest in real mode with plain segments.
+fn real_mode() -> Rig {
+    let mut rig = Rig::with(Options { ept: false });
+    let state = rig.vcpu.registers_mut(Groups::ALL);
+    state.seg = [Segment::real(0x1234, 0); 6];
+    state.flags.set(2 | flags::IOPL);
+    state.refresh();
+    rig
+}
+
+#[test]
+fn real_mode_runs_as_virtual_8086_mode_and_shows_nothing_of_it() {
+    let mut rig = real_mode();
+    assert!(rig.vcpu.can_enter());
+    rig.guest(|s| {
+        put(s, GUEST_SELECTORS.nth(3), 0x5678);
+        put(s, GUEST_BASES.nth(3), 0x5_6780);
+        put(s, EXIT_REASON, 10);
+    });
+    rig.run();
+    assert_eq!(rig.seen(GUEST_RFLAGS), 2 | flags::VM);
+    assert_eq!((rig.seen(GUEST_RIGHTS.nth(1)), rig.seen(EXCEPTIONS)), (0xf3, u32::MAX));
+    assert_eq!((rig.seen(GUEST_CR0) & 1, rig.seen(CR0_SHADOW) & 1), (1, 0));
+    let state = rig.vcpu.registers(Groups::ALL);
+    assert_eq!((state.flags.get(), state.cpl, state.mode), (2 | flags::IOPL, 0, Mode::Real));
+    assert_eq!(state.seg[3], Segment::real(0x5678, 0));
+    assert_eq!(state.seg[1], Segment::real(0x1234, 0));
+    // Protected mode again: the segments are written anew.
+    rig.vcpu.registers_mut(Groups::CONTROL).cr0 |= Cr0::PE.bits();
+    rig.vcpu.registers_mut(Groups::SEGMENTS).refresh();
+    rig.vcpu.registers_mut(Groups::SEGMENTS).seg[1].attr = x86::Attr(0x9b);
+    assert!(rig.vcpu.can_enter());
+    rig.halt();
+    assert_eq!((rig.seen(GUEST_RIGHTS.nth(1)), rig.seen(GUEST_RIGHTS.nth(3))), (0x9b, 0x93));
+}
+
+#[test]
+fn what_virtual_8086_mode_does_otherwise_is_the_cores() {
+    let mut rig = real_mode();
+    assert!(rig.vcpu.can_enter());
+    rig.vcpu.inject(interrupt(8));
+    take_steps();
+    assert_eq!(rig.run(), Exit::Delivery);
+    assert!(take_steps().is_empty());
+    assert_eq!(rig.vcpu.take_unfinished_event(), Some(interrupt(8)));
+    let met = |rig: &mut Rig, event: u32| {
+        rig.guest(move |s| {
+            put(s, EXIT_REASON, 0);
+            put(s, EXIT_EVENT, event);
+        });
+        rig.run()
+    };
+    // #GP, #UD, #DE, INT3.
+    for event in [0x8000_0b0d, 0x8000_0306, 0x8000_0300, 0x8000_0603] {
+        assert_eq!(met(&mut rig, event), Exit::Emulate, "{event:#x}");
+    }
+    let plain = |vector| Exit::Exception { exception: Exception::plain(vector) };
+    assert_eq!(met(&mut rig, 0x8000_0310), plain(Vector::MF));
+    rig.vcpu.set_debug(GuestDebug { software_breakpoints: true, ..GuestDebug::default() });
+    assert_eq!(met(&mut rig, 0x8000_0603), plain(Vector::BP));
+}
