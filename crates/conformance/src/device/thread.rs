@@ -89,3 +89,50 @@ pub fn take_pending(signal: i32) -> bool {
     // SAFETY: a valid set and time.
     unsafe { libc::sigtimedwait(&set_of(signal), ptr::null_mut(), &at_once) == signal }
 }
+
+/// What a client uses to hear of a signal that it blocks.
+#[derive(Clone, Copy, Debug)]
+pub enum Hears {
+    /// `read` of a signalfd, without waiting.
+    SignalFd,
+    /// `sigwait`.
+    SigWait,
+    /// The handler, let in by `ppoll` for as long as that lasts.
+    Ppoll,
+}
+
+impl Hears {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::SignalFd, Self::SigWait, Self::Ppoll];
+
+    /// Whether `signal`, which is pending and blocked, is heard; it is no longer pending then. By `Ppoll` nothing tells that
+    /// the handler has run but its own count.
+    pub fn take(self, signal: i32) -> bool {
+        let set = set_of(signal);
+        // SAFETY: valid sets, times and buffers; the descriptor is new and closed here.
+        unsafe {
+            match self {
+                Self::SignalFd => {
+                    let fd = libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC);
+                    let mut info: libc::signalfd_siginfo = mem::zeroed();
+                    let size = size_of::<libc::signalfd_siginfo>();
+                    let len = libc::read(fd, (&raw mut info).cast(), size);
+                    libc::close(fd);
+                    len == size as isize && info.ssi_signo == signal as u32
+                }
+                Self::SigWait => {
+                    let mut got = 0;
+                    libc::sigwait(&set, &mut got) == 0 && got == signal
+                }
+                Self::Ppoll => {
+                    let mut open: libc::sigset_t = mem::zeroed();
+                    libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), &mut open);
+                    libc::sigdelset(&mut open, signal);
+                    let long = libc::timespec { tv_sec: 10, tv_nsec: 0 };
+                    libc::ppoll(ptr::null_mut(), 0, &long, &open) == -1
+                        && std::io::Error::last_os_error().raw_os_error() == Some(libc::EINTR)
+                }
+            }
+        }
+    }
+}

@@ -4,7 +4,7 @@ use iced_x86::code_asm::*;
 
 use super::lifetime::counter;
 use crate::{
-    device::{Device, Errno, Thread, block, install, take_pending, unblock},
+    device::{Device, Errno, Hears, Thread, block, install, install_counting, take_pending, unblock},
     runner::{Case, case},
     vm::{RealMode, Vcpu, until, while_running},
 };
@@ -15,6 +15,7 @@ pub(super) const CASES: &[Case] = &[
     case("a-signal-through-the-mask-stays-pending", "A09", through_mask),
     case("the-mask-is-in-force-during-runs-only", "A09", only_during_runs),
     case("a-signal-during-the-run-stays-pending", "A09", during_run),
+    case("every-way-to-hear-of-a-pending-signal", "A09", every_way),
     case("no-mask-any-more", "A09", mask_removed),
     case("masks-of-other-sizes", "A09", sizes),
     case("many-signals-lose-no-instruction", "A09 A12", many),
@@ -112,6 +113,26 @@ fn during_run(device: &Device) {
         assert_eq!(runner.join().expect("a thread"), Err(Errno::EINTR));
     });
     assert!(still_pending.into_inner());
+}
+
+/// Signalfd, sigwait and a handler in ppoll get what only KVM_SET_SIGNAL_MASK has let through, once.
+fn every_way(device: &Device) {
+    let machine = halts(device);
+    let signal = libc::SIGRTMIN() + 3;
+    let calls = install_counting(device.fd.sys(), signal);
+    block(signal);
+    set_mask(&machine.vcpu, all_but(signal)).expect("KVM_SET_SIGNAL_MASK");
+    for hears in Hears::ALL {
+        machine.vcpu.run_to_hlt();
+        Thread::current().signal(signal);
+        assert_eq!(machine.vcpu.try_run(), Err(Errno::EINTR));
+        let before = calls.load(std::sync::atomic::Ordering::SeqCst);
+        assert!(hears.take(signal), "{hears:?} does not hear of the signal");
+        let ran = calls.load(std::sync::atomic::Ordering::SeqCst) - before;
+        assert_eq!(ran, usize::from(matches!(hears, Hears::Ppoll)), "{hears:?}: calls of the handler");
+        assert!(!take_pending(signal), "{hears:?}: the signal came twice");
+    }
+    assert_eq!(calls.load(std::sync::atomic::Ordering::SeqCst), 1, "the handler ran inside KVM_RUN");
 }
 
 fn mask_removed(device: &Device) {
