@@ -226,6 +226,20 @@ mod tests {
     }
 
     #[test]
+    fn caches_and_addresses_are_told_as_each_vendor_does() {
+        let state = CpuState::reset(0);
+        let intel = offered(Features::all() - Features::AMD, 2_000_000);
+        for (cpuid, amd) in [(table(), true), (intel, false)] {
+            assert_eq!(cpuid.execute(2, 0, &state, true) == [0; 4], amd);
+            assert_eq!(cpuid.execute(4, 0, &state, true)[0] & 0x1f, u32::from(!amd), "L1 data");
+            assert_eq!(cpuid.execute(0x8000_0005, 0, &state, true) != [0; 4], amd);
+            let [bits, ..] = cpuid.execute(0x8000_0008, 0, &state, true);
+            assert_eq!((bits & 0xff, bits >> 8), (cpuid.physical_bits(), 48));
+            assert!((36..=52).contains(&cpuid.physical_bits()));
+        }
+    }
+
+    #[test]
     fn the_hypervisor_names_itself() {
         let [_, b, c, d] = table().execute(0x4000_0000, 0, &CpuState::reset(0), true);
         assert_eq!([b, c, d].map(u32::to_le_bytes).concat(), b"KVMKVMKVM\0\0\0");

@@ -118,6 +118,19 @@ fn a_resampled_one_holds_its_line_until_the_guest_has_ended_the_interrupt() {
     assert_eq!(ioapic(&m).irr, 0);
 }
 
+/// The IOAPIC is told of the ends of edges only if somebody waits for them.
+#[test]
+fn an_edge_is_resampled_too() {
+    let m = machine();
+    pin_5(&m, 0x45);
+    bind(&m, 141, 5, KVM_IRQFD_FLAG_RESAMPLE, 143).unwrap();
+    event(141).signal();
+    assert_eq!(delivered(&m), [0x45]);
+    end_of_interrupt(&m);
+    delivered(&m);
+    assert_eq!(event(143).count(), 1);
+}
+
 #[test]
 fn the_8259a_resamples_too() {
     let m = Machine::with_irqchip();

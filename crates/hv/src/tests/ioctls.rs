@@ -5,6 +5,7 @@ use std::vec::Vec;
 
 use crate::{
     Errno, Outcome,
+    backend::{BackendVcpu, Groups},
     testing::{CODE, Machine, cx},
 };
 
@@ -98,6 +99,64 @@ fn state_goes_in_and_comes_out() {
         (l.regs[0x80], l.regs[0xa0]) = (0x20, 0x20);
     });
     round_trip::<KvmVcpuEvents>(&m, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS, |e| e.nmi.pending = 1);
+}
+
+#[test]
+fn each_register_that_is_too_large_is_refused_by_itself() {
+    let m = Machine::new();
+    let good: KvmDebugregs = m.get(KVM_GET_DEBUGREGS);
+    let other = KvmDebugregs { db: [1; 4], ..good };
+    for mut bad in [
+        KvmDebugregs { flags: 1, ..other },
+        KvmDebugregs { dr6: 1 << 32, ..other },
+        KvmDebugregs { dr7: 1 << 32, ..other },
+    ] {
+        assert_eq!(value(m.ioctl(KVM_SET_DEBUGREGS, &mut bad)), Err(Errno::EINVAL), "{bad:?}");
+        assert_eq!(m.get::<KvmDebugregs>(KVM_GET_DEBUGREGS), good);
+    }
+    let good: KvmSregs = m.get(KVM_GET_SREGS);
+    for (cr8, expected) in [(15, Ok(0)), (16, Err(Errno::EINVAL))] {
+        assert_eq!(value(m.ioctl(KVM_SET_SREGS, &mut KvmSregs { cr8, ..good })), expected);
+    }
+}
+
+#[test]
+fn a_vcpu_that_has_not_run_shows_its_signature_in_rdx() {
+    let m = Machine::new();
+    let (other, _run) = Machine::new_vcpu(&m.vm, 1);
+    m.use_supported_cpuid(&other);
+    let (rdx, signature) =
+        other.with_inner(|inner| (inner.cpu.registers(Groups::GENERAL).gpr[2], inner.cpuid.signature()));
+    assert_eq!(rdx, u64::from(signature));
+}
+
+/// The entries of the most that are offered end beyond the client's memory here: they are looked for.
+#[test]
+fn as_many_routes_as_are_offered_are_read_and_no_more() {
+    let m = Machine::with_irqchip();
+    let most = KVM_MAX_IRQ_ROUTES as u32;
+    for (nr, error) in [(most, Errno::EFAULT), (most + 1, Errno::EINVAL)] {
+        assert_eq!(value(m.vm_ioctl(KVM_SET_GSI_ROUTING, &mut KvmIrqRouting { nr, flags: 0 })), Err(error));
+    }
+}
+
+#[test]
+fn a_message_for_0xff_goes_to_all_until_the_client_wants_it_to_be_an_id() {
+    let id = KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+    for (flags, reached) in [(KVM_X2APIC_API_USE_32BIT_IDS, 1), (KVM_X2APIC_API_USE_32BIT_IDS | id, 0)] {
+        let m = Machine::with_irqchip();
+        let mut cap = KvmEnableCap { cap: KVM_CAP_X2APIC_API, ..KvmEnableCap::default() };
+        cap.args[0] = flags;
+        m.vm_ioctl(KVM_ENABLE_CAP, &mut cap).unwrap();
+        let mut sregs: KvmSregs = m.get(KVM_GET_SREGS);
+        sregs.apic_base |= 1 << 10;
+        m.ioctl(KVM_SET_SREGS, &mut sregs).unwrap();
+        let mut lapic: KvmLapicState = m.get(KVM_GET_LAPIC);
+        lapic.regs[0xf0..0xf4].copy_from_slice(&0x1ffu32.to_le_bytes());
+        m.ioctl(KVM_SET_LAPIC, &mut lapic).unwrap();
+        let mut msi = KvmMsi { address_lo: 0xfee0_0000 | 0xff << 12, data: 0x51, ..KvmMsi::default() };
+        assert_eq!(value(m.vm_ioctl(KVM_SIGNAL_MSI, &mut msi)), Ok(reached));
+    }
 }
 
 #[test]

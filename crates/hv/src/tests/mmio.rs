@@ -345,6 +345,29 @@ fn a_locked_instruction_over_memory_and_device_reads_and_writes_once() {
 }
 
 #[test]
+fn a_locked_instruction_over_two_pages_that_lie_apart_writes_both() {
+    let m = Machine::new();
+    // LOCK INC DWORD [0x5ffe]; page 6 is in frame 9.
+    m.poke(CODE, &[0xf0, 0x66, 0xff, 0x06, 0xfe, 0x5f]);
+    m.poke(0x2000, &0x3007u32.to_le_bytes());
+    for page in 0..8u32 {
+        let frame = if page == 6 { 9 } else { page };
+        m.poke(0x3000 + 4 * u64::from(page), &(frame << 12 | 7).to_le_bytes());
+    }
+    m.poke(0x5ffe, &[0xff, 0xff]);
+    m.state(|s| {
+        s.cr0 |= (x86::Cr0::PE | x86::Cr0::PG).bits();
+        s.cr3 = 0x2000;
+        s.refresh();
+    });
+    m.script.exit(Exit::Emulate);
+    m.script.exit(Exit::Shutdown);
+    assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
+    assert_eq!([0x5ffe, 0x9000, 0x6000].map(|at| m.peek::<u16>(at)), [0, 1, 0]);
+    assert_eq!(m.state(|s| s.rip), CODE + 6);
+}
+
+#[test]
 fn flushing_a_line_of_a_device_does_not_read_it() {
     let m = machine(&[0x0f, 0xae, 0x3f]); // clflush [bx]
     m.script.exit(Exit::Emulate);

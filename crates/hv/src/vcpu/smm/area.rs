@@ -257,6 +257,7 @@ mod tests {
             *segment = Segment::from_descriptor(8 * n as u16, 0x00cf_9300_0000_ffff | (n as u64) << 16);
         }
         state.shadow = Shadow::Sti;
+        state.dr6 = debug::DR6_FIXED | debug::DR6_BD | debug::DR6_BS | debug::DR6_BT | 5;
         state
     }
 
