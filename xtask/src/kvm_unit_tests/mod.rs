@@ -22,9 +22,9 @@ use config::Test;
 /// Options of `kvm-unit-tests`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Where its sources come from: a git URL, or a folder with a checkout or a repository.
-    #[arg(long, default_value = source::URL)]
-    source: String,
+    /// A folder with a checkout of kvm-unit-tests in `source`, and with its builds in `x86_64` and `i386`.
+    #[arg(long)]
+    built: PathBuf,
     /// Only tests whose name contains this (may be repeated).
     #[arg(long = "filter")]
     filters: Vec<String>,
@@ -51,7 +51,7 @@ pub fn kvm_unit_tests(options: &Options) -> Result<()> {
     if options.accel.is_none() {
         check(cargo().args(["build", "--release", "--quiet", "--package", "rekvm", "--package", "rekvm-preload"]))?;
     }
-    let built = source::prepare(&options.source)?;
+    let built = source::find(&options.built)?;
     let tests = config::parse(&fs::read_to_string(built.source.join("x86/unittests.cfg"))?);
     let logs = target_dir().join("kvm-unit-tests-logs");
     fs::create_dir_all(&logs)?;

@@ -1,18 +1,7 @@
-//! The sources of kvm-unit-tests, fetched and built under cargo's folder.
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+//! kvm-unit-tests as the user has built them: a checkout, and a build of it for each width.
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-
-use crate::process::{cache, check, need, need_file};
-
-/// Where they come from unless something else is asked for.
-pub const URL: &str = "https://gitlab.com/kvm-unit-tests/kvm-unit-tests.git";
-/// The commit that the table was made with.
-const COMMIT: &str = "1da1819e49fc4938985edca67df669099b4c87a7";
+use anyhow::{Result, ensure};
 
 /// What was built.
 pub struct Built {
@@ -24,50 +13,20 @@ pub struct Built {
 impl Built {
     /// Where the guests of `bits` bits are.
     pub fn folder(&self, bits: u32) -> PathBuf {
-        self.root.join(arch(bits))
+        self.root.join(if bits == 32 { "i386" } else { "x86_64" })
     }
 }
 
-fn arch(bits: u32) -> &'static str {
-    if bits == 32 { "i386" } else { "x86_64" }
-}
-
-/// Fetches and builds what is not there yet.
-pub fn prepare(from: &str) -> Result<Built> {
-    need("git", "git")?;
-    need("make", "make")?;
-    need("gcc", "gcc")?;
-    // The 32-bit guests are linked with the compiler's 32-bit library.
-    need_file("/usr/lib/gcc/x86_64-linux-gnu/12/32/libgcc.a", "gcc-multilib")?;
-    let root = std::path::absolute(cache().join("kvm-unit-tests"))?;
-    let source = root.join("source");
-    if !source.join("configure").exists() {
-        fs::create_dir_all(&root)?;
-        eprintln!("xtask: fetching kvm-unit-tests from {from}");
-        check(Command::new("git").args(["clone", "--quiet", from]).arg(&source))?;
-        check(Command::new("git").arg("-C").arg(&source).args(["checkout", "--quiet", COMMIT]))?;
-    }
-    let built = Built { source, root };
-    for bits in [64, 32] {
-        let folder = built.folder(bits);
-        let done = folder.join("built");
-        if !done.exists() {
-            build(&built.source, &folder, arch(bits))?;
-            fs::write(&done, COMMIT).with_context(|| format!("cannot write {}", done.display()))?;
-        }
+/// Finds the checkout (`source`) and the builds (`x86_64`, `i386`) in `root`.
+pub fn find(root: &Path) -> Result<Built> {
+    let root = std::path::absolute(root)?;
+    let built = Built { source: root.join("source"), root };
+    for folder in [built.source.clone(), built.folder(64), built.folder(32)] {
+        ensure!(
+            folder.join("x86").is_dir(),
+            "{} holds no kvm-unit-tests: --built names a folder with a checkout in `source`, and its builds in `x86_64` and `i386`",
+            folder.display()
+        );
     }
     Ok(built)
-}
-
-/// Builds in a folder of its own, with the log beside it.
-fn build(source: &Path, folder: &Path, arch: &str) -> Result<()> {
-    eprintln!("xtask: building kvm-unit-tests for {arch}");
-    fs::create_dir_all(folder)?;
-    let log = fs::File::create(folder.with_extension("log"))?;
-    for (program, arguments) in [(source.join("configure"), vec![format!("--arch={arch}")]), ("make".into(), vec![])] {
-        let mut command = Command::new(program);
-        command.args(arguments).current_dir(folder).stdout(Stdio::from(log.try_clone()?)).stderr(log.try_clone()?);
-        check(&mut command).with_context(|| format!("its log is {}", folder.with_extension("log").display()))?;
-    }
-    Ok(())
 }
