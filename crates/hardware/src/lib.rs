@@ -1,6 +1,6 @@
 //! What back ends that use a processor's own virtualization have in common, whoever made the processor: the guest's registers
-//! that entering a guest leaves alone, what an event writes besides being delivered, tags of translations, and what guests may
-//! be offered. How a guest is entered, and why it has stopped, is each back end's own.
+//! that entering a guest leaves alone, control registers, the form of events and what one writes besides being delivered, tags of
+//! translations, and what guests may be offered. How a guest is entered, and why it has stopped, is each back end's own.
 //!
 //! What the processor is told goes through the trait [`Instructions`], whose real form is [`native::Native`]. The tests put a
 //! recorder there (`testing`), so that the order of the steps is tested without such a processor.
@@ -9,6 +9,8 @@ extern crate alloc;
 #[cfg(any(test, feature = "testing"))]
 extern crate std;
 
+pub mod control;
+pub mod event;
 pub mod features;
 pub mod fpu;
 pub mod instructions;

@@ -1,77 +1,34 @@
-//! Events between the core's form and EVENTINJ's, which is also EXITINTINFO's (APM vol. 2, 15.20).
+//! Events between the core's form and EVENTINJ's, which is also EXITINTINFO's (APM vol. 2, 15.20): the error code is in the upper
+//! half.
+use hardware::event::{self, CutShort, ERROR_CODE, kind, pack};
 use hv::backend::{Event, EventKind};
-use x86::{Exception, Vector, debug::DR6_FIXED};
-
-const VALID: u64 = 1 << 31;
-const ERROR_CODE_VALID: u64 = 1 << 11;
-
-/// Bits 10:8.
-mod kind {
-    pub const INTERRUPT: u64 = 0;
-    pub const NMI: u64 = 2;
-    pub const EXCEPTION: u64 = 3;
-    pub const SOFTWARE: u64 = 4;
-}
-
-const fn pack(kind: u64, vector: u8) -> u64 {
-    VALID | kind << 8 | vector as u64
-}
+use x86::{Exception, Vector};
 
 /// EVENTINJ for an event.
 pub fn encode(event: &Event) -> u64 {
     match event.kind {
-        EventKind::Interrupt(vector) => pack(kind::INTERRUPT, vector),
-        EventKind::Nmi => pack(kind::NMI, Vector::NMI.0),
-        EventKind::Software { vector, int3_or_into: true, .. } => pack(kind::EXCEPTION, vector),
-        EventKind::Software { vector, .. } => pack(kind::SOFTWARE, vector),
+        EventKind::Interrupt(vector) => pack(kind::INTERRUPT, vector).into(),
+        EventKind::Nmi => pack(kind::NMI, Vector::NMI.0).into(),
+        EventKind::Software { vector, int3_or_into: true, .. } => pack(kind::EXCEPTION, vector).into(),
+        EventKind::Software { vector, .. } => pack(kind::SOFTWARE_INTERRUPT, vector).into(),
         EventKind::Exception(Exception { vector, code, .. }) => {
             // The processor refuses an error code for a vector that has none, and pushes none in real mode.
             let code = code.filter(|_| vector.has_error_code());
-            pack(kind::EXCEPTION, vector.0) | code.map_or(0, |code| ERROR_CODE_VALID | u64::from(code) << 32)
+            let info = pack(kind::EXCEPTION, vector.0) | code.map_or(0, |_| ERROR_CODE);
+            u64::from(info) | u64::from(code.unwrap_or(0)) << 32
         }
     }
 }
 
-/// What an exit cut short.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CutShort {
-    /// Nothing.
-    Nothing,
-    /// An event that is to be injected again.
-    Event(Event),
-    /// INT n, INT3 or INTO: the instruction pointer is still at it, and the guest executes it again.
-    Instruction,
-}
-
-/// What EXITINTINFO says. `cr2` and `dr6` are the guest's: an exception has written them already.
+/// What EXITINTINFO says. `cr2` and `dr6` are the guest's.
 pub fn decode(info: u64, cr2: u64, dr6: u64) -> CutShort {
-    if info & VALID == 0 {
-        return CutShort::Nothing;
-    }
-    let vector = Vector(info as u8);
-    let kind = match info >> 8 & 7 {
-        kind::INTERRUPT => EventKind::Interrupt(vector.0),
-        kind::NMI => EventKind::Nmi,
-        // Only the instructions raise these.
-        kind::EXCEPTION if matches!(vector, Vector::BP | Vector::OF) => return CutShort::Instruction,
-        kind::EXCEPTION => EventKind::Exception(Exception {
-            vector,
-            code: (info & ERROR_CODE_VALID != 0).then_some((info >> 32) as u32),
-            payload: match vector {
-                Vector::PF => cr2,
-                Vector::DB => dr6 ^ DR6_FIXED,
-                _ => 0,
-            },
-        }),
-        kind::SOFTWARE => return CutShort::Instruction,
-        _ => return CutShort::Nothing,
-    };
-    CutShort::Event(Event { kind })
+    event::decode(info as u32, (info >> 32) as u32, cr2, dr6)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use x86::debug::DR6_FIXED;
 
     const fn event(kind: EventKind) -> Event {
         Event { kind }

@@ -1,8 +1,8 @@
 //! Registers between the core's form and the control block, group by group.
+use hardware::control::CR0_FREE;
 use x86::{Attr, CpuState, Seg, Shadow};
 
 use crate::{
-    control::CR0_FREE,
     segment,
     vmcb::{SHADOW, Save, Vmcb, VmcbSegment, clean, int_control},
 };

@@ -1,27 +1,11 @@
 //! Events between the core's form and that of VM-entry interruption information, which is also the IDT-vectoring information's and
 //! the exit interruption information's (SDM vol. 3, 25.8.3 and 25.9.2).
+use hardware::event::{ERROR_CODE, kind, kind_of, pack};
 use hv::backend::{Event, EventKind};
-use x86::{Exception, Vector, debug::DR6_FIXED};
+use x86::{Exception, Vector};
 
-const VALID: u32 = 1 << 31;
-const ERROR_CODE: u32 = 1 << 11;
 /// In the information about an exit: IRET had unblocked NMIs before it met this.
 pub const NMI_UNBLOCKED: u32 = 1 << 12;
-
-/// Bits 10:8.
-mod kind {
-    pub const INTERRUPT: u32 = 0;
-    pub const NMI: u32 = 2;
-    pub const EXCEPTION: u32 = 3;
-    pub const SOFTWARE_INTERRUPT: u32 = 4;
-    /// INT1.
-    pub const PRIVILEGED: u32 = 5;
-    pub const SOFTWARE_EXCEPTION: u32 = 6;
-}
-
-const fn pack(kind: u32, vector: u8) -> u32 {
-    VALID | kind << 8 | vector as u32
-}
 
 /// What the entry fields get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,7 +26,7 @@ impl Injection {
 
     /// Whether an instruction's length belongs to it.
     pub const fn has_len(&self) -> bool {
-        matches!(self.info >> 8 & 7, kind::SOFTWARE_INTERRUPT | kind::PRIVILEGED | kind::SOFTWARE_EXCEPTION)
+        matches!(kind_of(self.info), kind::SOFTWARE_INTERRUPT | kind::PRIVILEGED | kind::SOFTWARE_EXCEPTION)
     }
 }
 
@@ -66,41 +50,6 @@ pub fn encode(event: &Event, protected: bool) -> Injection {
     }
 }
 
-/// What an exit cut short.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CutShort {
-    /// Nothing.
-    Nothing,
-    /// An event that is to be injected again.
-    Event(Event),
-    /// INT n, INT3, INTO or INT1: the instruction pointer is still at it, and the guest executes it again.
-    Instruction,
-}
-
-/// What IDT-vectoring information says, with its error code. `cr2` and `dr6` are the guest's: an exception has written them already.
-pub fn decode(info: u32, code: u32, cr2: u64, dr6: u64) -> CutShort {
-    if info & VALID == 0 {
-        return CutShort::Nothing;
-    }
-    let vector = Vector(info as u8);
-    let kind = match info >> 8 & 7 {
-        kind::INTERRUPT => EventKind::Interrupt(vector.0),
-        kind::NMI => EventKind::Nmi,
-        kind::EXCEPTION => EventKind::Exception(Exception {
-            vector,
-            code: (info & ERROR_CODE != 0).then_some(code),
-            payload: match vector {
-                Vector::PF => cr2,
-                Vector::DB => dr6 ^ DR6_FIXED,
-                _ => 0,
-            },
-        }),
-        kind::SOFTWARE_INTERRUPT | kind::PRIVILEGED | kind::SOFTWARE_EXCEPTION => return CutShort::Instruction,
-        _ => return CutShort::Nothing,
-    };
-    CutShort::Event(Event { kind })
-}
-
 /// An intercepted exception or NMI, as the exit tells of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Met {
@@ -114,13 +63,15 @@ pub struct Met {
 
 /// From exit interruption information.
 pub fn met(info: u32) -> Met {
-    let kind = info >> 8 & 7;
+    let kind = kind_of(info);
     Met { vector: Vector(info as u8), int1: kind == kind::PRIVILEGED, nmi: kind == kind::NMI }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hardware::event::{CutShort, decode};
+    use x86::debug::DR6_FIXED;
 
     const fn event(kind: EventKind) -> Event {
         Event { kind }

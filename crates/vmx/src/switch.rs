@@ -1,12 +1,11 @@
 //! The crossing: from the host to the guest and back, with interrupts off.
-use hardware::keep::Host;
+use hardware::{control::Registers, keep::Host};
 use mmu::shadow::Root;
 use platform::{Atomic, Hardware, hardware::GuestFpu};
 use x86::{Efer, msr};
 
 use crate::{
     backend::Common,
-    control::Registers,
     fields::{
         HOST_CR0, HOST_CS, HOST_EFER, HOST_GDTR_BASE, HOST_GS_BASE, HOST_IDTR_BASE, HOST_SS, HOST_SYSENTER_CS,
         HOST_SYSENTER_EIP, HOST_SYSENTER_ESP, HOST_TR, HOST_TR_BASE, INSTRUCTION_ERROR,

@@ -5,7 +5,7 @@ mod tests;
 use alloc::boxed::Box;
 use core::{marker::PhantomData, sync::atomic::Ordering::SeqCst};
 
-use hardware::{fpu, payload, tags::Tag};
+use hardware::{control::Paging, event::CutShort, fpu, payload, tags::Tag};
 use hv::backend::{BackendVcpu, Env, Event, EventKind, Exit, FlushTlb, Groups, GuestDebug};
 use mmu::shadow::Root;
 use platform::{Atomic, Hardware, MaySleep, OutOfMemory, Shared, fallible::try_box, hardware::GuestFpu};
@@ -14,9 +14,9 @@ use x86::{CpuState, Exception, Features, Shadow, debug};
 use crate::{
     backend::Common,
     block::ControlBlock,
-    control::{Paging, Registers},
+    control,
     exit::{Decoded, Report},
-    inject::{self, CutShort},
+    inject,
     instructions::Instructions,
     intercept::Wanted,
     sync::{self, put},
@@ -167,7 +167,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         if changed.any(Groups::MSRS) {
             sync::write_msrs(&mut vmcb.save, state);
         }
-        let registers = Registers::of(state, if common.nested { Paging::Nested } else { Paging::Shadow(root) });
+        let registers = control::registers(state, Paging::of(common.nested, root));
         put(&mut vmcb.save.cr0, registers.cr0, clean::CRX, &mut dirty);
         put(&mut vmcb.save.cr3, registers.cr3, clean::CRX, &mut dirty);
         put(&mut vmcb.save.cr4, registers.cr4, clean::CRX, &mut dirty);

@@ -6,7 +6,12 @@ mod tests;
 use alloc::boxed::Box;
 use core::{marker::PhantomData, sync::atomic::Ordering::SeqCst};
 
-use hardware::{fpu, payload, tags::Tag};
+use hardware::{
+    control::{CR0_FREE, Paging, Registers},
+    event::{self, CutShort},
+    fpu, payload,
+    tags::Tag,
+};
 use hv::backend::{BackendVcpu, Env, Event, EventKind, Exit, FlushTlb, Groups, GuestDebug};
 use mmu::shadow::Root;
 use platform::{
@@ -18,7 +23,7 @@ use x86::{CpuState, Cr0, Exception, Features, Shadow, Vector, debug, flags};
 
 use crate::{
     backend::Common,
-    control::{CR0_FREE, Paging, Registers},
+    control,
     controls::{entry, primary},
     exit::{Decoded, Report, reason},
     failure,
@@ -27,7 +32,7 @@ use crate::{
         QUALIFICATION, VECTORING_ERROR_CODE, VECTORING_EVENT,
     },
     guest_state::{self, Form},
-    inject::{self, CutShort, Injection},
+    inject::{self, Injection},
     instructions::{HostThread, Instructions},
     region::Region,
     sync,
@@ -290,8 +295,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         if changed.any(Groups::CONTROL) && common.nested && state.pae() {
             sync::write_pdptes(vmcs, state);
         }
-        let paging = if common.nested { Paging::Nested } else { Paging::Shadow(root) };
-        let registers = Registers::of(state, paging, processor);
+        let registers = control::registers(state, Paging::of(common.nested, root), processor);
         let ept_pointer = self.ept_pointer(common, root);
         let fields = &mut *self.fields;
         fields.rip.put(vmcs, state.rip);
@@ -472,7 +476,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         if !left.entry_failed() {
             self.injected = None;
         }
-        let cut_short = inject::decode(vectoring, vectoring_code, self.state.cr2, self.state.dr6);
+        let cut_short = event::decode(vectoring, vectoring_code, self.state.cr2, self.state.dr6);
         self.unfinished = None;
         if let CutShort::Event(event) = cut_short {
             self.unfinished = Some(event);
