@@ -1,7 +1,6 @@
 //! The crossing: from the host to the guest and back, with interrupts off.
-use hardware::keep::Host;
+use hardware::{keep::Host, predictions};
 use platform::{Atomic, Hardware, hardware::GuestFpu};
-use x86::msr;
 
 use crate::{
     backend::Common,
@@ -11,9 +10,6 @@ use crate::{
     vcpu::Guest,
     vmcb::{clean, tlb_control},
 };
-
-/// MSR 0x49, bit 0: nothing that was learned of branches before has an effect on those behind it.
-const BARRIER: u64 = 1;
 
 impl<P: Hardware, I: Instructions> Guest<P, I> {
     /// Runs the guest once. Interrupts are off. False: this processor is switched off.
@@ -56,15 +52,8 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         let moved = core::mem::replace(&mut self.last_cpu, cpu) != cpu;
         let ratio = self.tsc_ratio();
         let control = &mut self.block.get_mut().control;
-        if moved || resident.vcpu != self.number {
+        if predictions::take_over::<I>(&mut resident.vcpu, self.number, &common.mitigations) || moved {
             control.clean = 0;
-        }
-        if resident.vcpu != self.number {
-            if resident.vcpu != 0 && common.mitigations.ibpb {
-                // SAFETY: the host uses this register, so it is there.
-                unsafe { I::write_msr(msr::PRED_CMD, BARRIER) };
-            }
-            resident.vcpu = self.number;
         }
         let flush = core::mem::take(&mut self.flush);
         let current = !moved && resident.asids.is_current(self.asid);

@@ -1,5 +1,5 @@
 //! The crossing: from the host to the guest and back, with interrupts off.
-use hardware::{control::Registers, keep::Host};
+use hardware::{control::Registers, keep::Host, predictions};
 use mmu::shadow::Root;
 use platform::{Atomic, Hardware, hardware::GuestFpu};
 use x86::{Efer, msr};
@@ -16,8 +16,6 @@ use crate::{
     vmcs::Current,
 };
 
-/// MSR 0x49, bit 0: nothing that was learned of branches before has an effect on those behind it.
-const BARRIER: u64 = 1;
 /// MSR 0x10b, bit 0: flushes the first-level data cache.
 const FLUSH_CMD: u32 = 0x10b;
 const FLUSH_L1D: u64 = 1;
@@ -84,13 +82,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         self.fields.host_cr3.put(vmcs, I::cr3());
         self.fields.host_cr4.put(vmcs, I::cr4());
         self.fields.host_fs_base.put(vmcs, self.thread.fs_base);
-        if resident.vcpu != self.number {
-            if resident.vcpu != 0 && common.mitigations.ibpb {
-                // SAFETY: the host uses this register, so it is there.
-                unsafe { I::write_msr(msr::PRED_CMD, BARRIER) };
-            }
-            resident.vcpu = self.number;
-        }
+        predictions::take_over::<I>(&mut resident.vcpu, self.number, &common.mitigations);
         self.forget_translations(common, resident, moved, root, vmcs);
     }
 
