@@ -17,6 +17,7 @@ pub mod instructions;
 pub mod keep;
 pub mod native;
 pub mod payload;
+pub mod per_cpu;
 pub mod predictions;
 pub mod tags;
 #[cfg(any(test, feature = "testing"))]

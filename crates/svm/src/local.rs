@@ -1,11 +1,7 @@
-//! What each processor of the host keeps for its guests. Only the processor itself touches it, with interrupts off.
-use alloc::{boxed::Box, vec::Vec};
-use core::cell::UnsafeCell;
-
-use hardware::tags::Tags;
+//! What each processor of the host keeps for its guests, and how it is switched on and off.
+use hardware::{per_cpu::PerCpu, tags::Tags};
 use platform::{
     Atomic, Hardware, MaySleep, OutOfMemory,
-    fallible::try_push,
     hardware::{Frames, Refusal},
 };
 use x86::{Efer, msr};
@@ -20,8 +16,6 @@ pub const SAME_RATE: u64 = 1 << 32;
 /// What is on a processor.
 #[derive(Debug)]
 pub struct Resident {
-    /// SVM is switched on.
-    pub enabled: bool,
     /// Address-space identifiers.
     pub asids: Tags,
     /// The vCPU that ran last, 0 for none. The processor may have parts of its control block in a cache.
@@ -40,88 +34,67 @@ struct Local<F> {
     save_area: F,
     /// Named by [`Resident::host_state`].
     _host_state: F,
-    resident: UnsafeCell<Resident>,
+    resident: Resident,
 }
 
 /// All processors that the host can ever have.
-pub struct Locals<F> {
-    locals: Box<[Local<F>]>,
-}
-
-// SAFETY: `resident` is reached through `with` and the two switches only, each time by the processor that it belongs to,
-// with interrupts off.
-unsafe impl<F: Sync> Sync for Locals<F> {}
+pub struct Locals<F>(PerCpu<Local<F>>);
 
 impl<F: Frames> Locals<F> {
     /// For `cpus` processors with `asids` identifiers each; all switched off.
     pub fn new(cpus: usize, asids: u32, cx: &MaySleep) -> Result<Self, OutOfMemory> {
-        let mut locals = Vec::new();
-        for _ in 0..cpus {
-            let host_state = F::new(1, false, cx)?;
-            let resident = UnsafeCell::new(Resident {
-                enabled: false,
+        PerCpu::new(cpus, || {
+            let (save_area, host_state) = (F::new(1, false, cx)?, F::new(1, false, cx)?);
+            let resident = Resident {
                 asids: Tags::new(asids),
                 vcpu: 0,
                 tsc_ratio: SAME_RATE,
                 tsc_aux: None,
                 host_state: host_state.hpa(),
-            });
-            try_push(&mut locals, Local { save_area: F::new(1, false, cx)?, _host_state: host_state, resident })?;
-        }
-        Ok(Self { locals: locals.into_boxed_slice() })
+            };
+            Ok(Local { save_area, _host_state: host_state, resident })
+        })
+        .map(Self)
     }
 
     /// What is on the processor that runs this, if it is switched on. Interrupts are off.
     #[inline]
     pub fn with<P: Hardware, R>(&self, cx: &Atomic, f: impl FnOnce(&mut Resident, usize) -> R) -> Option<R> {
-        let cpu = P::cpu(cx);
-        let local = self.locals.get(cpu)?;
-        // SAFETY: this processor's own, and with interrupts off nothing else of it runs; `f` is not entered twice, as nothing
-        // that it is given leads here.
-        let resident = unsafe { &mut *local.resident.get() };
-        resident.enabled.then(|| f(resident, cpu))
+        self.0.with::<P, _>(cx, |local, cpu| f(&mut local.resident, cpu))
     }
 
     /// Switches SVM on, on this processor, which is as all others.
     pub fn enable<I: Instructions>(&self, cpu: usize, processor: &Processor) -> Result<(), Refusal> {
-        let local = self.locals.get(cpu).ok_or(Refusal::NotThere)?;
-        // SAFETY: as in `with`.
-        let resident = unsafe { &mut *local.resident.get() };
-        // SAFETY: the processor has SVM, so it has these registers, and nobody else uses them: SVME was clear.
-        unsafe {
-            let efer = I::read_msr(msr::EFER);
-            if efer & Efer::SVME.bits() != 0 {
-                return Err(Refusal::AlreadyInUse);
+        self.0.enable(cpu, |Local { save_area, resident, .. }| {
+            // SAFETY: the processor has SVM, so it has these registers, and nobody else uses them: SVME was clear.
+            unsafe {
+                let efer = I::read_msr(msr::EFER);
+                if efer & Efer::SVME.bits() != 0 {
+                    return Err(Refusal::AlreadyInUse);
+                }
+                I::write_msr(msr::EFER, efer | Efer::SVME.bits());
+                I::write_msr(msr::VM_HSAVE_PA, save_area.hpa());
+                if processor.tsc_ratio {
+                    I::write_msr(TSC_RATIO, SAME_RATE);
+                }
+                resident.tsc_aux = processor.offer.tsc_aux.then(|| I::read_msr(msr::TSC_AUX));
             }
-            I::write_msr(msr::EFER, efer | Efer::SVME.bits());
-            I::write_msr(msr::VM_HSAVE_PA, local.save_area.hpa());
-            if processor.tsc_ratio {
-                I::write_msr(TSC_RATIO, SAME_RATE);
-            }
-            resident.tsc_aux = processor.offer.tsc_aux.then(|| I::read_msr(msr::TSC_AUX));
-        }
-        // Whatever happened while it was off: nothing that was known of its TLB and caches counts.
-        resident.asids.start_over();
-        resident.vcpu = 0;
-        resident.tsc_ratio = SAME_RATE;
-        resident.enabled = true;
-        Ok(())
+            // Whatever happened while it was off: nothing that was known of its TLB and caches counts.
+            resident.asids.start_over();
+            resident.vcpu = 0;
+            resident.tsc_ratio = SAME_RATE;
+            Ok(())
+        })
     }
 
     /// Switches it off.
     pub fn disable<I: Instructions>(&self, cpu: usize) {
-        let Some(local) = self.locals.get(cpu) else { return };
-        // SAFETY: as in `with`.
-        let resident = unsafe { &mut *local.resident.get() };
-        if !core::mem::take(&mut resident.enabled) {
-            return;
-        }
         // SAFETY: `enable` has set both, and no guest runs.
-        unsafe {
+        self.0.disable(cpu, |_| unsafe {
             I::write_msr(msr::VM_HSAVE_PA, 0);
             let efer = I::read_msr(msr::EFER);
             I::write_msr(msr::EFER, efer & !Efer::SVME.bits());
-        }
+        });
     }
 }
 
@@ -140,10 +113,8 @@ mod tests {
         assert!(locals.with::<TestHost, _>(&cx, |_, _| ()).is_none());
         locals.enable::<Recorder>(0, &Processor::default()).unwrap();
         let svme = Efer::SVME.bits();
-        assert_eq!(
-            take_steps(),
-            [Step::WriteMsr(msr::EFER, svme), Step::WriteMsr(msr::VM_HSAVE_PA, locals.locals[0].save_area.hpa())]
-        );
+        let save_area = locals.0.with::<TestHost, _>(&cx, |local, _| local.save_area.hpa()).unwrap();
+        assert_eq!(take_steps(), [Step::WriteMsr(msr::EFER, svme), Step::WriteMsr(msr::VM_HSAVE_PA, save_area)]);
         assert_eq!(locals.with::<TestHost, _>(&cx, |_, cpu| cpu), Some(0));
         locals.disable::<Recorder>(0);
         assert_eq!(take_steps(), [Step::WriteMsr(msr::VM_HSAVE_PA, 0), Step::WriteMsr(msr::EFER, 0)]);

@@ -1,11 +1,9 @@
-//! What each processor of the host keeps for its guests. Only the processor itself touches it, with interrupts off.
-use alloc::{boxed::Box, vec::Vec};
-use core::{cell::UnsafeCell, pin::Pin};
+//! What each processor of the host keeps for its guests, and how it is switched on and off.
+use core::pin::Pin;
 
-use hardware::tags::Tags;
+use hardware::{per_cpu::PerCpu, tags::Tags};
 use platform::{
     Atomic, Hardware, MaySleep, OutOfMemory,
-    fallible::try_push,
     hardware::{Frames, Refusal},
 };
 use x86::{Cr4, msr};
@@ -55,8 +53,6 @@ impl HostMsrs {
 /// What is on a processor.
 #[derive(Debug)]
 pub struct Resident {
-    /// VMX is switched on.
-    pub enabled: bool,
     /// Tags of translations.
     pub tags: Tags,
     /// The vCPU that ran last, 0 for none.
@@ -113,58 +109,40 @@ impl Resident {
 struct Local<F> {
     /// VMXON's.
     region: F,
-    resident: UnsafeCell<Resident>,
+    resident: Resident,
 }
 
 /// All processors that the host can ever have.
-pub struct Locals<F> {
-    locals: Box<[Local<F>]>,
-}
-
-// SAFETY: `resident` is reached through `with` and the two switches only, each time by the processor that it belongs to,
-// with interrupts off.
-unsafe impl<F: Send + Sync> Send for Locals<F> {}
-// SAFETY: as above.
-unsafe impl<F: Send + Sync> Sync for Locals<F> {}
+pub struct Locals<F>(PerCpu<Local<F>>);
 
 impl<F: Frames> Locals<F> {
     /// For `cpus` processors as `processor`; all switched off.
     pub fn new(cpus: usize, processor: &Processor, cx: &MaySleep) -> Result<Self, OutOfMemory> {
-        let mut locals = Vec::new();
-        for _ in 0..cpus {
+        PerCpu::new(cpus, || {
             let region = F::new(1, processor.below_4g, cx)?;
             region::prepare(&region, processor.revision);
-            let resident = UnsafeCell::new(Resident {
-                enabled: false,
+            let resident = Resident {
                 tags: Tags::new(VPIDS),
                 vcpu: 0,
                 host: HostProcessor::default(),
                 msrs: HostMsrs::default(),
                 active: ActiveList::default(),
                 current: 0,
-            });
-            try_push(&mut locals, Local { region, resident })?;
-        }
-        Ok(Self { locals: locals.into_boxed_slice() })
+            };
+            Ok(Local { region, resident })
+        })
+        .map(Self)
     }
 
     /// What is on the processor that runs this, if it is switched on. Interrupts are off.
     #[inline]
     pub fn with<P: Hardware, R>(&self, cx: &Atomic, f: impl FnOnce(&mut Resident, usize) -> R) -> Option<R> {
-        let cpu = P::cpu(cx);
-        let local = self.locals.get(cpu)?;
-        // SAFETY: this processor's own, and with interrupts off nothing else of it runs; `f` is not entered twice, as nothing
-        // that it is given leads here.
-        let resident = unsafe { &mut *local.resident.get() };
-        resident.enabled.then(|| f(resident, cpu))
+        self.0.with::<P, _>(cx, |local, cpu| f(&mut local.resident, cpu))
     }
 
     /// Has the control structure of `node` cleared where it is active, if that is another processor than this, or `here` too.
     /// Interrupts are on, and preemption off unless `here`.
-    pub fn recall<P: Hardware, I: Instructions>(&self, node: Pin<&Node>, here: bool)
-    where
-        F: Send + Sync,
-    {
+    pub fn recall<P: Hardware, I: Instructions>(&self, node: Pin<&Node>, here: bool) {
         let at = node.cpu();
         if at == NOWHERE || !here && at == P::cpu(&Atomic::at_entry()) {
             return;
@@ -182,52 +160,46 @@ impl<F: Frames> Locals<F> {
         processor: &Processor,
         cx: &Atomic,
     ) -> Result<(), Refusal> {
-        let local = self.locals.get(cpu).ok_or(Refusal::NotThere)?;
-        if I::cr4() & Cr4::VMXE.bits() != 0 {
-            return Err(Refusal::AlreadyInUse);
-        }
-        // SAFETY: the processor has VMX, so it has this register; only once can it be written.
-        unsafe {
-            let control = I::read_msr(msr::FEATURE_CONTROL);
-            if control & LOCKED == 0 {
-                I::write_msr(msr::FEATURE_CONTROL, control | LOCKED | VMXON_ALLOWED);
-            } else if control & VMXON_ALLOWED == 0 {
-                return Err(Refusal::DisabledByFirmware);
+        self.0.enable(cpu, |Local { region, resident }| {
+            if I::cr4() & Cr4::VMXE.bits() != 0 {
+                return Err(Refusal::AlreadyInUse);
             }
-        }
-        P::change_cr4(Cr4::VMXE.bits(), true, cx);
-        // SAFETY: CR4 and the feature control allow it, and the region is this processor's own.
-        if !unsafe { I::vmxon(local.region.hpa()) } {
-            P::change_cr4(Cr4::VMXE.bits(), false, cx);
-            return Err(Refusal::AlreadyInUse);
-        }
-        // SAFETY: as in `with`.
-        let resident = unsafe { &mut *local.resident.get() };
-        // Whatever happened while it was off: nothing that was known of its TLB counts.
-        resident.tags.start_over();
-        (resident.vcpu, resident.current) = (0, 0);
-        // SAFETY: interrupts are off.
-        resident.host = unsafe { I::host_processor() };
-        resident.msrs = HostMsrs::read::<I>(processor.offer.tsc_aux);
-        resident.enabled = true;
-        Ok(())
+            // SAFETY: the processor has VMX, so it has this register; only once can it be written.
+            unsafe {
+                let control = I::read_msr(msr::FEATURE_CONTROL);
+                if control & LOCKED == 0 {
+                    I::write_msr(msr::FEATURE_CONTROL, control | LOCKED | VMXON_ALLOWED);
+                } else if control & VMXON_ALLOWED == 0 {
+                    return Err(Refusal::DisabledByFirmware);
+                }
+            }
+            P::change_cr4(Cr4::VMXE.bits(), true, cx);
+            // SAFETY: CR4 and the feature control allow it, and the region is this processor's own.
+            if !unsafe { I::vmxon(region.hpa()) } {
+                P::change_cr4(Cr4::VMXE.bits(), false, cx);
+                return Err(Refusal::AlreadyInUse);
+            }
+            // Whatever happened while it was off: nothing that was known of its TLB counts.
+            resident.tags.start_over();
+            (resident.vcpu, resident.current) = (0, 0);
+            // SAFETY: interrupts are off.
+            resident.host = unsafe { I::host_processor() };
+            resident.msrs = HostMsrs::read::<I>(processor.offer.tsc_aux);
+            Ok(())
+        })
     }
 
     /// Switches it off. Control structures that were active here can be used elsewhere afterwards.
     pub fn disable<P: Hardware, I: Instructions>(&self, cpu: usize, cx: &Atomic) {
-        let Some(local) = self.locals.get(cpu) else { return };
-        // SAFETY: as in `with`.
-        let resident = unsafe { &mut *local.resident.get() };
-        if !core::mem::take(&mut resident.enabled) {
-            return;
-        }
-        // SAFETY: what is in the list is there, and each turn takes one out.
-        while let Some(node) = unsafe { resident.active.any() } {
-            resident.release::<I>(node, cpu);
-        }
-        // SAFETY: `enable` has switched it on, no guest runs, and nothing is active any more.
-        unsafe { I::vmxoff() };
-        P::change_cr4(Cr4::VMXE.bits(), false, cx);
+        self.0.disable(cpu, |Local { resident, .. }| {
+            // SAFETY: what is in the list is there, and each turn takes one out.
+            while let Some(node) = unsafe { resident.active.any() } {
+                resident.release::<I>(node, cpu);
+            }
+            // SAFETY: `enable` has switched it on, no guest runs, and nothing is active any more.
+            unsafe { I::vmxoff() };
+            P::change_cr4(Cr4::VMXE.bits(), false, cx);
+        });
     }
 }
 

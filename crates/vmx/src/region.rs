@@ -96,6 +96,9 @@ pub struct ActiveList {
     first: *const Node,
 }
 
+// SAFETY: nodes are `Sync`, and the links are only touched by the processor whose list this is.
+unsafe impl Send for ActiveList {}
+
 impl Default for ActiveList {
     fn default() -> Self {
         Self { first: ptr::null() }
