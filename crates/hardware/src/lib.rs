@@ -9,6 +9,7 @@ extern crate alloc;
 #[cfg(any(test, feature = "testing"))]
 extern crate std;
 
+pub mod asked;
 pub mod control;
 pub mod event;
 pub mod features;

@@ -24,7 +24,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             unsafe {
                 I::clgi();
                 let dr7 = self.block.get().save.dr7;
-                let kept = host.load_guest::<I>(&self.state, &self.debug_addresses(), dr7);
+                let kept = host.load_guest::<I>(&self.state, &self.asked.debug_addresses(&self.state), dr7);
                 if common.mitigations.clear_buffers {
                     I::clear_buffers();
                 }

@@ -32,9 +32,9 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             // SAFETY: VMX is switched on, which is what `with` has looked at, and the control structure is complete. Whatever is
             // the guest's from here on is the host's again behind `load_host`.
             let entry = unsafe {
-                let dr7 = self.dr7();
+                let dr7 = self.asked.dr7(&self.state);
                 let host = Host { xcr0: common.processor.offer.xcr0, tsc_aux: resident.msrs.tsc_aux };
-                let kept = host.load_guest::<I>(&self.state, &self.debug_addresses(), dr7);
+                let kept = host.load_guest::<I>(&self.state, &self.asked.debug_addresses(&self.state), dr7);
                 let exchanged = self.load_guest(common, resident, &registers);
                 if common.mitigations.flush_l1d && common.nested {
                     I::write_msr(FLUSH_CMD, FLUSH_L1D);

@@ -5,7 +5,13 @@ mod tests;
 use alloc::boxed::Box;
 use core::{marker::PhantomData, sync::atomic::Ordering::SeqCst};
 
-use hardware::{control::Paging, event::CutShort, fpu, payload, tags::Tag};
+use hardware::{
+    asked::{Asked, Tsc, UNSCALED, Window},
+    control::Paging,
+    event::CutShort,
+    fpu, payload,
+    tags::Tag,
+};
 use hv::backend::{BackendVcpu, Env, Event, EventKind, Exit, FlushTlb, Groups, GuestDebug};
 use mmu::shadow::Root;
 use platform::{Atomic, Hardware, MaySleep, OutOfMemory, Shared, fallible::try_box, hardware::GuestFpu};
@@ -23,8 +29,6 @@ use crate::{
     vmcb::{NESTED_PAGING, clean},
 };
 
-/// The ratio of time-stamp counters that means "as the host's", in the core's form.
-const UNSCALED: u64 = 1 << 48;
 /// PAT of the processor after reset; with nested paging it applies to the guest's own tables.
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 /// A loop of so many PAUSEs is let alone, if they are not further apart than so many cycles.
@@ -56,29 +60,8 @@ pub(crate) struct Guest<P: Hardware, I> {
     pub(crate) last_cpu: usize,
     /// Its translations are to be forgotten.
     pub(crate) flush: bool,
-    tsc: Tsc,
-    debug: GuestDebug,
-    /// For the next entry.
-    injected: Option<Event>,
-    /// Whose delivery the last exit cut short.
-    unfinished: Option<Event>,
-    window: Window,
-    nmi_blocked: bool,
+    pub(crate) asked: Asked,
     instructions: PhantomData<fn() -> I>,
-}
-
-/// The guest's time-stamp counter.
-#[derive(Clone, Copy)]
-struct Tsc {
-    offset: u64,
-    ratio: u64,
-}
-
-/// What the core waits for.
-#[derive(Clone, Copy, Default)]
-struct Window {
-    interrupt: bool,
-    nmi: bool,
 }
 
 impl<P: Hardware, I: Instructions> AmdVcpu<P, I> {
@@ -105,12 +88,7 @@ impl<P: Hardware, I: Instructions> AmdVcpu<P, I> {
             asid: Tag::default(),
             last_cpu: usize::MAX,
             flush: false,
-            tsc: Tsc { offset: 0, ratio: UNSCALED },
-            debug: GuestDebug::default(),
-            injected: None,
-            unfinished: None,
-            window: Window::default(),
-            nmi_blocked: false,
+            asked: Asked::default(),
             instructions: PhantomData,
         };
         Ok(Self { common, guest })
@@ -139,12 +117,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
 
     /// The ratio of time-stamp counters in the processor's form.
     pub(crate) fn tsc_ratio(&self) -> u64 {
-        self.tsc.ratio >> 16
-    }
-
-    /// DR0 to DR3 while the guest runs.
-    pub(crate) fn debug_addresses(&self) -> [u64; 4] {
-        self.debug.hardware.map_or(self.state.dr, |(addresses, _)| addresses)
+        self.asked.tsc.ratio >> 16
     }
 
     /// Writes what has changed into the control block. False: the guest's FPU state cannot be loaded.
@@ -154,8 +127,8 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             self.changed = changed;
             return false;
         }
-        payload::apply(self.injected.as_ref(), &mut self.state);
-        let rflags = payload::rflags_to_run(&self.state, &self.debug, self.injected.as_ref());
+        payload::apply(self.asked.injected.as_ref(), &mut self.state);
+        let rflags = payload::rflags_to_run(&self.state, &self.asked.debug, self.asked.injected.as_ref());
         let state = &*self.state;
         let vmcb = self.block.get_mut();
         let mut dirty = 0;
@@ -178,30 +151,32 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         }
         // What a #DB adds is seen alone.
         put(&mut vmcb.save.dr6, debug::DR6_FIXED, clean::DRX, &mut dirty);
-        let dr7 = self.debug.hardware.map_or(state.dr7, |(_, dr7)| dr7) | debug::DR7_FIXED;
-        put(&mut vmcb.save.dr7, dr7, clean::DRX, &mut dirty);
-        sync::write_interrupts(vmcb, state.cr8, self.window.interrupt, &mut dirty);
-        let scaled = self.tsc.ratio != UNSCALED && !common.processor.tsc_ratio;
+        put(&mut vmcb.save.dr7, self.asked.dr7(state), clean::DRX, &mut dirty);
+        sync::write_interrupts(vmcb, state.cr8, self.asked.window.interrupt, &mut dirty);
+        let scaled = self.asked.tsc.ratio != UNSCALED && !common.processor.tsc_ratio;
         let wanted = Wanted {
             shadow: !common.nested,
             cr0_differs: registers.cr0 != state.cr0,
             cr4_differs: registers.cr4 != state.cr4,
-            interrupt_window: self.window.interrupt,
-            iret: self.nmi_blocked,
-            breakpoints: self.debug.software_breakpoints,
+            interrupt_window: self.asked.window.interrupt,
+            iret: self.asked.nmi_blocked,
+            breakpoints: self.asked.debug.software_breakpoints,
             tsc: scaled,
             pause: common.processor.pause_filter,
         };
         put(&mut vmcb.control.intercepts, wanted.vectors(), clean::INTERCEPTS, &mut dirty);
-        put(&mut vmcb.control.tsc_offset, self.tsc.offset, clean::INTERCEPTS, &mut dirty);
-        vmcb.control.event_inject = self.injected.as_ref().map_or(0, inject::encode);
+        put(&mut vmcb.control.tsc_offset, self.asked.tsc.offset, clean::INTERCEPTS, &mut dirty);
+        vmcb.control.event_inject = self.asked.injected.as_ref().map_or(0, inject::encode);
         vmcb.control.clean &= !dirty;
         true
     }
 
     /// An NMI waits for the end of the shadow of MOV SS, which nothing but the next instruction ends.
     fn nmi_in_shadow(&self) -> bool {
-        self.window.nmi && !self.nmi_blocked && self.injected.is_none() && self.state.shadow != Shadow::None
+        self.asked.window.nmi
+            && !self.asked.nmi_blocked
+            && self.asked.injected.is_none()
+            && self.state.shadow != Shadow::None
     }
 
     fn enter(&mut self, common: &Common<P>, env: &Env<'_, P>) -> Exit {
@@ -233,7 +208,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     fn read(&mut self, common: &Common<P>) -> Exit {
         let vmcb = self.block.get();
         let control = &vmcb.control;
-        let rflags = payload::rflags_of_guest(vmcb.save.rflags, &self.state, &self.debug);
+        let rflags = payload::rflags_of_guest(vmcb.save.rflags, &self.state, &self.asked.debug);
         sync::read_general(vmcb, &mut self.state, rflags);
         sync::read_control(&vmcb.save, &mut self.state, common.nested);
         let report = Report {
@@ -246,12 +221,14 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         let cut_short = inject::decode(control.exit_int_info, self.state.cr2, self.state.dr6);
         let dr6 = vmcb.save.dr6;
         self.stale = LAZY;
-        let delivered = self.injected.take();
-        self.unfinished = None;
+        let delivered = self.asked.injected.take();
+        self.asked.unfinished = None;
         match cut_short {
-            CutShort::Event(event) => self.unfinished = Some(event),
+            CutShort::Event(event) => self.asked.unfinished = Some(event),
             CutShort::Instruction => {}
-            CutShort::Nothing if delivered.is_some_and(|event| event.kind == EventKind::Nmi) => self.nmi_blocked = true,
+            CutShort::Nothing if delivered.is_some_and(|event| event.kind == EventKind::Nmi) => {
+                self.asked.nmi_blocked = true
+            }
             CutShort::Nothing => {}
         }
         match report.decode(&self.state.gpr, common.processor.decode_assists) {
@@ -260,7 +237,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             Decoded::Exit(exit) => exit,
             Decoded::Window => Exit::InterruptWindow,
             Decoded::MachineCheck => Exit::Interrupted,
-            Decoded::Debug if self.debug.single_step || self.debug.hardware.is_some() => Exit::Debug { dr6 },
+            Decoded::Debug if self.asked.is_debugged() => Exit::Debug { dr6 },
             Decoded::Debug => Exit::Exception { exception: Exception::debug(dr6 ^ debug::DR6_FIXED) },
         }
     }
@@ -293,31 +270,31 @@ impl<P: Hardware, I: Instructions> BackendVcpu<P> for AmdVcpu<P, I> {
     }
 
     fn set_tsc(&mut self, offset: u64, ratio: u64) {
-        self.guest.tsc = Tsc { offset, ratio };
+        self.guest.asked.tsc = Tsc { offset, ratio };
     }
 
     fn set_debug(&mut self, debug: GuestDebug) {
-        self.guest.debug = debug;
+        self.guest.asked.debug = debug;
     }
 
     fn inject(&mut self, event: Event) {
-        self.guest.injected = Some(event);
+        self.guest.asked.injected = Some(event);
     }
 
     fn take_unfinished_event(&mut self) -> Option<Event> {
-        self.guest.unfinished.take().or_else(|| self.guest.injected.take())
+        self.guest.asked.take_unfinished()
     }
 
     fn request_window(&mut self, interrupt: bool, nmi: bool) {
-        self.guest.window = Window { interrupt, nmi };
+        self.guest.asked.window = Window { interrupt, nmi };
     }
 
     fn nmi_blocked(&self) -> bool {
-        self.guest.nmi_blocked
+        self.guest.asked.nmi_blocked
     }
 
     fn set_nmi_blocked(&mut self, blocked: bool) {
-        self.guest.nmi_blocked = blocked;
+        self.guest.asked.nmi_blocked = blocked;
     }
 
     fn flush(&mut self, _what: FlushTlb) {

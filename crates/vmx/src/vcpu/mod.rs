@@ -7,6 +7,7 @@ use alloc::boxed::Box;
 use core::{marker::PhantomData, sync::atomic::Ordering::SeqCst};
 
 use hardware::{
+    asked::{Asked, Tsc, UNSCALED, Window},
     control::{CR0_FREE, Paging, Registers},
     event::{self, CutShort},
     fpu, payload,
@@ -40,8 +41,6 @@ use crate::{
 };
 use fields::Fields;
 
-/// The ratio of time-stamp counters that means "as the host's".
-const UNSCALED: u64 = 1 << 48;
 /// Where the task priority is in the virtual-APIC page.
 const TPR: usize = 0x80;
 /// EPT pointer: the tables are cached as write-back memory and have four levels; entries have accessed and dirty bits.
@@ -87,14 +86,7 @@ pub(crate) struct Guest<P: Hardware, I> {
     pub(crate) host_stack: u64,
     pub(crate) thread: HostThread,
     pub(crate) flush: Flush,
-    tsc: Tsc,
-    pub(crate) debug: GuestDebug,
-    /// For the next entry.
-    injected: Option<Event>,
-    /// Whose delivery the last exit cut short.
-    unfinished: Option<Event>,
-    window: Window,
-    nmi_blocked: bool,
+    pub(crate) asked: Asked,
     /// The log has been told why an entry failed.
     told: bool,
     instructions: PhantomData<fn() -> I>,
@@ -107,20 +99,6 @@ pub(crate) struct Flush {
     pub(crate) linear: bool,
     /// Those of guest-physical addresses, and all that are combined with them.
     pub(crate) physical: bool,
-}
-
-/// The guest's time-stamp counter.
-#[derive(Clone, Copy)]
-struct Tsc {
-    offset: u64,
-    ratio: u64,
-}
-
-/// What the core waits for.
-#[derive(Clone, Copy, Default)]
-struct Window {
-    interrupt: bool,
-    nmi: bool,
 }
 
 /// What the processor says about one stay in the guest.
@@ -179,12 +157,7 @@ impl<P: Hardware, I: Instructions> IntelVcpu<P, I> {
             host_stack: 0,
             thread: HostThread::default(),
             flush: Flush::default(),
-            tsc: Tsc { offset: 0, ratio: UNSCALED },
-            debug: GuestDebug::default(),
-            injected: None,
-            unfinished: None,
-            window: Window::default(),
-            nmi_blocked: false,
+            asked: Asked::default(),
             told: false,
             instructions: PhantomData,
         };
@@ -238,16 +211,6 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         P::irqs_on(&cx);
     }
 
-    /// DR0 to DR3 while the guest runs.
-    pub(crate) fn debug_addresses(&self) -> [u64; 4] {
-        self.debug.hardware.map_or(self.state.dr, |(addresses, _)| addresses)
-    }
-
-    /// DR7 while the guest runs.
-    pub(crate) fn dr7(&self) -> u64 {
-        self.debug.hardware.map_or(self.state.dr7, |(_, dr7)| dr7) | debug::DR7_FIXED
-    }
-
     /// What the processor is told of nested tables.
     pub(crate) fn ept_pointer(&self, common: &Common<P>, root: Root) -> u64 {
         root.hpa | EPT_FORM | if common.processor.accessed_bits { EPT_ACCESSED } else { 0 }
@@ -275,12 +238,12 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         let processor = &common.processor;
         let changed = core::mem::replace(&mut self.changed, Groups(0));
         self.fields.start(common, vmcs, self.virtual_apic.as_ref().map(Frames::hpa));
-        payload::apply(self.injected.as_ref(), &mut self.state);
-        let mut rflags = payload::rflags_to_run(&self.state, &self.debug, self.injected.as_ref());
+        payload::apply(self.asked.injected.as_ref(), &mut self.state);
+        let mut rflags = payload::rflags_to_run(&self.state, &self.asked.debug, self.asked.injected.as_ref());
         if self.form == Form::Virtual8086 {
             rflags = rflags & !flags::IOPL | flags::VM;
         }
-        let dr7 = self.dr7();
+        let dr7 = self.asked.dr7(&self.state);
         let state = &*self.state;
         if changed.any(Groups::SEGMENTS) {
             if self.form == Form::Virtual8086 {
@@ -314,9 +277,9 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             fields.efer.put(vmcs, registers.efer);
         }
         fields.dr7.put(vmcs, dr7);
-        fields.tsc_offset.put(vmcs, self.tsc.offset);
+        fields.tsc_offset.put(vmcs, self.asked.tsc.offset);
         if processor.tsc_scaling {
-            fields.tsc_multiplier.put(vmcs, self.tsc.ratio);
+            fields.tsc_multiplier.put(vmcs, self.asked.tsc.ratio);
         }
         if common.nested {
             fields.ept_pointer.put(vmcs, ept_pointer);
@@ -330,14 +293,14 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     fn write_controls(&mut self, common: &Common<P>, vmcs: &mut Current<I>, registers: &Registers) {
         let on = |wanted: bool, bits: u32| if wanted { bits } else { 0 };
         let processor = &common.processor;
-        let scaled = self.tsc.ratio != UNSCALED && !processor.tsc_scaling;
+        let scaled = self.asked.tsc.ratio != UNSCALED && !processor.tsc_scaling;
         // Nested paging with PAE: the four roots are read when CR3 is loaded (row B05).
         let pae = common.nested && self.state.pae();
         let controls = processor.primary
             | on(!common.nested || pae, primary::CR3_LOAD)
             | on(!common.nested, primary::CR3_STORE)
-            | on(self.window.interrupt, primary::INTERRUPT_WINDOW)
-            | on(self.window.nmi, primary::NMI_WINDOW)
+            | on(self.asked.window.interrupt, primary::INTERRUPT_WINDOW)
+            | on(self.asked.window.nmi, primary::NMI_WINDOW)
             | on(scaled, primary::RDTSC);
         self.fields.primary.put(vmcs, controls);
         self.fields.entry.put(vmcs, processor.entry | on(registers.long_mode(), entry::LONG_MODE));
@@ -349,7 +312,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             | bit(Vector::AC)
             | bit(Vector::MC)
             | on(!common.nested, bit(Vector::PF))
-            | on(self.debug.software_breakpoints, bit(Vector::BP));
+            | on(self.asked.debug.software_breakpoints, bit(Vector::BP));
         let exceptions = if self.form == Form::Virtual8086 { u32::MAX } else { exceptions };
         self.fields.exceptions.put(vmcs, exceptions);
         if let Some(page) = &self.virtual_apic {
@@ -361,7 +324,8 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     /// The event to be delivered, and what is held back.
     fn write_event(&mut self, zero_length: bool, vmcs: &mut Current<I>, rflags: u64) {
         let protected = self.state.cr0 & Cr0::PE.bits() != 0;
-        let injection = self.injected.as_ref().map_or(Injection::default(), |event| inject::encode(event, protected));
+        let injection =
+            self.asked.injected.as_ref().map_or(Injection::default(), |event| inject::encode(event, protected));
         if injection.has_code() {
             vmcs.write(ENTRY_ERROR_CODE, injection.code);
         }
@@ -371,9 +335,9 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             vmcs.write(ENTRY_LENGTH, len);
         }
         self.fields.event.put(vmcs, injection.info);
-        let injected = self.injected.map(|event| event.kind);
+        let injected = self.asked.injected.map(|event| event.kind);
         let (mut held, pending) = held_back(self.state.shadow, rflags, injected.is_some());
-        if self.nmi_blocked && injected != Some(EventKind::Nmi) {
+        if self.asked.nmi_blocked && injected != Some(EventKind::Nmi) {
             held |= blocked::NMI;
         }
         self.fields.interruptibility.put(vmcs, held);
@@ -418,7 +382,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         }
         state.rip = fields.rip.get(vmcs);
         state.gpr[4] = fields.rsp.get(vmcs);
-        state.flags.set(payload::rflags_of_guest(rflags, state, &self.debug));
+        state.flags.set(payload::rflags_of_guest(rflags, state, &self.asked.debug));
         state.shadow = if held & blocked::MOV_SS != 0 {
             Shadow::MovSs
         } else if held & blocked::STI != 0 {
@@ -426,7 +390,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         } else {
             Shadow::None
         };
-        self.nmi_blocked = held & blocked::NMI != 0;
+        self.asked.nmi_blocked = held & blocked::NMI != 0;
         if self.form == Form::Virtual8086 {
             state.refresh();
         } else {
@@ -440,7 +404,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         if env.root == Root::NONE {
             return Exit::FailEntry { reason: 0 };
         }
-        if self.form == Form::Virtual8086 && self.injected.is_some() {
+        if self.form == Form::Virtual8086 && self.asked.injected.is_some() {
             // It would go through the guest's table as protected mode's.
             return Exit::Delivery;
         }
@@ -474,19 +438,19 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     fn left(&mut self, common: &Common<P>, left: &Left) -> Exit {
         let Left { report, vectoring, vectoring_code } = *left;
         if !left.entry_failed() {
-            self.injected = None;
+            self.asked.injected = None;
         }
         let cut_short = event::decode(vectoring, vectoring_code, self.state.cr2, self.state.dr6);
-        self.unfinished = None;
+        self.asked.unfinished = None;
         if let CutShort::Event(event) = cut_short {
-            self.unfinished = Some(event);
+            self.asked.unfinished = Some(event);
             if event.kind == EventKind::Nmi {
                 // It comes again.
-                self.nmi_blocked = false;
+                self.asked.nmi_blocked = false;
             }
         }
         if report.nmi_unblocked(cut_short != CutShort::Nothing) {
-            self.nmi_blocked = true;
+            self.asked.nmi_blocked = true;
         }
         match report.decode(&self.state.gpr) {
             // In real mode the same instruction does what it does, or faults in another way.
@@ -501,7 +465,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             Decoded::MachineCheck | Decoded::Nmi => Exit::Interrupted,
             Decoded::Debug { dr6, behind } => {
                 self.state.rip = self.state.rip.wrapping_add(behind.into());
-                if self.debug.single_step || self.debug.hardware.is_some() {
+                if self.asked.is_debugged() {
                     Exit::Debug { dr6: dr6 | debug::DR6_FIXED }
                 } else {
                     Exit::Exception { exception: Exception::debug(dr6) }
@@ -519,7 +483,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         match vector {
             // The core does not execute what raises these.
             Vector::MF | Vector::XM => true,
-            Vector::BP => self.debug.software_breakpoints,
+            Vector::BP => self.asked.debug.software_breakpoints,
             _ => false,
         }
     }
@@ -581,31 +545,31 @@ impl<P: Hardware, I: Instructions> BackendVcpu<P> for IntelVcpu<P, I> {
     fn set_features(&mut self, _features: Features, _xcr0: u64, _physical_bits: u32) {}
 
     fn set_tsc(&mut self, offset: u64, ratio: u64) {
-        self.guest.tsc = Tsc { offset, ratio };
+        self.guest.asked.tsc = Tsc { offset, ratio };
     }
 
     fn set_debug(&mut self, debug: GuestDebug) {
-        self.guest.debug = debug;
+        self.guest.asked.debug = debug;
     }
 
     fn inject(&mut self, event: Event) {
-        self.guest.injected = Some(event);
+        self.guest.asked.injected = Some(event);
     }
 
     fn take_unfinished_event(&mut self) -> Option<Event> {
-        self.guest.unfinished.take().or_else(|| self.guest.injected.take())
+        self.guest.asked.take_unfinished()
     }
 
     fn request_window(&mut self, interrupt: bool, nmi: bool) {
-        self.guest.window = Window { interrupt, nmi };
+        self.guest.asked.window = Window { interrupt, nmi };
     }
 
     fn nmi_blocked(&self) -> bool {
-        self.guest.nmi_blocked
+        self.guest.asked.nmi_blocked
     }
 
     fn set_nmi_blocked(&mut self, blocked: bool) {
-        self.guest.nmi_blocked = blocked;
+        self.guest.asked.nmi_blocked = blocked;
     }
 
     fn flush(&mut self, what: FlushTlb) {
