@@ -8,14 +8,14 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-use super::{Accel, Irqchip, LOGS, Machine, Options, self_test, without};
+use super::{Accel, LOGS, Options, Way, self_test};
 use crate::{
     boot_table::{BootTable, took},
-    choice::{chosen, name},
+    choice::chosen,
     guest::{self, Guest, Kind},
-    lab::{self, Cpu, Ending, Job},
+    lab::{self, Cpu, Job},
     module,
     process::{cache, output},
     run,
@@ -42,33 +42,25 @@ const MEMORY: u32 = 1536;
 pub fn boots(options: &Options, cpus: &[Cpu]) -> Result<()> {
     let module = module::for_lab()?.to_string_lossy().into_owned();
     let files = files()?;
-    let row = |cpu: &str, guest: &str, machine: &str, irqchip: &str, cpus: &str| {
-        format!("{cpu:<14}{guest:<10}{machine:<9}{irqchip:<9}{cpus:>4}  ")
-    };
-    let mut table = BootTable::new(LOGS, &row("module on", "guest", "machine", "irqchip", "cpus"))?;
+    let row = |cpu: &str, guest: &str, way: &str| format!("{cpu:<14}{guest:<10}{way}");
+    let mut table = BootTable::new(LOGS, &row("module on", "guest", &Way::heading()))?;
     for &cpu in cpus {
         for kind in chosen(&options.guests) {
             let guest = guest::prepare(kind)?;
-            for machine in chosen(&options.machines) {
-                for irqchip in chosen(&options.irqchips) {
-                    for &n in &options.cpus {
-                        let (machine_name, irqchip_name) = (name(machine), name(irqchip));
-                        let what = row(cpu.name(), kind.name(), &machine_name, &irqchip_name, &n.to_string());
-                        let stops = cpu == Cpu::AmdNpt && kind == Kind::I686Pae;
-                        if let Some(why) = without(irqchip, n)?.or(stops.then_some(ACCESSED_POINTERS)) {
-                            table.leave_out(&what, why);
-                            continue;
-                        }
-                        let log = format!("{}-{}-{machine_name}-{irqchip_name}-{n}", cpu.name(), kind.name());
-                        table.boot(&what, &log, |sink| {
-                            let mut job = Job::new(cpu, words(&guest, machine, irqchip, n));
-                            (job.smp, job.memory, job.timeout) = (n, MEMORY, options.limit());
-                            (job.module, job.files) = (module.clone(), files.clone());
-                            job.files.extend([&guest.kernel, &guest.initrd].map(|file| same(file)));
-                            boot(&job, n, sink).map(took)
-                        })?;
-                    }
+            for way in options.ways() {
+                let what = row(cpu.name(), kind.name(), &way.columns());
+                let stops = cpu == Cpu::AmdNpt && kind == Kind::I686Pae;
+                if let Some(why) = way.impossible()?.or(stops.then_some(ACCESSED_POINTERS)) {
+                    table.leave_out(&what, why);
+                    continue;
                 }
+                table.boot(&what, &format!("{}-{}-{}", cpu.name(), kind.name(), way.file()), |sink| {
+                    let mut job = Job::new(cpu, words(&guest, way));
+                    (job.smp, job.memory, job.timeout) = (way.cpus, MEMORY, options.limit());
+                    (job.module, job.files) = (module.clone(), files.clone());
+                    job.files.extend([&guest.kernel, &guest.initrd].map(|file| same(file)));
+                    boot(&job, way.cpus, sink).map(took)
+                })?;
             }
         }
     }
@@ -76,8 +68,8 @@ pub fn boots(options: &Options, cpus: &[Cpu]) -> Result<()> {
 }
 
 /// The program that L1 runs.
-fn words(guest: &Guest, machine: Machine, irqchip: Irqchip, cpus: u32) -> Vec<String> {
-    let command = self_test(guest, machine, Accel::Module(irqchip), cpus, Path::new(DISK));
+fn words(guest: &Guest, way: Way) -> Vec<String> {
+    let command = self_test(guest, way, Accel::Module, Path::new(DISK));
     let size = rekvm_selftest::DISK_BYTES.to_string();
     let mut words: Vec<_> = ["l1:/bin/busybox", "sh", "-c", SCRIPT, DISK, &size].map(str::to_owned).into();
     words.push(command.get_program().to_string_lossy().into_owned());
@@ -118,14 +110,8 @@ fn boot(job: &Job, cpus: u32, sink: &mut dyn FnMut(&str)) -> Result<Duration> {
             lines.push(line);
         }
     })?;
-    let log = fs::read(&outcome.console).unwrap_or_default();
-    let log = String::from_utf8_lossy(&log);
-    if outcome.ending != Ending::Exit(0) {
-        bail!("{}; L1's console log is {}", outcome.ending, outcome.console.display());
-    }
+    let log = outcome.clean()?;
     run::proven_by(&lines, cpus)?;
-    let complaints = lab::complaints(&log);
-    ensure!(complaints.is_empty(), "L1's kernel complains: {}", complaints.join("; "));
     ensure!(log.contains(module::NOTHING_LEFT), "the module did not say that it has given everything back");
     Ok(outcome.took)
 }

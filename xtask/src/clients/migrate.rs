@@ -9,20 +9,19 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use super::{Accel, Irqchip, LOGS, Machine, Options, boot, emulator::Emulator, qemu};
+use super::{Accel, Irqchip, LOGS, Machine, Options, Way, boot, emulator::Emulator, qemu};
 use crate::{
     boot_table::BootTable,
-    choice::name,
     guest::{self, Guest, Kind},
     process::{cache, check, need},
 };
 
 /// What is tried: a machine, where its interrupt controllers are, and processors.
-const ROWS: [(Machine, Irqchip, u32); 4] = [
-    (Machine::Pc, Irqchip::On, 1),
-    (Machine::Q35, Irqchip::On, 2),
-    (Machine::Pc, Irqchip::Split, 2),
-    (Machine::Pc, Irqchip::Off, 1),
+const WAYS: [Way; 4] = [
+    Way { machine: Machine::Pc, irqchip: Irqchip::On, cpus: 1 },
+    Way { machine: Machine::Q35, irqchip: Irqchip::On, cpus: 2 },
+    Way { machine: Machine::Pc, irqchip: Irqchip::Split, cpus: 2 },
+    Way { machine: Machine::Pc, irqchip: Irqchip::Off, cpus: 1 },
 ];
 
 /// Rounds of the guest's before, between and after.
@@ -32,16 +31,12 @@ const ROUNDS: u32 = 3;
 pub fn migrate(options: &Options) -> Result<()> {
     need("qemu-img", "qemu-utils")?;
     let guest = guest::prepare(Kind::Amd64)?;
-    let row = |machine: &str, irqchip: &str, cpus: &str| format!("{machine:<9}{irqchip:<9}{cpus:>4}  ");
-    let mut table = BootTable::new(LOGS, &row("machine", "irqchip", "cpus"))?;
-    for (machine, irqchip, cpus) in ROWS {
-        if !options.select(machine, irqchip, cpus) {
-            continue;
-        }
-        let log = format!("migrate-{}-{}-{cpus}", name(machine), name(irqchip));
-        table.boot(&row(&name(machine), &name(irqchip), &cpus.to_string()), &log, |sink| {
-            let busy = Busy { guest: &guest, machine, irqchip, cpus, limit: options.limit(), log: &log };
-            busy.go_and_return(sink)
+    let mut table = BootTable::new(LOGS, &Way::heading())?;
+    let asked = options.ways();
+    for way in WAYS.into_iter().filter(|way| asked.contains(way)) {
+        let log = format!("migrate-{}", way.file());
+        table.boot(&way.columns(), &log, |sink| {
+            Busy { guest: &guest, way, limit: options.limit(), log: &log }.go_and_return(sink)
         })?;
     }
     table.end()
@@ -50,9 +45,7 @@ pub fn migrate(options: &Options) -> Result<()> {
 /// A busy guest.
 struct Busy<'a> {
     guest: &'a Guest,
-    machine: Machine,
-    irqchip: Irqchip,
-    cpus: u32,
+    way: Way,
     limit: Duration,
     log: &'a str,
 }
@@ -62,8 +55,8 @@ const SOCKET: &str = "unix:migrate.socket";
 
 impl Busy<'_> {
     fn start(&self, disk: &Path, more: &[&str], suffix: &str) -> Result<Emulator> {
-        let mut command = qemu(self.machine, Accel::Rekvm(self.irqchip), self.cpus, 256);
-        boot(&mut command, self.guest, self.machine, "quiet rekvm.busy", "qcow2", disk);
+        let mut command = qemu(self.way.machine, Accel::Rekvm(self.way.irqchip), self.way.cpus, 256);
+        boot(&mut command, self.guest, self.way.machine, "quiet rekvm.busy", "qcow2", disk);
         command.args(more);
         Emulator::start(command, LOGS, &format!("{}-{suffix}", self.log))
     }

@@ -72,11 +72,15 @@ pub struct Options {
 }
 
 impl Options {
-    /// Whether the options leave a row of a table in.
-    fn select(&self, machine: Machine, irqchip: Irqchip, cpus: u32) -> bool {
-        chosen(&self.machines).contains(&machine)
-            && chosen(&self.irqchips).contains(&irqchip)
-            && self.cpus.contains(&cpus)
+    /// All that the options leave in of a table.
+    fn ways(&self) -> Vec<Way> {
+        let mut ways = Vec::new();
+        for machine in chosen(&self.machines) {
+            for irqchip in chosen(&self.irqchips) {
+                ways.extend(self.cpus.iter().map(|&cpus| Way { machine, irqchip, cpus }));
+            }
+        }
+        ways
     }
 
     fn limit(&self) -> Duration {
@@ -103,36 +107,59 @@ pub fn clients(options: &Options) -> Result<()> {
 /// second processor that halts spins from then on, and with QEMU's lock.
 const LOSES_SIPI: &str = "version 7.2.22 ";
 
-/// Why QEMU cannot boot `cpus` processors with the interrupt controllers there, if it cannot.
-fn without(irqchip: Irqchip, cpus: u32) -> Result<Option<&'static str>> {
-    let version = output(Command::new("qemu-system-x86_64").arg("--version"))?;
-    let loses = irqchip == Irqchip::Off && cpus > 1 && version.contains(LOSES_SIPI);
-    Ok(loses.then_some("this QEMU never ends a start-up interrupt of its own APICs"))
+/// How QEMU runs a guest: what a line of a table is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Way {
+    machine: Machine,
+    irqchip: Irqchip,
+    cpus: u32,
+}
+
+impl Way {
+    fn row(machine: &str, irqchip: &str, cpus: &str) -> String {
+        format!("{machine:<9}{irqchip:<9}{cpus:>4}  ")
+    }
+
+    /// The heading of [`Self::columns`].
+    fn heading() -> String {
+        Self::row("machine", "irqchip", "cpus")
+    }
+
+    fn columns(self) -> String {
+        Self::row(&name(self.machine), &name(self.irqchip), &self.cpus.to_string())
+    }
+
+    /// The same in the name of a file.
+    fn file(self) -> String {
+        format!("{}-{}-{}", name(self.machine), name(self.irqchip), self.cpus)
+    }
+
+    /// Why this QEMU cannot, if it cannot.
+    fn impossible(self) -> Result<Option<&'static str>> {
+        if self.irqchip != Irqchip::Off || self.cpus < 2 {
+            return Ok(None);
+        }
+        let version = output(Command::new("qemu-system-x86_64").arg("--version"))?;
+        Ok(version.contains(LOSES_SIPI).then_some("this QEMU never ends a start-up interrupt of its own APICs"))
+    }
 }
 
 fn boots(options: &Options) -> Result<()> {
-    let row = |guest: &str, machine: &str, irqchip: &str, cpus: &str| {
-        format!("{guest:<10}{machine:<9}{irqchip:<9}{cpus:>4}  ")
-    };
-    let mut table = BootTable::new(LOGS, &row("guest", "machine", "irqchip", "cpus"))?;
+    let row = |guest: &str, way: &str| format!("{guest:<10}{way}");
+    let mut table = BootTable::new(LOGS, &row("guest", &Way::heading()))?;
     for kind in chosen(&options.guests) {
         let guest = guest::prepare(kind)?;
-        for machine in chosen(&options.machines) {
-            for irqchip in chosen(&options.irqchips) {
-                for &cpus in &options.cpus {
-                    let what = row(kind.name(), &name(machine), &name(irqchip), &cpus.to_string());
-                    if let Some(why) = without(irqchip, cpus)? {
-                        table.leave_out(&what, why);
-                        continue;
-                    }
-                    let log = format!("{}-{}-{}-{cpus}", kind.name(), name(machine), name(irqchip));
-                    table.boot(&what, &log, |sink| {
-                        let disk = run::Disk::new()?;
-                        let mut command = self_test(&guest, machine, Accel::Rekvm(irqchip), cpus, disk.path());
-                        run::proven(&mut command, &disk, cpus, options.limit(), sink).map(took)
-                    })?;
-                }
+        for way in options.ways() {
+            let what = row(kind.name(), &way.columns());
+            if let Some(why) = way.impossible()? {
+                table.leave_out(&what, why);
+                continue;
             }
+            table.boot(&what, &format!("{}-{}", kind.name(), way.file()), |sink| {
+                let disk = run::Disk::new()?;
+                let mut command = self_test(&guest, way, Accel::Rekvm, disk.path());
+                run::proven(&mut command, &disk, way.cpus, options.limit(), sink).map(took)
+            })?;
         }
     }
     table.end()
@@ -220,9 +247,9 @@ pub fn idle(guest: &Guest) -> Command {
     command
 }
 
-fn self_test(guest: &Guest, machine: Machine, accel: Accel, cpus: u32, disk: &Path) -> Command {
-    let mut command = qemu(machine, accel, cpus, 512);
+fn self_test(guest: &Guest, way: Way, accel: fn(Irqchip) -> Accel, disk: &Path) -> Command {
+    let mut command = qemu(way.machine, accel(way.irqchip), way.cpus, 512);
     command.args(["-serial", "stdio"]);
-    boot(&mut command, guest, machine, "rekvm.check", "raw", disk);
+    boot(&mut command, guest, way.machine, "rekvm.check", "raw", disk);
     command
 }

@@ -1,6 +1,5 @@
 //! Runs the suite's program: here, or in the lab, where a case that takes L1 down costs that case and one more boot.
 use std::{
-    fs,
     io::{Read, Write},
     process::{Command, Stdio},
     time::Duration,
@@ -119,8 +118,7 @@ fn in_lab(options: &Options, target: Target, cpu: Cpu, live: bool) -> Result<Run
         })?;
         left = left.saturating_sub(outcome.took);
         if target.is_module() {
-            let log = fs::read(&outcome.console).unwrap_or_default();
-            complaints.extend(lab::complaints(&String::from_utf8_lossy(&log)).into_iter().map(str::to_owned));
+            complaints.extend(lab::complaints(&outcome.said()).into_iter().map(str::to_owned));
         }
         let ending = outcome.ending;
         // Whose time was up before its case had ended has not reached it.

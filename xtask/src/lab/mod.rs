@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 pub use watch::{Ending, Stream};
@@ -156,8 +156,24 @@ pub struct Outcome {
     pub ending: Ending,
     /// How long its program ran, in the time that [`Job::timeout`] is in.
     pub took: Duration,
-    /// Everything that L1's kernel said.
+    /// The file with everything that L1's kernel said.
     pub console: PathBuf,
+}
+
+impl Outcome {
+    /// Everything that L1's kernel said.
+    pub fn said(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
+    }
+
+    /// The same, of a job whose program has ended well and whose kernel does not complain.
+    pub fn clean(&self) -> Result<String> {
+        ensure!(self.ending == Ending::Exit(0), "{}; L1's console log is {}", self.ending, self.console.display());
+        let said = self.said();
+        let complaints = complaints(&said);
+        ensure!(complaints.is_empty(), "L1's kernel complains: {}", complaints.join("; "));
+        Ok(said)
+    }
 }
 
 /// Exit status of the command if the program took too long.

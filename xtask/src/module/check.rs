@@ -2,14 +2,12 @@
 //! line in the kernel's log and an error number that says the same; it is loaded and unloaded again and again, with nested and
 //! with shadow paging and with guests in between, and after clients were killed at any moment; and each time it leaves nothing
 //! behind.
-use std::{fs, path::Path};
-
 use anyhow::{Result, ensure};
 
 use super::{NOTHING_LEFT, for_lab_built};
 use crate::{
     guest,
-    lab::{self, Cpu, Ending, Job, Stream},
+    lab::{self, Cpu, Job, Stream},
 };
 
 /// Calls of core's panic functions in the module. There may be fewer, never more.
@@ -100,13 +98,5 @@ fn run(job: &Job) -> Result<String> {
             Stream::Err => eprint!("{text}"),
         }
     })?;
-    let log = read(&outcome.console);
-    ensure!(outcome.ending == Ending::Exit(0), "{}; L1's console log is {}", outcome.ending, outcome.console.display());
-    let complaints = lab::complaints(&log);
-    ensure!(complaints.is_empty(), "L1's kernel complains: {}", complaints.join("; "));
-    Ok(log)
-}
-
-fn read(log: &Path) -> String {
-    String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned()
+    outcome.clean()
 }
