@@ -2,6 +2,7 @@
 use abi::*;
 use platform::{Hva, MaySleep, Memory};
 use std::sync::Arc;
+use x86::{Attr, Cr0, Segment};
 
 use super::{
     host::{self, Mapping},
@@ -51,6 +52,9 @@ pub(crate) struct Machine {
 pub(crate) const RAM: u64 = 64 << 10;
 /// Where code of tests is.
 pub(crate) const CODE: u64 = 0x1000;
+/// Of a guest with paging: its page directory, and the page table that maps RAM.
+const DIRECTORY: u64 = 0x4000;
+pub(crate) const TABLE: u64 = 0x5000;
 
 pub(crate) fn cx() -> MaySleep {
     MaySleep::at_entry()
@@ -86,6 +90,29 @@ impl Machine {
     /// On a processor that translates so.
     pub(crate) fn on(translation: Translation) -> Self {
         Self::build_on(Scripted { translation, ..Scripted::default() }, |_| {})
+    }
+
+    /// The same in 32-bit code on page tables that map RAM to itself.
+    pub(crate) fn paged(translation: Translation) -> Self {
+        let m = Self::on(translation);
+        m.poke(DIRECTORY, &(TABLE as u32 | 7).to_le_bytes());
+        for page in 0..(RAM >> 12) as u32 {
+            m.poke(TABLE + u64::from(page) * 4, &(page << 12 | 7).to_le_bytes());
+        }
+        m.state(|s| {
+            let flat = |typ| Segment {
+                selector: 8,
+                attr: Attr(Attr::P | Attr::S | Attr::DB | Attr::G | typ),
+                limit: 0xffff_ffff,
+                base: 0,
+            };
+            s.seg = [flat(3), flat(11), flat(3), flat(3), flat(3), flat(3)];
+            s.cr0 = (Cr0::PE | Cr0::PG | Cr0::WP | Cr0::ET).bits();
+            s.cr3 = DIRECTORY;
+            s.rip = CODE;
+            s.refresh();
+        });
+        m
     }
 
     fn build(configure: impl FnOnce(&Vm<Scripted>)) -> Self {

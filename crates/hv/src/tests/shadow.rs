@@ -2,40 +2,21 @@
 use abi::*;
 use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::{sync::Arc, thread, vec::Vec};
-use x86::{Attr, CpuState, Cr0, Exception, Segment, exception::pf, paging as bits};
+use x86::{CpuState, Exception, exception::pf, paging as bits};
 
 use crate::{
     backend::{CrOp, Env, Event, EventKind, Exit, FlushTlb, Translation},
-    testing::{CODE, Machine, cx, entries, host::Host, script::Note},
+    testing::{CODE, Machine, TABLE, cx, entries, host::Host, script::Note},
 };
 
-const DIRECTORY: u64 = 0x4000;
-const TABLE: u64 = 0x5000;
 const DATA: u64 = 0x8000;
 /// Linear, and a device.
 const DEVICE: u64 = 0x9000;
 
 /// 32-bit code on page tables that map RAM to itself, and one page to a device.
 fn machine() -> Machine {
-    let m = Machine::on(Translation::Shadow);
-    m.poke(DIRECTORY, &(TABLE as u32 | 7).to_le_bytes());
-    for page in 0..16u32 {
-        m.poke(TABLE + u64::from(page) * 4, &(page << 12 | 7).to_le_bytes());
-    }
+    let m = Machine::paged(Translation::Shadow);
     m.poke(TABLE + (DEVICE >> 12) * 4, &(0xfee_0000u32 << 4 | 7).to_le_bytes());
-    m.state(|s| {
-        let flat = |typ| Segment {
-            selector: 8,
-            attr: Attr(Attr::P | Attr::S | Attr::DB | Attr::G | typ),
-            limit: 0xffff_ffff,
-            base: 0,
-        };
-        s.seg = [flat(3), flat(11), flat(3), flat(3), flat(3), flat(3)];
-        s.cr0 = (Cr0::PE | Cr0::PG | Cr0::WP | Cr0::ET).bits();
-        s.cr3 = DIRECTORY;
-        s.rip = CODE;
-        s.refresh();
-    });
     m
 }
 

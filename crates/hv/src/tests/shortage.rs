@@ -2,12 +2,12 @@
 //! works when there is memory again.
 use abi::*;
 use platform::scarce::{self, Shortage};
-use x86::{Attr, Cr0, Segment, exception::pf, paging as bits};
+use x86::{exception::pf, paging as bits};
 
 use crate::{
     Errno, Kvm, Outcome,
     backend::{Access, Exit, Translation},
-    testing::{CODE, Machine, RAM, cx, entries, host::Mapping, script::Scripted},
+    testing::{Machine, RAM, cx, entries, host::Mapping, script::Scripted},
 };
 
 const ALL: [Translation; 3] =
@@ -182,37 +182,11 @@ fn what_a_vcpu_is_told_is_kept() {
     }
 }
 
-const DIRECTORY: u64 = 0x4000;
-const TABLE: u64 = 0x5000;
-
-/// In 32-bit code on page tables that map RAM to itself.
-fn paging(translation: Translation) -> Machine {
-    let m = Machine::on(translation);
-    m.poke(DIRECTORY, &(TABLE as u32 | 7).to_le_bytes());
-    for page in 0..(RAM >> 12) as u32 {
-        m.poke(TABLE + u64::from(page) * 4, &(page << 12 | 7).to_le_bytes());
-    }
-    m.state(|s| {
-        let flat = |typ| Segment {
-            selector: 8,
-            attr: Attr(Attr::P | Attr::S | Attr::DB | Attr::G | typ),
-            limit: 0xffff_ffff,
-            base: 0,
-        };
-        s.seg = [flat(3), flat(11), flat(3), flat(3), flat(3), flat(3)];
-        s.cr0 = (Cr0::PE | Cr0::PG | Cr0::WP | Cr0::ET).bits();
-        s.cr3 = DIRECTORY;
-        s.rip = CODE;
-        s.refresh();
-    });
-    m
-}
-
 #[test]
 fn a_guest_that_faults_runs_on() {
     for (translation, levels) in [(Translation::Shadow, 3), (Translation::Nested(mmu::shadow::EntryFormat::X86), 4)] {
         let prepare = || {
-            let m = paging(translation);
+            let m = Machine::paged(translation);
             // More entries than faults: each writes to every page but those of the tables, until all are mapped.
             for _ in 0..200 {
                 m.script.entry(move |_, env| {
