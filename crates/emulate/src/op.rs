@@ -109,6 +109,11 @@ impl<C> Op<C> {
         matches!(self.code, Code::Vmcall | Code::Vmmcall)
     }
 
+    /// INT3.
+    pub fn is_int3(&self) -> bool {
+        self.code == Code::Int3
+    }
+
     /// Whether it has a memory operand.
     #[inline(always)]
     pub fn is_memory(&self) -> bool {

@@ -70,3 +70,39 @@ pub fn decode(info: u32, code: u32, cr2: u64, dr6: u64) -> CutShort {
     };
     CutShort::Event(Event { kind })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_cut_short_comes_again() {
+        let exception = |exception| EventKind::Exception(exception);
+        for (info, code, kind) in [
+            (0x8000_00ff, 0, EventKind::Interrupt(0xff)),
+            (0x8000_0202, 0, EventKind::Nmi),
+            (0x8000_0300, 0, exception(Exception::plain(Vector::DE))),
+            (0x8000_0b08, 0, exception(Exception::with_code(Vector::DF, 0))),
+            (0x8000_0b0e, 7, exception(Exception::page_fault(0x1234_5000, 7))),
+            (0x8000_0301, 0, exception(Exception::debug(0x4001))),
+        ] {
+            let back = decode(info, code, 0x1234_5000, DR6_FIXED | 0x4001);
+            assert_eq!(back, CutShort::Event(Event { kind }), "{info:#x}");
+            assert_eq!(decode(info & !VALID, code, 0, 0), CutShort::Nothing, "{info:#x}");
+        }
+    }
+
+    #[test]
+    fn instructions_are_executed_again() {
+        // INT 0x80, INT1, INT3 and INTO, the last two as Intel's and as AMD's processors call them.
+        for info in [0x8000_0480, 0x8000_0501, 0x8000_0603, 0x8000_0604, 0x8000_0303, 0x8000_0304] {
+            assert_eq!(decode(info, 0, 0, 0), CutShort::Instruction, "{info:#x}");
+        }
+    }
+
+    #[test]
+    fn a_kind_that_no_processor_has_is_nothing() {
+        assert_eq!(decode(pack(1, 0x20), 0, 0, 0), CutShort::Nothing);
+        assert_eq!(decode(pack(7, 0x20), 0, 0, 0), CutShort::Nothing);
+    }
+}

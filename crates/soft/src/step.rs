@@ -108,19 +108,7 @@ impl<P: Platform> SoftVcpu<P> {
         if dr7 & 0xff == 0 {
             return 0;
         }
-        let mut hits = 0;
-        for (n, &at) in dr.iter().enumerate() {
-            if let Some((watch, len)) = debug::breakpoint(dr7, n as u32)
-                && of(watch)
-            {
-                let len = if watch == Watch::Execute { 1 } else { len };
-                let start = at & !(len - 1);
-                if address < start.wrapping_add(len) && start < address.wrapping_add(bytes) {
-                    hits |= 1 << n;
-                }
-            }
-        }
-        hits
+        debug::hits(&dr, dr7, address, bytes, of)
     }
 
     /// Notes data breakpoints that an access touches. They trap behind the instruction.

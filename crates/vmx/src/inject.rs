@@ -70,8 +70,6 @@ pub fn met(info: u32) -> Met {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hardware::event::{CutShort, decode};
-    use x86::debug::DR6_FIXED;
 
     const fn event(kind: EventKind) -> Event {
         Event { kind }
@@ -98,31 +96,6 @@ mod tests {
             let injection = encode(&event(kind), protected);
             assert_eq!(injection, Injection { info, code, len }, "{kind:?}");
             assert_eq!((injection.has_code(), injection.has_len()), (info & 0x800 != 0, len != 0), "{kind:?}");
-        }
-    }
-
-    #[test]
-    fn what_was_cut_short_comes_again() {
-        for kind in [
-            EventKind::Interrupt(0xff),
-            EventKind::Nmi,
-            EventKind::Exception(Exception::plain(Vector::DE)),
-            EventKind::Exception(Exception::with_code(Vector::DF, 0)),
-            EventKind::Exception(Exception::page_fault(0x1234_5000, 7)),
-            EventKind::Exception(Exception::debug(0x4001)),
-        ] {
-            let Injection { info, code, .. } = encode(&event(kind), true);
-            let back = decode(info, code, 0x1234_5000, DR6_FIXED | 0x4001);
-            assert_eq!(back, CutShort::Event(event(kind)), "{kind:?}");
-        }
-        assert_eq!(decode(0, 0, 1, 2), CutShort::Nothing);
-        assert_eq!(decode(0x31, 0, 1, 2), CutShort::Nothing);
-    }
-
-    #[test]
-    fn instructions_are_executed_again() {
-        for info in [0x8000_0480, 0x8000_0501, 0x8000_0603, 0x8000_0604] {
-            assert_eq!(decode(info, 0, 0, 0), CutShort::Instruction, "{info:#x}");
         }
     }
 

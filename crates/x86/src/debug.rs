@@ -42,3 +42,47 @@ pub fn breakpoint(dr7: u64, n: u32) -> Option<(Watch, u64)> {
     let len = [1, 2, 8, 4][(dr7 >> (18 + 4 * n) & 3) as usize];
     Some((watch, len))
 }
+
+/// The breakpoints (bit n for DRn) of a kind that `of` accepts which `bytes` bytes at `address` touch.
+pub fn hits(addresses: &[u64; 4], dr7: u64, address: u64, bytes: u64, of: impl Fn(Watch) -> bool) -> u64 {
+    let mut hits = 0;
+    for (n, &at) in (0..).zip(addresses) {
+        if let Some((watch, len)) = breakpoint(dr7, n)
+            && of(watch)
+        {
+            let len = if watch == Watch::Execute { 1 } else { len };
+            let start = at & !(len - 1);
+            if address < start.wrapping_add(len) && start < address.wrapping_add(bytes) {
+                hits |= 1 << n;
+            }
+        }
+    }
+    hits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_breakpoint_is_hit_by_whatever_touches_it() {
+        // DR0: execution; DR1: four bytes written; DR2: one byte accessed, not enabled; DR3: eight bytes accessed.
+        let dr7 = 2 | 2 << 2 | 2 << 6 | 0xd << 20 | 3 << 24 | 0xb << 28;
+        let at = [0x1003, 0x2002, 0x2000, 0x3000];
+        let data = |watch| matches!(watch, Watch::Write | Watch::Access);
+        for (address, bytes, expected) in [
+            (0x2000, 1, 2),
+            (0x2003, 1, 2),
+            (0x2004, 8, 0),
+            (0x1fff, 1, 0),
+            (0x1fff, 2, 2),
+            (0x3007, 1, 8),
+            (0x1003, 1, 0),
+        ] {
+            assert_eq!(hits(&at, dr7, address, bytes, data), expected, "{address:#x}");
+        }
+        assert_eq!(hits(&at, dr7, 0x1003, 1, |watch| watch == Watch::Execute), 1);
+        assert_eq!(hits(&at, dr7, 0x1002, 1, |watch| watch == Watch::Execute), 0);
+        assert_eq!(hits(&at, dr7, 0x3000, 1, |watch| watch == Watch::Write), 0);
+    }
+}

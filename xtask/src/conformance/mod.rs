@@ -91,13 +91,9 @@ impl Target {
         amd || matches!(self, Self::IntelEpt | Self::IntelShadow | Self::IntelPenryn)
     }
 
-    /// By how much time limits inside cases are stretched. QEMU's guest sees the time of this machine, which may be busy; Bochs's
-    /// clock counts instructions, and is as slow as the guest itself.
+    /// By how much time limits inside cases are stretched.
     fn slowness(self) -> u32 {
-        match self.cpu() {
-            Some(Cpu::AmdNpt | Cpu::AmdShadow) => 5,
-            Some(Cpu::IntelEpt | Cpu::IntelShadow | Cpu::IntelPenryn) | None => 1,
-        }
+        self.cpu().map_or(1, Cpu::slowness)
     }
 }
 
@@ -116,6 +112,9 @@ pub struct Options {
     /// Stretches time limits; if not given, 5 in QEMU, else 1.
     #[arg(long)]
     slow: Option<u32>,
+    /// Processors of the lab's machine.
+    #[arg(long, default_value_t = 1)]
+    smp: u32,
     /// Seconds after which a run in the lab is given up, in all its boots, without those in which the emulator had to wait for
     /// a processor.
     #[arg(long, default_value_t = 7200)]

@@ -110,7 +110,8 @@ fn in_lab(options: &Options, target: Target, cpu: Cpu, live: bool) -> Result<Run
         let after = results.cases.last().map(|case| case.name.clone());
         let mut words = vec![program.to_string_lossy().into_owned()];
         words.extend(arguments(options, target, "device:/dev/kvm", after.as_deref()));
-        let job = Job { timeout: left, quiet: Some(QUIET), module: module.clone(), ..Job::new(cpu, words) };
+        let limits = Job { timeout: left, quiet: Some(QUIET), ..Job::new(cpu, words) };
+        let job = Job { smp: options.smp, module: module.clone(), ..limits };
         let outcome = lab::run(&job, &mut |stream, bytes| match stream {
             // A caller that no longer reads loses the output and nothing else.
             Stream::Err => drop(std::io::stderr().write_all(bytes)),

@@ -75,12 +75,16 @@ fn qemu(job: &Job, kernel: &Path, initrd: &Path, append: &str, work: &Path) -> R
     Ok(Machine { child, console, frames, messages })
 }
 
+/// Bochs's only 64-bit processor of Intel's without VT-x.
+const WITHOUT_VIRTUALIZATION: &str = "p4_prescott_celeron_336";
+
 fn in_bochs(job: &Job, model: &str, kernel: &Path, initrd: &Path, append: &str, work: &Path) -> Result<Machine> {
     let dir = work.join("bochs");
     // The kernel waits for each byte that it says; at the speed of a serial port that takes longer than its start.
     // The processor's CPUID claims a clock of gigahertz; Bochs's counts as many instructions a second as `ips` says, and a
     // second of L1 would take minutes.
     let append = &format!("quiet tsc_early_khz={} {append}", bochs::IPS / 1000);
+    let model = if job.virtualization { model } else { WITHOUT_VIRTUALIZATION };
     let machine = bochs::Machine { model, cpus: job.smp, memory: job.memory, kernel, initrd, append };
     let child = machine.start(&dir, 2)?;
     let (console, frames) = (dir.join(bochs::serial(0)), dir.join(bochs::serial(1)));

@@ -49,12 +49,20 @@ impl Cpu {
         }
     }
 
+    /// Whether the emulator is QEMU, and virtualization AMD's; else they are Bochs and Intel's.
+    pub fn in_qemu(self) -> bool {
+        matches!(self, Self::AmdNpt | Self::AmdShadow)
+    }
+
+    /// By how much time limits of programs in L1 are stretched. QEMU's guest sees the time of this machine, which may be busy;
+    /// Bochs's clock counts instructions, and is as slow as the guest itself.
+    pub fn slowness(self) -> u32 {
+        if self.in_qemu() { 5 } else { 1 }
+    }
+
     /// Linux's module for it.
     fn module(self) -> &'static str {
-        match self {
-            Self::AmdNpt | Self::AmdShadow => "kvm-amd",
-            Self::IntelEpt | Self::IntelShadow | Self::IntelPenryn => "kvm-intel",
-        }
+        if self.in_qemu() { "kvm-amd" } else { "kvm-intel" }
     }
 
     /// What Linux's module is told. The processor of `intel-penryn` leaves it no choice.
@@ -119,7 +127,7 @@ pub struct Job {
     pub files: Vec<(PathBuf, String)>,
     /// `NAME=VALUE`.
     pub environment: Vec<String>,
-    /// Whether L1's processor has AMD-V.
+    /// Whether L1's processor has virtualization.
     pub virtualization: bool,
     /// `linux`, a file, or `none`.
     pub module: String,

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     guest::{Kind, deb},
+    lab::Cpu,
     process::{check, need, output, root, show, target_dir},
 };
 
@@ -29,6 +30,9 @@ pub struct Options {
     /// Then load it in the lab, have it refused, and load and unload it again and again with guests in between.
     #[arg(long, conflicts_with_all = ["headers", "out"])]
     check: bool,
+    /// The lab's processor for that.
+    #[arg(long, default_value = "amd-npt", requires = "check")]
+    cpu: Cpu,
 }
 
 /// What the module says in the kernel's log when it goes and has given back everything.
@@ -37,7 +41,7 @@ pub const NOTHING_LEFT: &str = "rekvm: unloaded, 0 allocations left";
 /// See the module.
 pub fn command(options: &Options) -> Result<()> {
     if options.check {
-        return check::check();
+        return check::check(options.cpu);
     }
     let out = options.out.clone().unwrap_or_else(|| target_dir().join("module"));
     let built = build(options.headers.as_deref(), &std::path::absolute(out)?)?;

@@ -63,6 +63,7 @@ pub const FOLDERS: &[Folder] = &[
     ("host/smp", host::smp::CASES),
     ("host/vms", host::vms::CASES),
     ("host/halt", host::halt::CASES),
+    ("host/moves", host::moves::CASES),
     ("flush", flush::CASES),
     ("irq", irq::CASES),
     ("chips", chips::CASES),

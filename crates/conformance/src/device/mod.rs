@@ -20,7 +20,7 @@ pub use fd::Fd;
 pub use memory::{Address, Memory, PAGE, fenced};
 pub use process::{Child, in_child};
 pub use sys::Sys;
-pub use thread::{Hears, Thread, block, install, install_counting, take_pending, unblock};
+pub use thread::{Hears, Thread, block, install, install_counting, processors, take_pending, unblock};
 
 use std::ffi::CString;
 

@@ -25,6 +25,32 @@ impl Thread {
         // SAFETY: a thread that has not been joined.
         unsafe { libc::pthread_kill(self.0 as libc::pthread_t, signal) };
     }
+
+    /// Has the thread run on this processor, and on no other. It has not been joined, as with [`Self::signal`].
+    ///
+    /// # Panics
+    /// If the machine does not let it.
+    pub fn pin(self, cpu: usize) {
+        // SAFETY: a set is plain data; `cpu` comes from one; a thread that has not been joined.
+        let failed = unsafe {
+            let mut set: libc::cpu_set_t = mem::zeroed();
+            libc::CPU_SET(cpu, &mut set);
+            libc::pthread_setaffinity_np(self.0 as libc::pthread_t, size_of::<libc::cpu_set_t>(), &set)
+        };
+        assert_eq!(failed, 0, "the thread cannot go to processor {cpu}");
+    }
+}
+
+/// Processors of the machine that this program may run on, at least one.
+pub fn processors() -> Vec<usize> {
+    // SAFETY: a set is plain data, and this thread's own is asked for.
+    let set = unsafe {
+        let mut set: libc::cpu_set_t = mem::zeroed();
+        libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set);
+        set
+    };
+    // SAFETY: numbers that a set has.
+    (0..libc::CPU_SETSIZE as usize).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) }).collect()
 }
 
 /// Installs a handler for `signal` that does nothing but end KVM_RUN.

@@ -21,7 +21,10 @@ impl<B: Backend> Run<'_, B> {
                 self.inner.events.injected = Some(event);
                 self.deliver(event)
             }
-            None => self.emulate(cx),
+            None => match self.breakpoint() {
+                Some(step) => step,
+                None => self.emulate(cx),
+            },
         }
     }
 

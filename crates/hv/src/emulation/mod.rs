@@ -1,6 +1,7 @@
 //! Execution of single instructions by the hypervisor itself: device memory, string I/O, and whatever the processor
 //! leaves to it.
 mod access;
+mod breakpoints;
 mod deliver;
 mod guest;
 mod report;
@@ -32,6 +33,13 @@ enum End {
     Restart,
     Fault(Exception),
     Exit(Why),
+}
+
+/// What the run loop wants to know of an instruction.
+struct Seen {
+    hypercall: bool,
+    int3: bool,
+    len: u8,
 }
 
 impl<B: Backend> Run<'_, B> {
@@ -150,20 +158,26 @@ impl<B: Backend> Run<'_, B> {
 
     /// The length of the instruction at CS:RIP, 0 if it cannot be read.
     pub(crate) fn instruction_len(&mut self) -> u8 {
-        self.instruction().map_or(0, |(_, len)| len)
+        self.instruction().map_or(0, |seen| seen.len)
     }
 
     /// The length of the instruction at CS:RIP, if it is VMCALL or VMMCALL.
     pub(crate) fn hypercall_len(&mut self) -> Option<u8> {
-        self.instruction().and_then(|(hypercall, len)| hypercall.then_some(len))
+        self.instruction().and_then(|seen| seen.hypercall.then_some(seen.len))
     }
 
-    /// Whether the instruction at CS:RIP is a hypercall, and its length.
-    fn instruction(&mut self) -> Option<(bool, u8)> {
+    /// Whether the instruction at CS:RIP is INT3.
+    fn is_int3(&mut self) -> bool {
+        self.instruction().is_some_and(|seen| seen.int3)
+    }
+
+    /// The instruction at CS:RIP, if it can be read.
+    fn instruction(&mut self) -> Option<Seen> {
         let inner = &mut *self.inner;
         // All that decoding reads, and nothing of it changes.
         inner.cpu.registers(Groups::ALL_BUT_FPU);
         let mut guest = Guest::new(inner, Groups::GENERAL, self.vm, self.shared, self.index, self.page);
-        emulate::fetch_decode(&mut guest).ok().map(|op| (op.is_hypercall(), op.len))
+        let op = emulate::fetch_decode(&mut guest).ok()?;
+        Some(Seen { hypercall: op.is_hypercall(), int3: op.is_int3(), len: op.len })
     }
 }

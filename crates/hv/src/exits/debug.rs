@@ -35,7 +35,8 @@ impl<B: Backend> Run<'_, B> {
         self.debug_exit(Vector::DB, debug::DR6_BS).map(|_| ())
     }
 
-    fn debug_exit(&mut self, vector: Vector, dr6: u64) -> Result<Step, Errno> {
+    /// KVM_EXIT_DEBUG.
+    pub(crate) fn debug_exit(&mut self, vector: Vector, dr6: u64) -> Result<Step, Errno> {
         let dr7 = self.inner.debug.hardware.map_or(0, |(_, dr7)| dr7);
         let state = self.inner.cpu.registers(Groups::GENERAL.and(Groups::SEGMENTS).and(Groups::DEBUG));
         let pc = state.seg[Seg::Cs as usize].base.wrapping_add(state.rip);

@@ -396,6 +396,41 @@ fn what_the_processor_does_not_take_is_executed_until_it_does() {
 }
 
 #[test]
+fn breakpoints_are_met_in_code_that_the_processor_does_not_run() {
+    let m = Machine::new();
+    // nop; int3. The handler of #DB is at 0x2000.
+    m.poke(CODE, &[0x90, 0xcc]);
+    m.poke(4, &[0x00, 0x20, 0, 0]);
+    m.state(|s| (s.rip, s.gpr[4]) = (CODE, 0x4000));
+    *m.script.takes.lock().unwrap() = Some(|_| false);
+    let control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP | KVM_GUESTDBG_USE_HW_BP;
+    let mut debug = KvmGuestDebug { control, ..KvmGuestDebug::default() };
+    (debug.debugreg[2], debug.debugreg[7]) = (CODE, 2 << 4);
+    let met = || {
+        let arch: KvmDebugExitArch = m.payload();
+        (arch.exception, arch.pc, arch.dr6)
+    };
+    m.ioctl(KVM_SET_GUEST_DEBUG, &mut debug).unwrap();
+    assert_eq!(m.run(), Ok(KVM_EXIT_DEBUG));
+    assert_eq!(met(), (1, CODE, x86::debug::DR6_FIXED | 4));
+    // The client goes over it as it does on a processor, and comes to its software breakpoint.
+    m.state(|s| s.flags.set(x86::flags::RF));
+    assert_eq!(m.run(), Ok(KVM_EXIT_DEBUG));
+    assert_eq!(met(), (3, CODE + 1, 0));
+    // The guest's own go to its handler.
+    debug.control = 0;
+    m.ioctl(KVM_SET_GUEST_DEBUG, &mut debug).unwrap();
+    *m.script.takes.lock().unwrap() = Some(|s| s.rip == 0x2000);
+    m.state(|s| (s.rip, s.dr[1], s.dr7) = (CODE, CODE, x86::debug::DR7_FIXED | 2 << 2));
+    m.script.entry(|s, _| {
+        assert_eq!((s.gpr[4], s.dr6 & 15), (0x4000 - 6, 2));
+        Exit::Shutdown
+    });
+    assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
+    assert_eq!(m.peek::<u16>(0x4000 - 6), CODE as u16);
+}
+
+#[test]
 fn a_signal_ends_a_loop_that_the_processor_does_not_run() {
     let m = Machine::new();
     // dec cx; jnz
