@@ -18,6 +18,10 @@ bool rekvm_ept = true;
 module_param_named(ept, rekvm_ept, bool, 0444);
 MODULE_PARM_DESC(ept, "VT-x: 1: nested paging where the processor has it (default); 0: shadow paging");
 
+bool rekvm_vnmi = true;
+module_param_named(vnmi, rekvm_vnmi, bool, 0444);
+MODULE_PARM_DESC(vnmi, "VT-x: 1: virtual NMIs where the processor has them (default); 0: as if it had none");
+
 extern const struct file_operations rekvm_device_fops;
 
 static struct miscdevice rekvm_device = {

@@ -28,6 +28,7 @@ glue! {
     "module.c": {
         value rekvm_npt(bool);
         value rekvm_ept(bool);
+        value rekvm_vnmi(bool);
         safe rekvm_device_register() -> i32;
         safe rekvm_device_deregister();
         safe rekvm_processors_enable() -> i32;

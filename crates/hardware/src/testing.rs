@@ -42,6 +42,7 @@ pub struct Script {
     pub xcr0: u64,
     pub cpu: usize,
     pub must_leave: bool,
+    pub now: u64,
     pub mitigations: Mitigations,
     steps: Vec<Step>,
 }
@@ -76,6 +77,7 @@ impl Script {
             xcr0: 7,
             cpu: 0,
             must_leave: false,
+            now: 0,
             mitigations: Mitigations::default(),
             steps: Vec::new(),
         }
@@ -213,7 +215,7 @@ impl Platform for TestHost {
     type Pin = ();
     fn pin() {}
     fn now_ns() -> u64 {
-        0
+        script(|s| s.now)
     }
     fn wall_clock_ns() -> u64 {
         0

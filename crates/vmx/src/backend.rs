@@ -19,11 +19,13 @@ use crate::{IntelVcpu, detect::Processor, instructions::Instructions, local::Loc
 pub struct Options {
     /// Nested paging where the processor has it; else shadow paging.
     pub ept: bool,
+    /// Virtual NMIs where the processor has them.
+    pub vnmi: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { ept: true }
+        Self { ept: true, vnmi: true }
     }
 }
 
@@ -61,7 +63,8 @@ impl<P: Hardware, I> Clone for Intel<P, I> {
 impl<P: Hardware, I: Instructions> Intel<P, I> {
     /// Looks at the processor, and allocates what each of the host's needs. Nothing is switched on yet.
     pub fn new(options: Options, cx: &MaySleep) -> Result<Self, Refusal> {
-        let processor = Processor::detect::<I>()?;
+        let mut processor = Processor::detect::<I>()?;
+        processor.virtual_nmis &= options.vnmi;
         let nested = options.ept && processor.nested_paging;
         let common = Common {
             nested,

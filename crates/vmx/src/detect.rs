@@ -62,7 +62,7 @@ pub struct Processor {
     pub revision: u32,
     /// They have to lie below 4 GiB.
     pub below_4g: bool,
-    /// Pin-based controls.
+    /// Pin-based controls, but for virtual NMIs.
     pub pin: u32,
     /// Primary controls.
     pub primary: u32,
@@ -86,6 +86,8 @@ pub struct Processor {
     pub switches_efer: bool,
     /// CR8 is read without an exit.
     pub tpr_shadow: bool,
+    /// It knows whether a guest's NMIs are blocked, and says when they no longer are.
+    pub virtual_nmis: bool,
     /// The guest's time-stamp counter may run at another rate.
     pub tsc_scaling: bool,
     /// It notices loops of PAUSE.
@@ -147,12 +149,7 @@ impl Processor {
         Ok(Self {
             revision: basic as u32 & 0x7fff_ffff,
             below_4g: basic & BELOW_4G != 0,
-            pin: pins.choose(
-                pin::INTERRUPTS | pin::NMIS | pin::VIRTUAL_NMIS,
-                0,
-                0,
-                "exits for interrupts and NMIs, with NMIs that are virtual",
-            )?,
+            pin: pins.choose(pin::INTERRUPTS | pin::NMIS, 0, 0, "exits for interrupts and NMIs")?,
             primary: firsts.choose(
                 primary::TSC_OFFSET
                     | primary::HLT
@@ -163,11 +160,7 @@ impl Processor {
                     | primary::ALL_IO
                     | primary::MONITOR
                     | if tpr_shadow { primary::TPR_SHADOW } else { primary::CR8_STORE },
-                primary::INTERRUPT_WINDOW
-                    | primary::NMI_WINDOW
-                    | primary::CR3_LOAD
-                    | primary::CR3_STORE
-                    | primary::RDTSC,
+                primary::INTERRUPT_WINDOW | primary::CR3_LOAD | primary::CR3_STORE | primary::RDTSC,
                 primary::MSR_BITMAP | primary::SECONDARY,
                 "exits for the instructions that a guest must not have to itself",
             )?,
@@ -189,6 +182,7 @@ impl Processor {
             flush_one_tag: has(ept_vpid::INVVPID_ONE),
             switches_efer,
             tpr_shadow,
+            virtual_nmis: pins.has(pin::VIRTUAL_NMIS) && firsts.has(primary::NMI_WINDOW),
             tsc_scaling: seconds.has(secondary::TSC_SCALING),
             pause_loops: seconds.has(secondary::PAUSE_LOOP),
             zero_length: read(capability::MISC) & ZERO_LENGTH != 0,
@@ -197,6 +191,11 @@ impl Processor {
             arch_capabilities: if arch { read(msr::ARCH_CAPABILITIES) & FLAWLESS } else { 0 },
             offer,
         })
+    }
+
+    /// Pin-based controls.
+    pub fn pin_controls(&self) -> u32 {
+        self.pin | if self.virtual_nmis { pin::VIRTUAL_NMIS } else { 0 }
     }
 
     /// Secondary controls of guests with or without nested paging.
@@ -241,7 +240,7 @@ mod tests {
     fn a_modern_processor_gets_everything() {
         let p = Processor::detect::<Recorder>().unwrap();
         assert!(p.nested_paging && p.accessed_bits && p.tagged && p.switches_efer && p.tpr_shadow && p.tsc_scaling);
-        assert_eq!(p.pin, 0x29 | 0x16);
+        assert_eq!((p.virtual_nmis, p.pin_controls()), (true, 0x29 | 0x16));
         assert_eq!(p.exit & (exit::HOST_64 | exit::LOAD_EFER), exit::HOST_64 | exit::LOAD_EFER);
         assert_eq!(p.primary & (primary::CR3_LOAD | primary::CR8_STORE | primary::INTERRUPT_WINDOW), 0);
         let shadow = p.secondary(false);
@@ -257,6 +256,8 @@ mod tests {
         assert_eq!((p.secondary(false), p.secondary(true)), (0, 0));
         // What it cannot be without: loads and stores of CR3 exit.
         assert_eq!(p.primary & (primary::CR3_LOAD | primary::CR3_STORE), primary::CR3_LOAD | primary::CR3_STORE);
+        // Of virtual NMIs it lacks one half.
+        assert!(!p.virtual_nmis);
         assert!(!p.offer.tsc_aux && !p.offer.features.contains(Features::RDTSCP));
     }
 

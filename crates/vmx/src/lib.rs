@@ -27,7 +27,7 @@
 //!
 //! # What is not here
 //! EPT without unrestricted guests. Posted interrupts, APIC-access pages,
-//! VMX for guests. Processors without virtual NMIs are refused.
+//! VMX for guests.
 #![no_std]
 extern crate alloc;
 #[cfg(test)]

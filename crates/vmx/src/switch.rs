@@ -52,7 +52,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             Some(match entry {
                 Entry::Refused => Crossed::Refused(vmcs.read(INSTRUCTION_ERROR)),
                 Entry::Left => {
-                    let left = self.read(&vmcs);
+                    let left = self.read(&common.processor, &vmcs);
                     if !left.entry_failed() {
                         self.region.node().set_launched();
                     }
@@ -340,7 +340,7 @@ mod tests {
     fn efer_is_written_only_where_the_processor_does_not_and_it_differs() {
         old_processor();
         set_msr(msr::EFER, (Efer::SCE | Efer::LME | Efer::LMA | Efer::NXE).bits());
-        let mut rig = Rig::with(crate::Options { ept: false });
+        let mut rig = Rig::with(crate::Options { ept: false, ..Default::default() });
         long_mode(&mut rig);
         rig.halt();
         let efer = |steps: Vec<Step>| steps.into_iter().filter(|s| matches!(s, WriteMsr(msr::EFER, _))).count();
@@ -409,7 +409,7 @@ mod tests {
     #[test]
     fn a_processor_without_tags_forgets_by_itself() {
         old_processor();
-        let mut rig = Rig::with(crate::Options { ept: false });
+        let mut rig = Rig::with(crate::Options { ept: false, ..Default::default() });
         rig.vcpu.flush(FlushTlb::All);
         rig.halt();
         assert!(flushes().is_empty());

@@ -82,12 +82,12 @@ pub(crate) fn thread(thread: HostThread) {
     intels(|i| i.thread = thread);
 }
 
-/// A processor of VT-x's first years: no secondary controls, no "true" ones, no EFER in the control structure.
+/// A processor of VT-x's first years: no secondary controls, no "true" ones, no EFER in the control structure, no NMI windows.
 pub(crate) fn old_processor() {
     for (index, value) in [
         (0x480, 0x0018_1000_0000_0007),
         (0x481, 0x0000_003f_0000_0016),
-        (0x482, 0x77f9_fffe_0401_e172),
+        (0x482, 0x77b9_fffe_0401_e172),
         (0x483, 0x0003_ffff_0003_6dff),
         (0x484, 0x0000_3fff_0000_11ff),
         (0x485, 0),
@@ -238,7 +238,7 @@ pub(crate) struct Rig {
 impl Rig {
     /// With nested paging if the processor can, and a guest in reset state whose FPU is loaded.
     pub(crate) fn new() -> Self {
-        Self::with(Options { ept: true })
+        Self::with(Options::default())
     }
 
     pub(crate) fn with(options: Options) -> Self {

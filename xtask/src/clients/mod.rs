@@ -7,7 +7,11 @@ mod firmware;
 mod lab;
 mod migrate;
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
@@ -60,6 +64,9 @@ pub struct Options {
     /// On the kernel module in the lab, on this processor (may be repeated).
     #[arg(long = "cpu", value_name = "CPU", conflicts_with_all = ["firmware", "migrate"])]
     lab: Vec<crate::lab::Cpu>,
+    /// The module's file, which is built if not given.
+    #[arg(long, value_name = "FILE", requires = "lab")]
+    module: Option<PathBuf>,
     /// Seconds after which a boot is given up.
     #[arg(long, default_value_t = 900)]
     timeout: u64,

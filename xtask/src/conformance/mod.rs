@@ -4,7 +4,7 @@ mod run;
 mod suite;
 mod table;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -112,6 +112,9 @@ pub struct Options {
     /// Stretches time limits; if not given, 5 in QEMU, else 1.
     #[arg(long)]
     slow: Option<u32>,
+    /// Our module's file, which is built if not given.
+    #[arg(long, value_name = "FILE")]
+    module: Option<PathBuf>,
     /// Processors of the lab's machine.
     #[arg(long, default_value_t = 1)]
     smp: u32,

@@ -95,7 +95,7 @@ fn in_lab(options: &Options, target: Target, cpu: Cpu, live: bool) -> Result<Run
     // The in-process device is of no use there.
     let program = guest::program(guest::Kind::Amd64, "rekvm-conformance", "conformance", &["--no-default-features"])?;
     let module = match target.is_module() {
-        true => module::for_lab()?.to_string_lossy().into_owned(),
+        true => module::for_lab(options.module.as_deref())?.to_string_lossy().into_owned(),
         false => "linux".into(),
     };
     let mut show = |case: &_| {

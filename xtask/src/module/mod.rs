@@ -49,9 +49,12 @@ pub fn command(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The module for the lab's kernel.
-pub fn for_lab() -> Result<PathBuf> {
-    Ok(for_lab_built()?.module)
+/// The module for the lab's kernel: `built`, if it has been already.
+pub fn for_lab(built: Option<&Path>) -> Result<PathBuf> {
+    match built {
+        Some(file) => Ok(std::path::absolute(file)?),
+        None => Ok(for_lab_built()?.module),
+    }
 }
 
 fn for_lab_built() -> Result<Built> {

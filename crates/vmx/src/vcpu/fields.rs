@@ -85,7 +85,7 @@ impl Fields {
             return;
         }
         let processor = &common.processor;
-        vmcs.write(PIN_CONTROLS, processor.pin);
+        vmcs.write(PIN_CONTROLS, processor.pin_controls());
         vmcs.write(EXIT_CONTROLS, processor.exit);
         if processor.has_secondary() {
             vmcs.write(SECONDARY_CONTROLS, common.secondary);

@@ -1,5 +1,7 @@
 //! One guest processor: its registers, what the core has asked for, and the way from one entry to the exit behind it.
 mod fields;
+mod held;
+mod nmi;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +28,7 @@ use crate::{
     backend::Common,
     control,
     controls::{entry, primary},
+    detect::Processor,
     exit::{Decoded, Report, reason},
     failure,
     fields::{
@@ -40,19 +43,13 @@ use crate::{
     vmcs::Current,
 };
 use fields::Fields;
+use held::{blocked, held_back};
 
 /// Where the task priority is in the virtual-APIC page.
 const TPR: usize = 0x80;
 /// EPT pointer: the tables are cached as write-back memory and have four levels; entries have accessed and dirty bits.
 const EPT_FORM: u64 = 6 | 3 << 3;
 const EPT_ACCESSED: u64 = 1 << 6;
-
-/// Interruptibility: blocking by STI, by MOV SS, by NMI.
-mod blocked {
-    pub(super) const STI: u32 = 1 << 0;
-    pub(super) const MOV_SS: u32 = 1 << 1;
-    pub(super) const NMI: u32 = 1 << 3;
-}
 
 /// What the control structure has, and `state` only if somebody asks.
 const LAZY: Groups = Groups::SEGMENTS.and(Groups::CONTROL).and(Groups::FPU);
@@ -87,6 +84,10 @@ pub(crate) struct Guest<P: Hardware, I> {
     pub(crate) thread: HostThread,
     pub(crate) flush: Flush,
     pub(crate) asked: Asked,
+    /// Data breakpoints that wait for the end of the instruction behind MOV SS.
+    traps: u64,
+    /// Since when an NMI waits for the end of another one that the processor will not tell of.
+    nmi_waits: Option<u64>,
     /// The log has been told why an entry failed.
     told: bool,
     instructions: PhantomData<fn() -> I>,
@@ -158,6 +159,8 @@ impl<P: Hardware, I: Instructions> IntelVcpu<P, I> {
             thread: HostThread::default(),
             flush: Flush::default(),
             asked: Asked::default(),
+            traps: 0,
+            nmi_waits: None,
             told: false,
             instructions: PhantomData,
         };
@@ -238,6 +241,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         let processor = &common.processor;
         let changed = core::mem::replace(&mut self.changed, Groups(0));
         self.fields.start(common, vmcs, self.virtual_apic.as_ref().map(Frames::hpa));
+        held::join(&mut self.asked.injected, self.traps);
         payload::apply(self.asked.injected.as_ref(), &mut self.state);
         let mut rflags = payload::rflags_to_run(&self.state, &self.asked.debug, self.asked.injected.as_ref());
         if self.form == Form::Virtual8086 {
@@ -285,7 +289,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             fields.ept_pointer.put(vmcs, ept_pointer);
         }
         self.write_controls(common, vmcs, &registers);
-        self.write_event(processor.zero_length, vmcs, rflags);
+        self.write_event(processor, vmcs, rflags);
         registers
     }
 
@@ -299,8 +303,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         let controls = processor.primary
             | on(!common.nested || pae, primary::CR3_LOAD)
             | on(!common.nested, primary::CR3_STORE)
-            | on(self.asked.window.interrupt, primary::INTERRUPT_WINDOW)
-            | on(self.asked.window.nmi, primary::NMI_WINDOW)
+            | self.windows(processor)
             | on(scaled, primary::RDTSC);
         self.fields.primary.put(vmcs, controls);
         self.fields.entry.put(vmcs, processor.entry | on(registers.long_mode(), entry::LONG_MODE));
@@ -322,7 +325,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     }
 
     /// The event to be delivered, and what is held back.
-    fn write_event(&mut self, zero_length: bool, vmcs: &mut Current<I>, rflags: u64) {
+    fn write_event(&mut self, processor: &Processor, vmcs: &mut Current<I>, rflags: u64) {
         let protected = self.state.cr0 & Cr0::PE.bits() != 0;
         let injection =
             self.asked.injected.as_ref().map_or(Injection::default(), |event| inject::encode(event, protected));
@@ -331,13 +334,13 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         }
         if injection.has_len() {
             // The return address is behind the instruction: without a length there is none to go behind.
-            let len = if zero_length { injection.len } else { injection.len.max(1) };
+            let len = if processor.zero_length { injection.len } else { injection.len.max(1) };
             vmcs.write(ENTRY_LENGTH, len);
         }
         self.fields.event.put(vmcs, injection.info);
         let injected = self.asked.injected.map(|event| event.kind);
-        let (mut held, pending) = held_back(self.state.shadow, rflags, injected.is_some());
-        if self.asked.nmi_blocked && injected != Some(EventKind::Nmi) {
+        let (mut held, pending) = held_back(self.state.shadow, rflags, self.traps, injected.is_some());
+        if processor.virtual_nmis && self.asked.nmi_blocked && injected != Some(EventKind::Nmi) {
             held |= blocked::NMI;
         }
         self.fields.interruptibility.put(vmcs, held);
@@ -346,7 +349,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     }
 
     /// Reads what every exit needs, and what belongs to its reason.
-    pub(crate) fn read(&mut self, vmcs: &Current<I>) -> Left {
+    pub(crate) fn read(&mut self, processor: &Processor, vmcs: &Current<I>) -> Left {
         let reason = vmcs.read(EXIT_REASON);
         let mut report = Report { reason, ..Report::default() };
         if Report::has_qualification(reason) {
@@ -376,6 +379,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         }
         let mut rflags = fields.rflags.get(vmcs);
         let held = fields.interruptibility.get(vmcs);
+        self.traps = if held & blocked::MOV_SS != 0 { fields.pending_debug.get(vmcs) & held::TRAPS } else { 0 };
         let state = &mut *self.state;
         if self.form == Form::Virtual8086 {
             rflags = rflags & !(flags::VM | flags::IOPL) | state.flags.get() & flags::IOPL;
@@ -390,12 +394,12 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         } else {
             Shadow::None
         };
-        self.asked.nmi_blocked = held & blocked::NMI != 0;
         if self.form == Form::Virtual8086 {
             state.refresh();
         } else {
             sync::read_levels(vmcs, state);
         }
+        self.note_nmi(processor, held);
         self.stale = LAZY;
         Left { report, vectoring, vectoring_code }
     }
@@ -407,6 +411,9 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         if self.form == Form::Virtual8086 && self.asked.injected.is_some() {
             // It would go through the guest's table as protected mode's.
             return Exit::Delivery;
+        }
+        if let Some(exit) = self.before_nmi(&common.processor) {
+            return exit;
         }
         if self.changed.any(Groups::FPU) {
             if !fpu::restore(&mut self.fpu, &self.state.fpu, common.processor.offer.xcr0) {
@@ -449,7 +456,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
                 self.asked.nmi_blocked = false;
             }
         }
-        if report.nmi_unblocked(cut_short != CutShort::Nothing) {
+        if common.processor.virtual_nmis && report.nmi_unblocked(cut_short != CutShort::Nothing) {
             self.asked.nmi_blocked = true;
         }
         match report.decode(&self.state.gpr) {
@@ -509,19 +516,6 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     }
 }
 
-/// Blocking by STI or MOV SS as the processor takes it, and the debug exception that it wants to find pending then: with TF set it
-/// insists on the single step that the instruction has held back (SDM vol. 3, 27.3.1.5). An event that is delivered ends both.
-fn held_back(shadow: Shadow, rflags: u64, injected: bool) -> (u32, u64) {
-    let traced = rflags & flags::TF != 0;
-    match shadow {
-        _ if injected => (0, 0),
-        // STI does not hold back a single step: if one is due, interrupts no longer wait either.
-        Shadow::Sti if rflags & flags::IF != 0 && !traced => (blocked::STI, 0),
-        Shadow::MovSs => (blocked::MOV_SS, if traced { debug::DR6_BS } else { 0 }),
-        Shadow::Sti | Shadow::None => (0, 0),
-    }
-}
-
 impl<P: Hardware, I: Instructions> BackendVcpu<P> for IntelVcpu<P, I> {
     /// A kernel does not lend its FPU.
     type Vectors = core::convert::Infallible;
@@ -565,7 +559,7 @@ impl<P: Hardware, I: Instructions> BackendVcpu<P> for IntelVcpu<P, I> {
     }
 
     fn nmi_blocked(&self) -> bool {
-        self.guest.asked.nmi_blocked
+        self.guest.nmi_blocked(&self.common.processor)
     }
 
     fn set_nmi_blocked(&mut self, blocked: bool) {

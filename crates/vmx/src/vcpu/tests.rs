@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Options, fields::*, testing::*};
+use crate::{Options, controls::pin, fields::*, testing::*};
 use hv::backend::{Backend, CrOp, Translation};
 use platform::hardware::Processors;
 use std::vec::Vec;
@@ -19,7 +19,7 @@ fn exception(exception: Exception) -> Event {
 
 /// With shadow paging, and a guest in 32-bit protected mode.
 fn shadow() -> Rig {
-    let mut rig = Rig::with(Options { ept: false });
+    let mut rig = Rig::with(Options { ept: false, ..Options::default() });
     let state = rig.vcpu.registers_mut(Groups::ALL);
     state.cr0 |= Cr0::PE.bits();
     for segment in &mut state.seg {
@@ -183,6 +183,55 @@ fn an_nmi_blocks_others_until_iret() {
     assert_eq!(rig.seen(GUEST_INTERRUPTIBILITY), 8);
 }
 
+/// On a processor without virtual NMIs, with a guest inside the handler of one.
+fn in_nmi_handler() -> Rig {
+    old_processor();
+    let mut rig = shadow();
+    rig.vcpu.inject(Event { kind: EventKind::Nmi });
+    rig.halt();
+    assert_eq!((rig.seen(ENTRY_EVENT), rig.seen(PIN_CONTROLS) & pin::VIRTUAL_NMIS), (0x8000_0202, 0));
+    assert!(rig.vcpu.nmi_blocked());
+    rig.vcpu.request_window(false, true);
+    rig
+}
+
+#[test]
+fn without_virtual_nmis_a_guest_that_can_be_interrupted_is_out_of_its_handler() {
+    let mut rig = in_nmi_handler();
+    rig.guest(|s| {
+        put(s, GUEST_RFLAGS, 2 | flags::IF);
+        put(s, EXIT_REASON, reason::INTERRUPT_WINDOW);
+    });
+    assert_eq!(rig.run(), Exit::InterruptWindow);
+    assert_eq!(rig.seen(PRIMARY_CONTROLS) & primary::INTERRUPT_WINDOW, primary::INTERRUPT_WINDOW);
+    assert_eq!(rig.seen(GUEST_INTERRUPTIBILITY), 0);
+    assert!(!rig.vcpu.nmi_blocked());
+}
+
+#[test]
+fn without_virtual_nmis_one_waits_no_longer_than_a_second_for_another() {
+    let mut rig = in_nmi_handler();
+    rig.halt();
+    script(|s| s.now += 999_999_999);
+    rig.halt();
+    assert!(rig.vcpu.nmi_blocked());
+    script(|s| s.now += 1);
+    assert_eq!(rig.run(), Exit::NmiWindow);
+    assert!(!rig.vcpu.nmi_blocked());
+}
+
+#[test]
+fn without_virtual_nmis_one_comes_right_behind_what_goes_first() {
+    old_processor();
+    let mut rig = shadow();
+    rig.vcpu.request_window(false, true);
+    rig.vcpu.inject(exception(Exception::plain(Vector::UD)));
+    assert_eq!(rig.run(), Exit::Delivery);
+    assert_eq!(rig.vcpu.take_unfinished_event(), Some(exception(Exception::plain(Vector::UD))));
+    general(&mut rig).shadow = Shadow::MovSs;
+    assert_eq!(rig.run(), Exit::Emulate);
+}
+
 #[test]
 fn an_iret_that_faults_has_unblocked_nothing() {
     let mut rig = Rig::new();
@@ -209,18 +258,54 @@ fn windows_are_asked_for_and_reported() {
 #[test]
 fn what_an_instruction_holds_back_agrees_with_the_flags() {
     let (on, traced) = (flags::IF, flags::IF | flags::TF);
-    for (shadow, rflags, injected, expected) in [
-        (Shadow::None, traced, false, (0, 0)),
-        (Shadow::Sti, on, false, (1, 0)),
+    for (shadow, rflags, traps, injected, expected) in [
+        (Shadow::None, traced, 0, false, (0, 0)),
+        (Shadow::Sti, on, 0, false, (1, 0)),
         // The processor wants IF set, and no single step.
-        (Shadow::Sti, 0, false, (0, 0)),
-        (Shadow::Sti, traced, false, (0, 0)),
-        (Shadow::MovSs, on, false, (2, 0)),
-        (Shadow::MovSs, traced, false, (2, debug::DR6_BS)),
-        (Shadow::MovSs, traced, true, (0, 0)),
+        (Shadow::Sti, 0, 0, false, (0, 0)),
+        (Shadow::Sti, traced, 0, false, (0, 0)),
+        (Shadow::MovSs, on, 0, false, (2, 0)),
+        (Shadow::MovSs, on, 0x1001, false, (2, 0x1001)),
+        (Shadow::MovSs, traced, 0x1001, false, (2, 0x1001 | debug::DR6_BS)),
+        (Shadow::MovSs, traced, 0x1001, true, (0, 0)),
+        (Shadow::None, on, 0x1001, false, (0, 0x1001)),
     ] {
-        assert_eq!(held_back(shadow, rflags, injected), expected, "{shadow:?} {rflags:#x} {injected}");
+        let held = held_back(shadow, rflags, traps, injected);
+        assert_eq!(held, expected, "{shadow:?} {rflags:#x} {traps:#x} {injected}");
     }
+}
+
+#[test]
+fn a_breakpoint_behind_mov_ss_is_not_lost() {
+    let mut rig = Rig::new();
+    // MOV SS met breakpoint 1, and an interrupt of the host's came before the next instruction.
+    let met = |s: &mut _| {
+        put(s, GUEST_INTERRUPTIBILITY, 2);
+        put(s, GUEST_PENDING_DEBUG, 0x1002);
+        put(s, EXIT_REASON, reason::INTERRUPT);
+    };
+    rig.guest(met);
+    rig.run();
+    rig.halt();
+    assert_eq!((rig.seen(GUEST_INTERRUPTIBILITY), rig.seen(GUEST_PENDING_DEBUG)), (2, 0x1002));
+    // That instruction left the guest, and the core has executed it.
+    general(&mut rig).shadow = Shadow::None;
+    rig.halt();
+    assert_eq!((rig.seen(GUEST_INTERRUPTIBILITY), rig.seen(GUEST_PENDING_DEBUG)), (0, 0x1002));
+    // With TF set that is a trap of its own: one exception tells of both.
+    rig.guest(met);
+    rig.run();
+    general(&mut rig).shadow = Shadow::None;
+    rig.vcpu.inject(exception(Exception::debug(debug::DR6_BS)));
+    rig.guest(|s| {
+        put(s, GUEST_INTERRUPTIBILITY, 0);
+        put(s, EXIT_REASON, reason::INTERRUPT);
+    });
+    rig.run();
+    assert_eq!(rig.seen(GUEST_PENDING_DEBUG), 0);
+    assert_eq!(rig.vcpu.registers(Groups::DEBUG).dr6 & !debug::DR6_FIXED, debug::DR6_BS | 2);
+    rig.halt();
+    assert_eq!(rig.seen(GUEST_PENDING_DEBUG), 0);
 }
 
 #[test]
@@ -296,7 +381,7 @@ fn tables_of_the_guests_are_watched_only_for_shadow_paging() {
 fn without_unrestricted_guests_only_protected_mode_is_entered() {
     let mut rig = Rig::new();
     assert!(rig.vcpu.can_enter());
-    let mut rig = Rig::with(Options { ept: false });
+    let mut rig = Rig::with(Options { ept: false, ..Options::default() });
     assert!(!rig.vcpu.can_enter());
     let mut rig = shadow();
     assert!(rig.vcpu.can_enter());
@@ -407,7 +492,7 @@ fn the_fpu_is_copied_only_for_who_asks() {
 
 /// With shadow paging, and a guest in real mode with plain segments.
 fn real_mode() -> Rig {
-    let mut rig = Rig::with(Options { ept: false });
+    let mut rig = Rig::with(Options { ept: false, ..Options::default() });
     let state = rig.vcpu.registers_mut(Groups::ALL);
     state.seg = [Segment::real(0x1234, 0); 6];
     state.flags.set(2 | flags::IOPL);
