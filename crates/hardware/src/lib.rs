@@ -20,6 +20,7 @@ pub mod native;
 pub mod payload;
 pub mod per_cpu;
 pub mod predictions;
+pub mod reset;
 pub mod tags;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

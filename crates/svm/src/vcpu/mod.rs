@@ -9,12 +9,12 @@ use hardware::{
     asked::{Asked, Tsc, UNSCALED, Window},
     control::Paging,
     event::CutShort,
-    fpu, payload,
+    fpu, payload, reset,
     tags::Tag,
 };
 use hv::backend::{BackendVcpu, Env, Event, EventKind, Exit, FlushTlb, Groups, GuestDebug};
 use mmu::shadow::Root;
-use platform::{Atomic, Hardware, MaySleep, OutOfMemory, Shared, fallible::try_box, hardware::GuestFpu};
+use platform::{Atomic, Hardware, MaySleep, OutOfMemory, Shared, hardware::GuestFpu};
 use x86::{CpuState, Exception, Features, Shadow, debug};
 
 use crate::{
@@ -79,7 +79,7 @@ impl<P: Hardware, I: Instructions> AmdVcpu<P, I> {
             vmcb.control.pause_filter_count = PAUSES;
         }
         let guest = Guest {
-            state: try_box(CpuState::reset(0))?,
+            state: reset::registers()?,
             block,
             fpu: P::GuestFpu::new(cx)?,
             stale: Groups(0),

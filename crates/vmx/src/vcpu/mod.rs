@@ -12,7 +12,7 @@ use hardware::{
     asked::{Asked, Tsc, UNSCALED, Window},
     control::{CR0_FREE, Paging, Registers},
     event::{self, CutShort},
-    fpu, payload,
+    fpu, payload, reset,
     tags::Tag,
 };
 use hv::backend::{BackendVcpu, Env, Event, EventKind, Exit, FlushTlb, Groups, GuestDebug};
@@ -144,7 +144,7 @@ impl<P: Hardware, I: Instructions> IntelVcpu<P, I> {
         let processor = &common.processor;
         let virtual_apic = if processor.tpr_shadow { Some(P::Frames::new(1, processor.below_4g, cx)?) } else { None };
         let guest = Guest {
-            state: try_box(CpuState::reset(0))?,
+            state: reset::registers()?,
             region: Region::new(processor.revision, processor.below_4g, cx)?,
             fields: try_box(Fields::new())?,
             virtual_apic,
