@@ -9,6 +9,8 @@ pub enum Why {
     Dropped,
     /// A fault of the emulator below that Linux's own KVM shows too.
     Below,
+    /// Linux's real mode without unrestricted guests is not all of real mode.
+    Restricted,
 }
 
 /// What is done with a case at a place where it cannot pass.
@@ -76,6 +78,11 @@ impl Case {
     /// A fault of the emulator below, which its name says: the case is run there and must fail.
     pub const fn fails_below(self, on: Target, reason: &'static str) -> Self {
         self.except(Except { on, instead: Instead::Fails(Why::Below), reason })
+    }
+
+    /// Linux does not do this in real mode without unrestricted guests: the case is run there and must fail.
+    pub const fn restricted(self, reason: &'static str) -> Self {
+        self.except(Except { on: Target::LINUX_RESTRICTED, instead: Instead::Fails(Why::Restricted), reason })
     }
 
     /// A fault of the emulator below that takes the machine down or hangs it: the case is not run there.

@@ -59,6 +59,7 @@ fn why(why: Why) -> &'static str {
     match why {
         Why::Dropped => "dropped by Linux",
         Why::Below => "fault of the emulator below",
+        Why::Restricted => "Linux without unrestricted guests",
     }
 }
 

@@ -56,6 +56,8 @@ impl Target {
     pub const LINUX_AMD: Self = Self::LINUX_AMD_NPT.or(Self::LINUX_AMD_SHADOW);
     /// Linux's kvm-intel.
     pub const LINUX_INTEL: Self = Self::LINUX_INTEL_EPT.or(Self::LINUX_INTEL_SHADOW).or(Self::LINUX_INTEL_PENRYN);
+    /// Linux's kvm-intel without unrestricted guests: it runs real mode as virtual-8086 mode.
+    pub const LINUX_RESTRICTED: Self = Self::LINUX_INTEL_SHADOW.or(Self::LINUX_INTEL_PENRYN);
     /// The software CPU in every mode.
     pub const SOFT: Self = Self::SOFT_SLOTS
         .or(Self::SOFT_ADVERSARIAL)

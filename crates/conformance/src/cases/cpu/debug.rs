@@ -29,6 +29,7 @@ pub(in crate::cases) const CASES: &[Case] = &[
         Target::IN_QEMU,
         "QEMU's TCG makes two aligned accesses of one that is not, which touch more than it (load_helper in cputlb.c)",
     ),
+    case("a-breakpoint-that-mov-ss-meets-waits", "A14 C09 C01", mov_ss_meets),
     case("general-detect", "A14 C09", general_detect)
         .fails_below(Target::LINUX_AMD, "QEMU's TCG does not look at DR7.GD (helper_get_dr in bpt_helper.c)"),
     case("dr6-and-dr7-keep-their-fixed-bits", "A14 C09", fixed_bits),
@@ -156,6 +157,31 @@ fn data(device: &Device) {
         let debug: abi::KvmDebugregs = live.vcpu.fd.get(abi::KVM_GET_DEBUGREGS).expect("KVM_GET_DEBUGREGS");
         // Whether the first one's bit stays in DR6 is the processor's choice.
         assert_eq!((debug.dr6 & 0xe, debug.db[0], debug.db[1]), (2, DATA, DATA + 8), "{mode:?}");
+    }
+}
+
+/// The trap comes behind the instruction after MOV SS, also if a hypervisor executes that.
+fn mov_ss_meets(device: &Device) {
+    for mode in MODES {
+        for next in [&[0x90, 0x90][..], &[0x0f, 0xa2]] {
+            let mut m = Machine::new(mode);
+            m.resume(1);
+            let start = m.next_code();
+            m.image.write(DATA, &sel::DATA.to_le_bytes());
+            // DR1: reads or writes of two bytes.
+            let mut code = [&set_dr(1, DATA)[..], &set_dr(7, 0x400 | 8 | 0x7 << 20)].concat();
+            code.extend([0xbf, 0, 0xa0, 0, 0]); // mov edi, DATA
+            code.extend([0x8e, 0x17]); // mov ss, [edi]
+            let due = code.len() as u64 + if next[0] == 0x90 { 1 } else { 2 };
+            code.extend(next); // nop; nop, or cpuid
+            code.extend(disarm());
+            m.bytes(&code);
+            let live = m.run(device);
+            let at: Vec<_> = live.events().iter().map(|event| (event.vector, event.rip - start)).collect();
+            assert_eq!(at, [(1, due)], "{mode:?}, {next:x?}");
+            let debug: abi::KvmDebugregs = live.vcpu.fd.get(abi::KVM_GET_DEBUGREGS).expect("KVM_GET_DEBUGREGS");
+            assert_eq!(debug.dr6 & 0x400f, 2, "{mode:?}, {next:x?}");
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The dirty log: every writer marks, and marks are given once.
-use crate::runner::{Case, case};
+use super::cpu::exceptions::INT_IN_V86;
+use crate::runner::{Case, Target, case};
 use abi::*;
 
 mod calls;
@@ -13,7 +14,7 @@ pub(super) const CASES: &[Case] = &[
     case("a-write-over-two-pages-marks-both", "A17", writers::crossing),
     case("the-emulator-marks", "A17 C09", writers::emulator),
     case("string-input-marks", "A17 A06", writers::string_input),
-    case("event-delivery-marks", "A17 A12", writers::delivery),
+    case("event-delivery-marks", "A17 A12", writers::delivery).fails_below(Target::LINUX_RESTRICTED, INT_IN_V86),
     case("locked-writes-mark", "A17", writers::locked),
     case("every-vcpu-marks", "A17 D01", writers::vcpus),
     case("marked-while-the-guest-runs", "A17 B08", writers::running),

@@ -27,7 +27,9 @@ pub(super) const CASES: &[Case] = &[
     case("an-open-window-does-not-wait", "A12", window::open_at_once),
     case("nmi", "A12", nmi).needs(KVM_CAP_USER_NMI),
     case("nmi-takes-no-argument", "A12", nmi_argument).needs(KVM_CAP_USER_NMI),
-    case("one-nmi-waits-for-iret", "A12", nmi_waits).needs(KVM_CAP_USER_NMI),
+    case("one-nmi-waits-for-iret", "A12", nmi_waits)
+        .needs(KVM_CAP_USER_NMI)
+        .restricted("an NMI in real mode is delivered by Linux itself, and blocks no other"),
     case("task-priority-in", "A13", tpr_in),
     case("task-priority-out", "A13 C05", tpr_out),
     case("task-priority-lowered", "A13 A05", tpr_lowered),
