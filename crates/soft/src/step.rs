@@ -52,13 +52,22 @@ impl<P: Platform> SoftVcpu<P> {
             }
         }
         let trap = self.state.flags.control(flags::TF);
+        let (waiting, rip) = (self.hits, self.state.rip);
         let op = match self.execute_one() {
             Ok(op) => op,
             // Each iteration of a repeated string instruction is followed by its traps.
             Err((Stop::RESTART, Some(op))) if op.prefix & (prefix::REP | prefix::REPNE) != 0 => op,
             Err((stop, op)) => {
                 self.hits = 0;
-                return self.stopped(stop, op.as_ref());
+                let exit = self.stopped(stop, op.as_ref());
+                if waiting != 0
+                    && exit.is_some()
+                    && let Some(op) = op
+                {
+                    // What MOV SS has met is told when the core has executed this instruction.
+                    self.hits_outside = Some((waiting, rip.wrapping_add(op.len.into())));
+                }
+                return exit;
             }
         };
         if !matches!(op.code, Code::Iretw | Code::Iretd | Code::Iretq) {

@@ -28,9 +28,9 @@ const FIRMWARE: [&str; 4] = ["bios-256k.bin", "bios-microvm.bin", "kvmvapic.bin"
 const DISK: &str = "/tmp/disk";
 const EXPECTED: &str = "/lab/expected";
 
-/// Runs QEMU's command line, which are the script's arguments; then the module must go.
-const SCRIPT: &str =
-    "truncate -s 16M \"$0\" && size=$1 && shift && \"$@\" && cmp -n $size \"$0\" /lab/expected && rmmod rekvm";
+/// Runs QEMU's command line, which are the script's arguments; then the module must go, and what it says of that be seen.
+const SCRIPT: &str = "truncate -s 16M \"$0\" && size=$1 && shift && \"$@\" && cmp -n $size \"$0\" /lab/expected && \
+                      dmesg -n 7 && rmmod rekvm";
 
 /// Why a kernel with PAE stops early with nested paging, on Linux's KVM too.
 const ACCESSED_POINTERS: &str = "the QEMU below marks page-directory pointers, which the guest then cannot load again";
@@ -86,11 +86,17 @@ fn same(file: &Path) -> (PathBuf, String) {
 fn files() -> Result<Vec<(PathBuf, String)>> {
     let expected = cache().join("expected-disk");
     fs::write(&expected, rekvm_selftest::pattern(rekvm_selftest::DISK_BYTES, rekvm_selftest::DISK_SEED))?;
-    let mut files = vec![(expected, EXPECTED.to_owned())];
+    let mut files = qemu(&FIRMWARE)?;
+    files.push((expected, EXPECTED.to_owned()));
+    Ok(files)
+}
+
+/// What is carried along for QEMU: itself, and of the files that it finds by their name those in `firmware`.
+pub fn qemu(firmware: &[&str]) -> Result<Vec<(PathBuf, String)>> {
     let program = output(Command::new("sh").args(["-c", "command -v qemu-system-x86_64"]))?;
-    files.push(same(Path::new(program.trim())));
+    let mut files = vec![same(Path::new(program.trim()))];
     let folders = output(Command::new("qemu-system-x86_64").args(["-L", "help"]))?;
-    for file in FIRMWARE {
+    for file in firmware {
         let place = folders.lines().map(|folder| Path::new(folder.trim()).join(file)).find(|path| path.exists());
         let path = place.with_context(|| format!("QEMU has no {file}"))?;
         let folder = path.parent().context("a folder")?.canonicalize()?;

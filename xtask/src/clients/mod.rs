@@ -4,7 +4,7 @@
 //! `--cpu` the kernel module serves instead of `rekvm exec` ([`mod@lab`]).
 mod emulator;
 mod firmware;
-mod lab;
+pub mod lab;
 mod migrate;
 
 use std::{

@@ -49,6 +49,9 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// The machine below ended.
+    pub const CRASH: Self = Self { result: Ended::Crash, checks: Checks { passed: 0, failed: 0, skipped: 0 } };
+
     /// From QEMU's exit status (None: it was given up) and what the guest printed.
     pub fn of(status: Option<i32>, output: &str) -> Self {
         // Some of the oldest print the word alone.

@@ -1,8 +1,10 @@
 //! `cargo xtask kvm-unit-tests`: builds the project kvm-unit-tests outside the tree, runs its flat guests in an unmodified QEMU
 //! under `rekvm exec`, and compares each with what it does on Linux's own kvm-amd (`kvm-unit-tests.tsv` beside this file): no test
-//! that passes there may fail here, and none may pass fewer checks.
+//! that passes there may fail here, and none may pass fewer checks. With `--cpu` they run in the lab, on Linux's module and on ours
+//! ([`mod@lab`]).
 mod compare;
 mod config;
+mod lab;
 mod source;
 
 use std::{
@@ -15,7 +17,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::process::{cargo, check, die_with_us, need, release_binary, target_dir};
+use crate::{
+    lab::Cpu,
+    process::{cargo, check, die_with_us, need, release_binary, target_dir},
+};
 use compare::{Outcome, Peer, Verdict};
 use config::Test;
 
@@ -40,14 +45,33 @@ pub struct Options {
     /// Run them on another accelerator of QEMU's, without rekvm (`kvm`, `tcg`), to see what the tests themselves do.
     #[arg(long)]
     accel: Option<String>,
+    /// Run them in the lab on this processor, on Linux's module there and on ours, and compare these two.
+    #[arg(long, value_name = "CPU", conflicts_with = "accel")]
+    cpu: Option<Cpu>,
+    /// Our module's file, which is built if not given.
+    #[arg(long, value_name = "FILE", requires = "cpu")]
+    module: Option<PathBuf>,
     /// Write the table to this file as well.
     #[arg(long)]
     table: Option<PathBuf>,
 }
 
+impl Options {
+    /// The tests that it leaves in, as Linux's kvm-amd does them.
+    fn peers(&self) -> impl Iterator<Item = Peer> {
+        compare::peers().filter(|peer| {
+            let wanted = self.filters.is_empty() || self.filters.iter().any(|f| peer.name.contains(f.as_str()));
+            wanted && self.bits.is_none_or(|bits| bits == peer.bits) && (peer.compared() || self.all)
+        })
+    }
+}
+
 /// See the module.
 pub fn kvm_unit_tests(options: &Options) -> Result<()> {
     need("qemu-system-x86_64", "qemu-system-x86")?;
+    if let Some(cpu) = options.cpu {
+        return lab::compare(options, cpu);
+    }
     if options.accel.is_none() {
         check(cargo().args(["build", "--release", "--quiet", "--package", "rekvm", "--package", "rekvm-preload"]))?;
     }
@@ -57,11 +81,7 @@ pub fn kvm_unit_tests(options: &Options) -> Result<()> {
     fs::create_dir_all(&logs)?;
     let mut table = String::from("bits\ttest\tresult\tchecks\tlinux\tlinux_checks\tverdict\n");
     let (mut ran, mut worse) = (0, Vec::new());
-    for peer in compare::peers() {
-        let wanted = options.filters.is_empty() || options.filters.iter().any(|f| peer.name.contains(f.as_str()));
-        if !wanted || options.bits.is_some_and(|bits| bits != peer.bits) || !peer.compared() && !options.all {
-            continue;
-        }
+    for peer in options.peers() {
         let test = tests.iter().find(|test| test.name == peer.name);
         let test = test.with_context(|| format!("its unittests.cfg knows no test {}", peer.name))?;
         let log = logs.join(format!("{}-{}.log", peer.bits, peer.name));
@@ -90,6 +110,21 @@ fn row(peer: &Peer, outcome: &Outcome, verdict: Verdict) -> String {
     format!("{bits}\t{name:<28}\t{:<8}\t{:<9}\t{result:<8}\t{checks:<9}\t{verdict}", outcome.result, outcome.checks)
 }
 
+/// What QEMU is told.
+fn arguments(test: &Test, flat: &Path, accel: &str) -> Vec<String> {
+    let devices =
+        ["-device", "pc-testdev", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x4", "-device", "pci-testdev"];
+    let mut words: Vec<_> = ["-nodefaults", "-display", "none", "-serial", "stdio"].map(str::to_owned).into();
+    words.extend(devices.map(str::to_owned));
+    words.extend(["-machine".into(), format!("accel={accel}"), "-kernel".into(), flat.display().to_string()]);
+    words.extend(["-smp".into(), test.smp.to_string()]);
+    if !test.args.is_empty() {
+        words.extend(["-append".into(), test.args.clone()]);
+    }
+    words.extend(test.qemu.iter().cloned());
+    words
+}
+
 /// One test in a QEMU of its own.
 fn run(options: &Options, test: &Test, flat: &Path, bits: u32, log: &Path) -> Result<Outcome> {
     let mut command = match &options.accel {
@@ -100,14 +135,7 @@ fn run(options: &Options, test: &Test, flat: &Path, bits: u32, log: &Path) -> Re
         }
         Some(_) => Command::new("qemu-system-x86_64"),
     };
-    let accel = options.accel.as_deref().unwrap_or("kvm");
-    command.args(["-nodefaults", "-device", "pc-testdev", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"]);
-    command.args(["-vnc", "none", "-serial", "stdio", "-device", "pci-testdev", "-machine"]);
-    command.arg(format!("accel={accel}")).arg("-kernel").arg(flat).args(["-smp", &test.smp.to_string()]);
-    if !test.args.is_empty() {
-        command.args(["-append", &test.args]);
-    }
-    command.args(&test.qemu);
+    command.args(arguments(test, flat, options.accel.as_deref().unwrap_or("kvm")));
     let out = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     let mut head = out.try_clone()?;
     writeln!(head, "# {} bits: {}", bits, crate::process::show(&command))?;

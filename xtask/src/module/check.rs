@@ -25,6 +25,7 @@ const LIMIT: Duration = Duration::from_secs(3600);
 /// paging, `$place` what the conformance suite takes this for, and `$slow` by how much it stretches its limits.
 const COMES_AND_GOES: &str = r#"
 fail() { echo "failed: $1"; dmesg | tail -n 12; exit 1; }
+dmesg -n 7
 insmod /lab/rekvm.ko 2>/tmp/refused && fail "it was loaded beside Linux's KVM"
 grep -q "resource busy" /tmp/refused || fail "another error than EBUSY: $(cat /tmp/refused)"
 dmesg | grep -q "rekvm: not loaded: " || fail "the kernel's log does not say why it was refused"
