@@ -117,7 +117,7 @@ pub struct SoftVcpu<P: Platform> {
     pub(crate) nmi_blocked: bool,
     /// B0 to B3: data and I/O breakpoints that the current instruction has hit.
     pub(crate) hits: u64,
-    /// I/O breakpoints of an instruction that the core finishes, and where it is.
+    /// I/O breakpoints of an instruction that the core finishes, or data breakpoints that have waited for it, and where it ends.
     pub(crate) hits_outside: Option<(u64, u64)>,
     /// An exception that belongs behind the instruction that was just executed.
     pub(crate) after: Option<Exception>,
