@@ -9,9 +9,11 @@
 //! - [`guest`]: guest programs and machines in every processor mode, for cases that need more than real mode.
 //! - [`runner`]: what a case is, where it applies, and how all are run, each in a process of its own.
 //! - [`cases`]: the cases, a folder for each subject.
+//! - [`hard`]: clients that are no cases, for a device of the kernel's.
 pub mod cases;
 pub mod device;
 pub mod guest;
+pub mod hard;
 pub mod runner;
 pub mod vm;
 

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use conformance::{
-    Device, cases,
+    Device, cases, hard,
     runner::{self, Format, Options, Report, Target},
     vm,
 };
@@ -34,6 +34,25 @@ enum Action {
         /// Only the cases that come after this one.
         #[arg(long, value_name = "NAME")]
         after: Option<String>,
+    },
+    /// Lives with each allocation of the device's failing in turn.
+    Scarce {
+        #[command(flatten)]
+        on: On,
+        /// The file that says which allocation fails.
+        #[arg(long, value_name = "FILE")]
+        knob: String,
+    },
+    /// Calls whatever comes to its mind.
+    Random {
+        #[command(flatten)]
+        on: On,
+        /// Another number is another client.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// How many clients, one after the other, each with the next number.
+        #[arg(long, default_value_t = 100)]
+        clients: u64,
     },
     /// Runs one case in this process.
     One {
@@ -131,6 +150,11 @@ fn act(action: Action) -> Result<bool, String> {
             let mut report = Report::new(format, cases.len());
             runner::run(&cases, &options, &mut report).map_err(|error| format!("a case cannot be started: {error}"))?;
             Ok(report.finish(target))
+        }
+        Action::Scarce { on, knob } => hard::scarce::run(&Device::open(&on.on, on.target()?)?, &knob),
+        Action::Random { on, seed, clients } => {
+            hard::random::run(&Device::open(&on.on, on.target()?)?, seed, clients);
+            Ok(true)
         }
         Action::One { name, on } => {
             vm::set_slowness(on.slow);

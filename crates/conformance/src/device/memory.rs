@@ -130,6 +130,15 @@ impl Memory {
         assert_eq!(unsafe { libc::madvise(at as *mut _, len, libc::MADV_DONTNEED) }, 0, "madvise: {}", Errno::last());
     }
 
+    /// `madvise` of a range of whole pages with advice that leaves their contents alone. False: this kernel does not know it.
+    pub fn advise(&self, offset: usize, len: usize, advice: i32) -> bool {
+        let harmless = [libc::MADV_COLD, libc::MADV_PAGEOUT, libc::MADV_MERGEABLE, libc::MADV_UNMERGEABLE];
+        assert!(harmless.contains(&advice), "advice {advice} may change what is read");
+        let at = self.place(offset, len);
+        // SAFETY: the mapping is ours, and its contents stay as they are.
+        unsafe { libc::madvise(at as *mut _, len, advice) == 0 }
+    }
+
     /// `munmap` of a range of whole pages, which nobody here touches until [`Self::map_again`].
     pub fn unmap(&self, offset: usize, len: usize) {
         let at = self.place(offset, len);
@@ -145,6 +154,18 @@ impl Memory {
         // SAFETY: it replaces nothing.
         let got = unsafe { libc::mmap(at as *mut _, len, prot, flags, -1, 0) };
         assert_eq!(got as usize, at, "mmap: {}", Errno::last());
+    }
+
+    /// New memory in those pages of a range that [`Self::unmap`] has left a hole in.
+    pub fn map_if_gone(&self, offset: usize, len: usize) {
+        for page in (offset..offset + len).step_by(PAGE) {
+            let at = self.place(page, PAGE);
+            let mut there = 0;
+            // SAFETY: asks whether the page is mapped.
+            if unsafe { libc::mincore(at as *mut _, PAGE, &raw mut there) } != 0 {
+                self.map_again(page, PAGE);
+            }
+        }
     }
 
     /// `mremap` to a place of the kernel's choice; a hole is left.

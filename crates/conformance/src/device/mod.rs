@@ -69,6 +69,11 @@ impl Device {
         Fd::new(self.sys, self.sys.open().expect("the device opens again"))
     }
 
+    /// Takes over a descriptor that a call on the device has made.
+    pub fn adopt(&self, made: i32) -> Fd {
+        Fd::new(self.sys, made)
+    }
+
     /// What runs behind the device, for the few cases that must tell processors apart.
     pub fn target(&self) -> Target {
         self.target

@@ -6,6 +6,7 @@ mod client;
 mod errors;
 mod live;
 mod owned;
+mod reclaimed;
 mod slots;
 
 pub(super) const CASES: &[Case] = &[
@@ -31,6 +32,8 @@ pub(super) const CASES: &[Case] = &[
     case("memory-write-protected-by-the-client", "B12", client::write_protected),
     case("memory-discarded-by-the-client", "B12", client::discarded),
     case("memory-taken-away-under-a-running-guest", "B12 B08", client::taken_away_live),
+    case("paged-out-under-a-running-guest", "B12", reclaimed::paged_out),
+    case("merged-with-its-likes-under-a-running-guest", "B12", reclaimed::merged),
     case("owned-memory", "A15", owned::basic).dropped(owned::REASON),
     case("owned-memory-mapped-by-address", "A15", owned::by_address).dropped(owned::REASON),
     case("owned-memory-deleted", "A15", owned::deleted).dropped(owned::REASON),
