@@ -96,7 +96,9 @@ static long vcpu_ioctl(struct file *file, unsigned int nr, unsigned long arg)
 
 static int vcpu_release(struct inode *inode, struct file *file)
 {
-	rekvm_rs_vcpu_release(file->private_data);
+	/* One that was given back has none. */
+	if (file->private_data)
+		rekvm_rs_vcpu_release(file->private_data);
 	return 0;
 }
 
@@ -137,12 +139,33 @@ int rekvm_vm_fd(void *object)
 	return anon_inode_getfd("kvm-vm", &machine_fops, object, O_RDWR | O_CLOEXEC);
 }
 
-int rekvm_vcpu_fd(void *object, unsigned int id)
+/* A descriptor that nobody can use yet, or an error number. */
+int rekvm_vcpu_fd_reserve(unsigned int id, struct file **file)
 {
 	char name[32];
+	int fd = get_unused_fd_flags(O_CLOEXEC);
 
+	if (fd < 0)
+		return fd;
 	snprintf(name, sizeof(name), "kvm-vcpu:%u", id);
-	return anon_inode_getfd(name, &vcpu_fops, object, O_RDWR | O_CLOEXEC);
+	*file = anon_inode_getfile(name, &vcpu_fops, NULL, O_RDWR);
+	if (IS_ERR(*file)) {
+		put_unused_fd(fd);
+		return PTR_ERR(*file);
+	}
+	return fd;
+}
+
+void rekvm_vcpu_fd_install(int fd, struct file *file, void *object)
+{
+	file->private_data = object;
+	fd_install(fd, file);
+}
+
+void rekvm_vcpu_fd_give_back(int fd, struct file *file)
+{
+	put_unused_fd(fd);
+	fput(file);
 }
 
 int rekvm_stats_fd(void *object)

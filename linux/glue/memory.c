@@ -4,6 +4,7 @@
 #include <linux/mmu_notifier.h>
 #include <linux/preempt.h>
 #include <linux/sched.h>
+#include <linux/shrinker.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <linux/vmalloc.h>
@@ -25,17 +26,21 @@ void *rekvm_alloc(size_t bytes, bool may_sleep)
 
 void rekvm_free(void *at)
 {
+	if (is_vmalloc_addr(at))
+		rekvm_may_sleep();
 	kvfree(at);
 }
 
 /* Zeroed memory that can be mapped page by page. */
 void *rekvm_vmalloc(size_t bytes)
 {
+	rekvm_may_sleep();
 	return __vmalloc(bytes, GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_HIGHMEM);
 }
 
 void rekvm_vfree(void *at)
 {
+	rekvm_may_sleep();
 	vfree(at);
 }
 
@@ -47,6 +52,7 @@ u64 rekvm_vmalloc_hpa(u64 at)
 /* Contiguous zeroed pages. */
 void *rekvm_pages(size_t bytes, bool below_4g)
 {
+	rekvm_may_sleep();
 	return alloc_pages_exact(bytes, GFP_KERNEL_ACCOUNT | __GFP_ZERO | (below_4g ? GFP_DMA32 : 0));
 }
 
@@ -69,6 +75,7 @@ void *rekvm_at_hpa(u64 hpa)
 #define LOAD(bits)                                                                                                     \
 	int rekvm_load##bits(u64 at, u##bits *value)                                                                   \
 	{                                                                                                              \
+		rekvm_may_sleep();                                                                                     \
 		return get_user(*value, (u##bits __user *)at);                                                         \
 	}                                                                                                              \
 	int rekvm_load##bits##_atomic(u64 at, u##bits *value)                                                          \
@@ -82,6 +89,7 @@ void *rekvm_at_hpa(u64 hpa)
 	}                                                                                                              \
 	int rekvm_store##bits(u64 at, u##bits value)                                                                   \
 	{                                                                                                              \
+		rekvm_may_sleep();                                                                                     \
 		return put_user(value, (u##bits __user *)at);                                                          \
 	}                                                                                                              \
 	/* Zero: *old says what was there; that it was not the old value is no error. */                               \
@@ -121,11 +129,13 @@ int rekvm_cmpxchg128(u64 at, u64 *words)
 /* How many bytes were not copied. */
 size_t rekvm_copy_from_client(void *to, u64 at, size_t bytes)
 {
+	rekvm_may_sleep();
 	return copy_from_user(to, (const void __user *)at, bytes);
 }
 
 size_t rekvm_copy_to_client(u64 at, const void *from, size_t bytes)
 {
+	rekvm_may_sleep();
 	return copy_to_user((void __user *)at, from, bytes);
 }
 
@@ -263,4 +273,32 @@ int rekvm_listen(struct rekvm_listener *listener, void *object)
 void rekvm_unlisten(struct rekvm_listener *listener)
 {
 	mmu_notifier_unregister(&listener->notifier, listener->notifier.mm);
+}
+
+static unsigned long shrinkable(struct shrinker *shrinker, struct shrink_control *control)
+{
+	return rekvm_rs_shrinkable();
+}
+
+static unsigned long shrink(struct shrinker *shrinker, struct shrink_control *control)
+{
+	return rekvm_rs_shrink(control->nr_to_scan);
+}
+
+/* A page of tables is dearer than it looks: the guest faults for each of its entries. */
+static struct shrinker rekvm_shrinker = {
+	.count_objects = shrinkable,
+	.scan_objects = shrink,
+	.seeks = DEFAULT_SEEKS * 10,
+};
+
+/* Zero, or an error number. */
+int rekvm_shrinker_register(void)
+{
+	return register_shrinker(&rekvm_shrinker, "rekvm-tables");
+}
+
+void rekvm_shrinker_unregister(void)
+{
+	unregister_shrinker(&rekvm_shrinker);
 }

@@ -22,6 +22,12 @@ bool rekvm_vnmi = true;
 module_param_named(vnmi, rekvm_vnmi, bool, 0444);
 MODULE_PARM_DESC(vnmi, "VT-x: 1: virtual NMIs where the processor has them (default); 0: as if it had none");
 
+#ifdef REKVM_scarce
+int rekvm_fail_at;
+module_param_named(fail_at, rekvm_fail_at, int, 0644);
+MODULE_PARM_DESC(fail_at, "a test: so many allocations from now on, one fails");
+#endif
+
 extern const struct file_operations rekvm_device_fops;
 
 static struct miscdevice rekvm_device = {

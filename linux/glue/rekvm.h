@@ -7,7 +7,9 @@
 #ifndef REKVM_H
 #define REKVM_H
 
+#include <linux/kernel.h>
 #include <linux/module.h>
+#include <linux/preempt.h>
 #include <linux/types.h>
 
 #undef pr_fmt
@@ -17,6 +19,13 @@ struct file;
 struct page;
 struct task_struct;
 struct vm_area_struct;
+
+/* What follows may sleep. A test build notices where nobody may, which stock kernels do not. */
+#ifdef REKVM_scarce
+#define rekvm_may_sleep() WARN_ON_ONCE(!preemptible())
+#else
+#define rekvm_may_sleep() do { } while (0)
+#endif
 
 /* The module's life. */
 int rekvm_rs_init(void);
@@ -45,5 +54,12 @@ void rekvm_rs_stats_release(void *object);
 void rekvm_rs_invalidate_begin(void *object, u64 start, u64 end);
 void rekvm_rs_invalidate_end(void *object);
 bool rekvm_rs_young(void *object, u64 start, u64 end, bool take);
+
+/* The kernel is short of memory. */
+unsigned long rekvm_rs_shrinkable(void);
+unsigned long rekvm_rs_shrink(unsigned long wanted);
+
+/* What a file of statistics shows. */
+u64 rekvm_rs_statistic(void *shown);
 
 #endif

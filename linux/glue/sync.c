@@ -31,6 +31,7 @@ void rekvm_mutex_init(struct rekvm_mutex *lock, u8 rank)
 
 void rekvm_mutex_lock(struct rekvm_mutex *lock)
 {
+	rekvm_may_sleep();
 	mutex_lock(&lock->mutex);
 }
 
@@ -42,6 +43,19 @@ bool rekvm_mutex_trylock(struct rekvm_mutex *lock)
 void rekvm_mutex_unlock(struct rekvm_mutex *lock)
 {
 	mutex_unlock(&lock->mutex);
+}
+
+/* The chain of all VMs. Nothing is allocated under it. */
+static DEFINE_MUTEX(machines);
+
+void rekvm_machines_lock(void)
+{
+	mutex_lock(&machines);
+}
+
+void rekvm_machines_unlock(void)
+{
+	mutex_unlock(&machines);
 }
 
 struct rekvm_spin {

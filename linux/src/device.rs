@@ -3,11 +3,12 @@
 use alloc::boxed::Box;
 use core::{
     ffi::c_void,
+    mem::MaybeUninit,
     ptr,
     sync::atomic::{AtomicPtr, Ordering::SeqCst},
 };
 
-use abi::KVM_RUN;
+use abi::{KVM_CREATE_VCPU, KVM_RUN};
 use hv::{Errno, Outcome, StatsFile};
 use platform::{
     Hva, MaySleep, Memory, Pages,
@@ -74,20 +75,56 @@ fn descriptor<T>(object: T, fd: impl FnOnce(Data) -> i32) -> Result<i32, Errno> 
     Err(Errno(-fd))
 }
 
-/// The answer of a system call of the process that `bound`, if there is one, belongs to.
-fn answer<B: Cpu>(outcome: Outcome<B>, bound: Option<&Shared<Bound<B>>>) -> Result<i32, Errno> {
+/// A descriptor that no vCPU is behind yet.
+struct Reserved {
+    fd: i32,
+    file: *mut Opaque,
+}
+
+impl Reserved {
+    fn new(id: u32) -> Result<Self, Errno> {
+        let mut file = ptr::null_mut();
+        // SAFETY: it writes the file's address.
+        let fd = unsafe { glue::rekvm_vcpu_fd_reserve(id, &mut file) };
+        if fd >= 0 { Ok(Self { fd, file }) } else { Err(Errno(-fd)) }
+    }
+
+    /// The descriptor, with `object` behind it.
+    fn install(self, object: Data) -> i32 {
+        // SAFETY: reserved by `new`, and installed once.
+        unsafe { glue::rekvm_vcpu_fd_install(self.fd, self.file, object) };
+        let fd = self.fd;
+        core::mem::forget(self);
+        fd
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // SAFETY: reserved by `new`, and not installed.
+        unsafe { glue::rekvm_vcpu_fd_give_back(self.fd, self.file) };
+    }
+}
+
+/// KVM_CREATE_VCPU. A vCPU that has been made has its number for good: whatever may fail besides comes first.
+fn create_vcpu<B: Cpu>(bound: &Shared<Bound<B>>, id: u64) -> Result<i32, Errno> {
+    let room = try_box(MaybeUninit::<VcpuFile<B>>::uninit())?;
+    let pages = MappedPages::new(OWN_PAGES * 4096, &CX)?;
+    let reserved = Reserved::new(id as u32)?;
+    let Outcome::NewVcpu(vcpu) = bound.vm().ioctl(KVM_CREATE_VCPU, id, &CX)? else { return Err(Errno::EIO) };
+    vcpu.set_run_pages(pages.at());
+    let file = Box::write(room, VcpuFile { vcpu, pages, bound: bound.clone() });
+    Ok(reserved.install(Box::into_raw(file).cast()))
+}
+
+/// The answer of a system call.
+fn answer<B: Cpu>(outcome: Outcome<B>) -> Result<i32, Errno> {
     match outcome {
         Outcome::Value(value) => Ok(value),
         // SAFETY: the pointer is a VM's, and becomes its descriptor's.
         Outcome::NewVm(vm) => descriptor(Bound::new(vm)?, |object| unsafe { glue::rekvm_vm_fd(object) }),
-        Outcome::NewVcpu(vcpu) => {
-            let bound = bound.ok_or(Errno::EIO)?.clone();
-            let pages = MappedPages::new(OWN_PAGES * 4096, &CX)?;
-            vcpu.set_run_pages(pages.at());
-            let id = vcpu.id();
-            // SAFETY: the pointer is a vCPU's, and becomes its descriptor's.
-            descriptor(VcpuFile { vcpu, pages, bound }, |object| unsafe { glue::rekvm_vcpu_fd(object, id) })
-        }
+        // See `create_vcpu`.
+        Outcome::NewVcpu(_) => Err(Errno::EIO),
         // SAFETY: the pointer is a statistics file's, and becomes its descriptor's.
         Outcome::NewStats(file) => descriptor(file, |object| unsafe { glue::rekvm_stats_fd(object) }),
     }
@@ -98,7 +135,7 @@ fn device_ioctl<B: Cpu>(nr: u32, arg: u64) -> i64 {
     let Some(kvm) = (unsafe { DEVICE.load(SeqCst).cast::<hv::Kvm<B>>().as_ref() }) else {
         return returned(Err(Errno::ENODEV));
     };
-    returned(kvm.ioctl(nr, arg, &CX).and_then(|outcome| answer(outcome, None)))
+    returned(kvm.ioctl(nr, arg, &CX).and_then(answer))
 }
 
 /// The ioctl of a descriptor of /dev/kvm.
@@ -112,8 +149,10 @@ extern "C" fn rekvm_rs_device_ioctl(nr: u32, arg: u64) -> i64 {
 unsafe fn vm_ioctl<B: Cpu>(object: Data, nr: u32, arg: u64) -> i64 {
     // SAFETY: as the caller promises; the descriptor keeps it alive.
     let bound = unsafe { &*object.cast::<Shared<Bound<B>>>() };
-    let result = bound.check().and_then(|()| bound.vm().ioctl(nr, arg, &CX));
-    returned(result.and_then(|outcome| answer(outcome, Some(bound))))
+    returned(bound.check().and_then(|()| match nr {
+        KVM_CREATE_VCPU => create_vcpu(bound, arg),
+        _ => answer(bound.vm().ioctl(nr, arg, &CX)?),
+    }))
 }
 
 /// The ioctl of a VM's descriptor.
@@ -222,7 +261,7 @@ unsafe fn vcpu_ioctl<B: Cpu>(object: Data, nr: u32, arg: u64) -> i64 {
         let _window = if nr == KVM_RUN { file.vcpu.signal_mask().map(SignalWindow::open) } else { None };
         file.vcpu.ioctl(nr, arg, &CX)
     });
-    returned(result.and_then(|outcome| answer(outcome, Some(&file.bound))))
+    returned(result.and_then(answer))
 }
 
 /// The ioctl of a vCPU's descriptor.

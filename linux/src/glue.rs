@@ -36,12 +36,22 @@ glue! {
     }
     "files.c": {
         fn rekvm_vm_fd(object: Data) -> i32;
-        fn rekvm_vcpu_fd(object: Data, id: u32) -> i32;
+        fn rekvm_vcpu_fd_reserve(id: u32, file: &mut *mut Opaque) -> i32;
+        fn rekvm_vcpu_fd_install(fd: i32, file: *mut Opaque, object: Data);
+        fn rekvm_vcpu_fd_give_back(fd: i32, file: *mut Opaque);
         fn rekvm_stats_fd(object: Data) -> i32;
         fn rekvm_vmalloc_page(at: u64) -> *mut Opaque;
         fn rekvm_vm_insert(vma: *mut Opaque, index: u64, at: u64);
     }
+    "statistics.c": {
+        safe rekvm_statistics_root() -> *mut Opaque;
+        safe rekvm_statistics_folder(number: u32) -> *mut Opaque;
+        fn rekvm_statistics_file(folder: *mut Opaque, name: *const u8, shown: Data);
+        fn rekvm_statistics_remove(folder: *mut Opaque);
+    }
     "memory.c": {
+        safe rekvm_shrinker_register() -> i32;
+        safe rekvm_shrinker_unregister();
         safe rekvm_preemptible() -> bool;
         safe rekvm_alloc(bytes: usize, may_sleep: bool) -> *mut u8;
         fn rekvm_free(at: *mut u8);
@@ -97,6 +107,8 @@ glue! {
         fn rekvm_spin_lock_irq(lock: *mut u8);
         fn rekvm_spin_trylock_irq(lock: *mut u8) -> bool;
         fn rekvm_spin_unlock_irq(lock: *mut u8);
+        fn rekvm_machines_lock();
+        fn rekvm_machines_unlock();
         fn rekvm_preempt_disable();
         fn rekvm_preempt_enable();
         safe rekvm_current() -> *mut Opaque;
@@ -159,5 +171,16 @@ glue! {
         safe rekvm_fpu_ready();
         fn rekvm_fpu_save(fpu: *mut u8, components: u64);
         fn rekvm_fpu_restore(fpu: *mut u8, components: u64) -> i32;
+    }
+}
+
+/// Of a test build.
+#[cfg(feature = "scarce")]
+pub mod scarce {
+    use core::sync::atomic::AtomicI32;
+
+    unsafe extern "C" {
+        /// The module's parameter: so many allocations from now on, one fails. 0: none does.
+        pub safe static rekvm_fail_at: AtomicI32;
     }
 }

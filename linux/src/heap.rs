@@ -20,12 +20,28 @@ pub fn live() -> isize {
     LIVE.load(Relaxed)
 }
 
-/// Counts an allocation that `at` shows to have succeeded; one of ours or one made by other ways.
-pub fn count(at: *mut u8) -> *mut u8 {
+/// Allocates by `f`, and counts what it has given; for us or for others.
+pub fn counted(f: impl FnOnce() -> *mut u8) -> *mut u8 {
+    if refused() {
+        return ptr::null_mut();
+    }
+    let at = f();
     if !at.is_null() {
         LIVE.fetch_add(1, Relaxed);
     }
     at
+}
+
+/// Whether a test wants this allocation to fail.
+#[cfg(feature = "scarce")]
+fn refused() -> bool {
+    let left = &glue::scarce::rekvm_fail_at;
+    left.load(Relaxed) > 0 && left.fetch_sub(1, Relaxed) == 1
+}
+
+#[cfg(not(feature = "scarce"))]
+fn refused() -> bool {
+    false
 }
 
 /// Counts the end of an allocation.
@@ -90,7 +106,7 @@ unsafe impl GlobalAlloc for Kernel {
             align if layout.size() <= PAGE => layout.size().max(align).next_power_of_two(),
             _ => layout.size(),
         };
-        count(glue::rekvm_alloc(bytes, glue::rekvm_preemptible()))
+        counted(|| glue::rekvm_alloc(bytes, glue::rekvm_preemptible()))
     }
 
     unsafe fn dealloc(&self, at: *mut u8, _layout: Layout) {

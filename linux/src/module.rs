@@ -5,13 +5,14 @@ use core::{
 };
 
 use alloc::boxed::Box;
-use hv::{Errno, Kvm};
+use hv::{Errno, Kvm, StatsFile};
 use platform::{Atomic, Level, MaySleep, Platform, fallible::try_box, hardware::Refusal};
 
 use crate::{
     cpu::{self, Amd, Cpu, Intel, with_cpu},
     device, errno, glue, heap,
     platform::Linux,
+    statistics::Files,
 };
 
 /// The back end, from before the first processor is switched on until after the last is off: of the processor's kind.
@@ -39,6 +40,26 @@ fn errno_of(refusal: Refusal) -> Errno {
         Refusal::NotThere | Refusal::DisabledByFirmware | Refusal::Lacking(_) => Errno::EOPNOTSUPP,
         Refusal::AlreadyInUse => Errno::EBUSY,
         Refusal::OutOfMemory => Errno::ENOMEM,
+    }
+}
+
+/// Sums over all VMs in debugfs.
+static TOTALS: AtomicPtr<Files> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Shows them. Who has no memory for that does without.
+fn show_totals<B: Cpu>() {
+    let names = StatsFile::<B>::vm_names();
+    let Ok(files) = Files::new(names.clone().count()).and_then(try_box) else { return };
+    files.show(core::ptr::null_mut(), 0, names);
+    TOTALS.store(Box::into_raw(files), SeqCst);
+}
+
+fn hide_totals() {
+    let files = TOTALS.swap(core::ptr::null_mut(), SeqCst);
+    if !files.is_null() {
+        // SAFETY: made by `show_totals`, and taken out once.
+        let files = unsafe { Box::from_raw(files) };
+        files.hide();
     }
 }
 
@@ -71,12 +92,17 @@ fn load_as<B: Cpu>(cpu: B, cx: &MaySleep) -> Result<(), Errno> {
     })?;
     let result = Kvm::new(cpu, cx).and_then(|kvm| {
         device::publish(try_box(kvm)?);
+        errno::check(glue::rekvm_shrinker_register())?;
         errno::check(glue::rekvm_device_register()).inspect_err(|_| {
+            glue::rekvm_shrinker_unregister();
             Linux::log(Level::Error, format_args!("not loaded: another module has /dev/kvm"));
         })
     });
     match result {
-        Ok(()) => Linux::log(Level::Info, format_args!("guests run on {} with {paging} paging", B::NAME)),
+        Ok(()) => {
+            show_totals::<B>();
+            Linux::log(Level::Info, format_args!("guests run on {} with {paging} paging", B::NAME));
+        }
         Err(_) => {
             device::withdraw();
             glue::rekvm_processors_disable();
@@ -102,6 +128,8 @@ extern "C" fn rekvm_rs_init() -> i32 {
 #[unsafe(no_mangle)]
 extern "C" fn rekvm_rs_exit() {
     glue::rekvm_device_deregister();
+    hide_totals();
+    glue::rekvm_shrinker_unregister();
     device::withdraw();
     glue::rekvm_processors_disable();
     forget_cpus();

@@ -24,7 +24,7 @@ unsafe impl Sync for MappedPages {}
 impl Pages for MappedPages {
     fn new(bytes: u64, _cx: &MaySleep) -> Result<Self, OutOfMemory> {
         let bytes = usize::try_from(bytes).map_err(|_| OutOfMemory)?;
-        let at = heap::count(glue::rekvm_vmalloc(bytes));
+        let at = heap::counted(|| glue::rekvm_vmalloc(bytes));
         if at.is_null() { Err(OutOfMemory) } else { Ok(Self(at)) }
     }
 
@@ -65,7 +65,7 @@ unsafe impl Sync for KernelFrames {}
 impl Frames for KernelFrames {
     fn new(count: usize, below_4g: bool, _cx: &MaySleep) -> Result<Self, OutOfMemory> {
         let bytes = count.checked_mul(4096).filter(|bytes| *bytes > 0).ok_or(OutOfMemory)?;
-        let at = heap::count(glue::rekvm_pages(bytes, below_4g));
+        let at = heap::counted(|| glue::rekvm_pages(bytes, below_4g));
         if at.is_null() {
             return Err(OutOfMemory);
         }

@@ -6,7 +6,7 @@ use core::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
-use hv::Errno;
+use hv::{Errno, StatsFile};
 use platform::{Hva, fallible::Shared};
 
 use crate::{
@@ -14,11 +14,15 @@ use crate::{
     errno,
     glue::{self, Data, Opaque},
     heap::Raw,
+    machines::{self, Link},
+    statistics::Files,
 };
 
 /// See the module.
 pub struct Bound<B: Cpu> {
-    vm: hv::Vm<B>,
+    statistics: StatsFile<B>,
+    files: Files,
+    link: Link,
     listener: Raw,
     listening: AtomicBool,
     /// Compared only.
@@ -35,17 +39,32 @@ impl<B: Cpu> Bound<B> {
     pub fn new(vm: hv::Vm<B>) -> Result<Shared<Self>, Errno> {
         let listener = Raw::new(glue::rekvm_listener_size)?;
         let process = glue::rekvm_current_mm();
-        let bound = Shared::try_new(Self { vm, listener, listening: AtomicBool::new(false), process })?;
+        let statistics = StatsFile::of_vm(vm);
+        let files = Files::new(StatsFile::<B>::vm_names().count())?;
+        let (listening, link) = (AtomicBool::new(false), Link::default());
+        let bound = Shared::try_new(Self { statistics, files, link, listener, listening, process })?;
         let object = (&raw const *bound).cast_mut().cast::<c_void>();
         // SAFETY: the room is as large as a listener, and the object stays where it is until it listens no more.
         errno::check(unsafe { glue::rekvm_listen(bound.listener.at(), object) })?;
         bound.listening.store(true, Relaxed);
+        machines::add(&bound);
+        bound.files.show(object, bound.vm().number(), StatsFile::<B>::vm_names());
         Ok(bound)
     }
 
     /// The VM.
     pub fn vm(&self) -> &hv::Vm<B> {
-        &self.vm
+        self.statistics.vm()
+    }
+
+    /// What it counts.
+    pub fn statistics(&self) -> &StatsFile<B> {
+        &self.statistics
+    }
+
+    /// Its place among all VMs.
+    pub fn link(&self) -> &Link {
+        &self.link
     }
 
     /// Refuses processes other than the one that made the VM.
@@ -57,6 +76,8 @@ impl<B: Cpu> Bound<B> {
 impl<B: Cpu> Drop for Bound<B> {
     fn drop(&mut self) {
         if *self.listening.get_mut() {
+            self.files.hide();
+            machines::remove(self);
             // SAFETY: listens; no callback runs when this returns.
             unsafe { glue::rekvm_unlisten(self.listener.at()) };
         }
@@ -65,7 +86,7 @@ impl<B: Cpu> Drop for Bound<B> {
 
 /// # Safety
 /// `object` was given to `rekvm_listen`, and listens.
-unsafe fn bound<'a, B: Cpu>(object: Data) -> &'a Bound<B> {
+pub unsafe fn bound<'a, B: Cpu>(object: Data) -> &'a Bound<B> {
     // SAFETY: as the caller promises.
     unsafe { &*object.cast::<Bound<B>>() }
 }
@@ -78,21 +99,21 @@ fn range(start: u64, end: u64) -> Range<Hva> {
 /// See [`bound`].
 unsafe fn invalidate_begin<B: Cpu>(object: Data, start: u64, end: u64) {
     // SAFETY: as the caller promises.
-    unsafe { bound::<B>(object) }.vm.invalidate_begin(range(start, end));
+    unsafe { bound::<B>(object) }.vm().invalidate_begin(range(start, end));
 }
 
 /// # Safety
 /// See [`bound`].
 unsafe fn invalidate_end<B: Cpu>(object: Data) {
     // SAFETY: as the caller promises.
-    unsafe { bound::<B>(object) }.vm.invalidate_end();
+    unsafe { bound::<B>(object) }.vm().invalidate_end();
 }
 
 /// # Safety
 /// See [`bound`].
 unsafe fn young<B: Cpu>(object: Data, start: u64, end: u64, take: bool) -> bool {
     // SAFETY: as the caller promises.
-    unsafe { bound::<B>(object) }.vm.pages_are_young(range(start, end), take)
+    unsafe { bound::<B>(object) }.vm().pages_are_young(range(start, end), take)
 }
 
 /// The client's pages in a range are about to change.

@@ -46,15 +46,25 @@ impl<B: Backend> StatsFile<B> {
         Self { vm, vcpu }
     }
 
+    /// What a VM tells as a whole.
+    pub fn of_vm(vm: Vm<B>) -> Self {
+        Self::new(vm, None)
+    }
+
     /// The VM that is counted.
     pub fn vm(&self) -> &Vm<B> {
         &self.vm
     }
 
-    fn names(&self) -> impl Iterator<Item = (&'static str, u32)> + use<B> {
-        let own = if self.vcpu.is_none() { VM_NAMES } else { &[] };
+    /// The names of what a VM tells, in the order of [`Self::value`].
+    pub fn vm_names() -> impl Iterator<Item = &'static str> + Clone + use<B> {
+        Self::names(true).map(|(name, _)| name)
+    }
+
+    fn names(of_vm: bool) -> impl Iterator<Item = (&'static str, u32)> + Clone + use<B> {
+        let own = if of_vm { VM_NAMES } else { &[] };
         let counters = Counter::NAMES.iter().chain(B::COUNTERS).map(|name| (*name, KVM_STATS_TYPE_CUMULATIVE));
-        let shadow = if self.vcpu.is_none() { mmu::shadow::Counter::NAMES } else { &[] };
+        let shadow = if of_vm { mmu::shadow::Counter::NAMES } else { &[] };
         let shadow = shadow.iter().map(|name| (*name, KVM_STATS_TYPE_CUMULATIVE));
         own.iter().map(|name| (*name, KVM_STATS_TYPE_INSTANT)).chain(counters).chain(shadow)
     }
@@ -64,7 +74,8 @@ impl<B: Backend> StatsFile<B> {
         Self::VCPU_COUNTERS + own
     }
 
-    fn value(&self, index: usize) -> u64 {
+    /// The present value of the statistic with this place among the names.
+    pub fn value(&self, index: usize) -> u64 {
         let vcpus = self.vm.vcpus();
         match self.vcpu {
             Some(vcpu) => vcpus.get(vcpu).map_or(0, |v| v.stats.get(index)),
@@ -111,7 +122,7 @@ impl<B: Backend> StatsFile<B> {
             None => write!(id, "rekvm-{}", self.vm.number()),
         };
         out.push(&id.bytes);
-        for (i, (name, kind)) in self.names().enumerate() {
+        for (i, (name, kind)) in Self::names(self.vcpu.is_none()).enumerate() {
             let descriptor = KvmStatsDesc {
                 flags: kind | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10,
                 exponent: 0,

@@ -133,6 +133,11 @@ impl<B: Backend> Vm<B> {
         shared.shadow.as_ref().is_some_and(|shadow| shadow.young(range, &shared.memory, take).unwrap_or(false))
     }
 
+    /// How many shadow pages there are.
+    pub fn shadow_pages(&self) -> usize {
+        self.shared().shadow.as_ref().map_or(0, |shadow| shadow.usage().1)
+    }
+
     /// The host is short of memory (shrinker): gives up to `pages` shadow pages back; how many.
     pub fn shrink_shadow(&self, pages: usize) -> usize {
         let shared = self.shared();
