@@ -40,7 +40,7 @@ const MEMORY: u32 = 1536;
 
 /// Boots all that `options` select, on each of `cpus`.
 pub fn boots(options: &Options, cpus: &[Cpu]) -> Result<()> {
-    let module = module::for_lab(options.module.as_deref())?.to_string_lossy().into_owned();
+    let module = module::for_lab(options.module.as_deref(), false)?.to_string_lossy().into_owned();
     let files = files()?;
     let row = |cpu: &str, guest: &str, way: &str| format!("{cpu:<14}{guest:<10}{way}");
     let mut table = BootTable::new(LOGS, &row("module on", "guest", &Way::heading()))?;

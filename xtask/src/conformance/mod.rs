@@ -122,6 +122,9 @@ pub struct Options {
     /// a processor.
     #[arg(long, default_value_t = 7200)]
     timeout: u64,
+    /// On the lab's debug kernel, which only runs our module on AMD-V.
+    #[arg(long)]
+    debug_kernel: bool,
 }
 
 /// One run of the suite.

@@ -95,7 +95,7 @@ fn in_lab(options: &Options, target: Target, cpu: Cpu, live: bool) -> Result<Run
     // The in-process device is of no use there.
     let program = guest::program(guest::Kind::Amd64, "rekvm-conformance", "conformance", &["--no-default-features"])?;
     let module = match target.is_module() {
-        true => module::for_lab(options.module.as_deref())?.to_string_lossy().into_owned(),
+        true => module::for_lab(options.module.as_deref(), options.debug_kernel)?.to_string_lossy().into_owned(),
         false => "linux".into(),
     };
     let mut show = |case: &_| {
@@ -111,7 +111,7 @@ fn in_lab(options: &Options, target: Target, cpu: Cpu, live: bool) -> Result<Run
         let mut words = vec![program.to_string_lossy().into_owned()];
         words.extend(arguments(options, target, "device:/dev/kvm", after.as_deref()));
         let limits = Job { timeout: left, quiet: Some(QUIET), ..Job::new(cpu, words) };
-        let job = Job { smp: options.smp, module: module.clone(), ..limits };
+        let job = Job { smp: options.smp, module: module.clone(), debug_kernel: options.debug_kernel, ..limits };
         let outcome = lab::run(&job, &mut |stream, bytes| match stream {
             // A caller that no longer reads loses the output and nothing else.
             Stream::Err => drop(std::io::stderr().write_all(bytes)),

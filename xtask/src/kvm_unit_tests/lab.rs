@@ -42,7 +42,7 @@ pub fn compare(options: &Options, cpu: Cpu) -> Result<()> {
     let built = source::find(&options.built)?;
     let tests = config::parse(&fs::read_to_string(built.source.join("x86/unittests.cfg"))?);
     let peers: Vec<_> = options.peers().collect();
-    let ours = module::for_lab(options.module.as_deref())?.to_string_lossy().into_owned();
+    let ours = module::for_lab(options.module.as_deref(), false)?.to_string_lossy().into_owned();
     let runs = ["linux", &ours].map(|module| Runs { options, cpu, module, built: &built, tests: &tests });
     let [linux, ours] = [runs[0].all(&peers)?, runs[1].all(&peers)?];
     let mut table = String::from("bits\ttest\tresult\tchecks\tlinux\tlinux_checks\tverdict\n");

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use rekvm_lab_init::{ARGUMENTS, ENVIRONMENT, MODULE_DIR, MODULES};
 
-use super::Job;
+use super::{Job, debug};
 use crate::{
     guest::{
         self, Kind,
@@ -36,7 +36,7 @@ const UNUSED: Duration = Duration::from_secs(3 * 24 * 3600);
 
 /// The kernel to boot, and the initramfs for `job`, which is made in `work`.
 pub fn prepare(job: &Job, work: &Path) -> Result<(PathBuf, PathBuf)> {
-    let kernel = deb::kernel(Kind::Amd64)?;
+    let kernel = if job.debug_kernel { debug::kernel()? } else { deb::kernel(Kind::Amd64)? };
     let (mut files, list) = common(job, &kernel)?;
     let base = archive(&mut files, Some(&list))?;
     let (mut files, arguments) = payload(job)?;

@@ -3,6 +3,7 @@
 //!
 //! No processor with virtualization is needed, and the host's own `/dev/kvm` is never touched.
 mod clock;
+pub mod debug;
 mod image;
 mod machine;
 mod watch;
@@ -108,6 +109,9 @@ pub struct Options {
     /// More for the kernel's command line.
     #[arg(long, default_value = "")]
     append: String,
+    /// L1's kernel is one that watches itself: built, once, of Debian's linux-source-6.1. It has no KVM of its own.
+    #[arg(long)]
+    debug_kernel: bool,
     /// The program, carried over with its libraries, and its arguments. `l1:/bin/sh` means one that L1 has itself.
     #[arg(last = true, required = true, value_name = "PROGRAM")]
     program: Vec<String>,
@@ -135,6 +139,8 @@ pub struct Job {
     pub parameters: Option<String>,
     /// More for the kernel's command line.
     pub append: String,
+    /// Whether L1's kernel is the one of [`debug`].
+    pub debug_kernel: bool,
     /// The program and its arguments.
     pub program: Vec<String>,
 }
@@ -154,6 +160,7 @@ impl Job {
             module: "linux".into(),
             parameters: None,
             append: String::new(),
+            debug_kernel: false,
             program,
         }
     }
@@ -234,6 +241,7 @@ fn job(options: &Options) -> Result<Job> {
         module: options.module.clone(),
         parameters: options.parameters.clone(),
         append: options.append.clone(),
+        debug_kernel: options.debug_kernel,
         ..Job::new(options.cpu, options.program.clone())
     })
 }
@@ -260,8 +268,14 @@ fn run_in(job: &Job, work: &Path, sink: &mut dyn FnMut(Stream, &[u8])) -> Result
 }
 
 /// What a kernel writes when it is not well, and our module when something was not given back.
-const COMPLAINTS: [&str; 7] = [
+const COMPLAINTS: [&str; 13] = [
     "WARNING: CPU: ",
+    "WARNING: possible",
+    "WARNING: inconsistent lock state",
+    "WARNING: suspicious",
+    "INFO: trying to register non-static key",
+    "ODEBUG: ",
+    "unreferenced object",
     "BUG: ",
     "Oops: ",
     "kernel BUG at",

@@ -1,16 +1,41 @@
 //! `cargo xtask module --check`: the module comes and goes in the lab. It is refused where it has no business, with one clear
 //! line in the kernel's log and an error number that says the same; it is loaded and unloaded again and again, with nested and
 //! with shadow paging and with guests in between, and after clients were killed at any moment; and each time it leaves nothing
-//! behind.
-use std::time::Duration;
+//! behind. The rest is a host that lives on meanwhile ([`living`]).
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Result, ensure};
+use clap::ValueEnum;
 
-use super::{NOTHING_LEFT, for_lab_built};
+use super::{
+    NOTHING_LEFT, for_lab_built,
+    living::{self, What},
+};
 use crate::{
     guest,
     lab::{self, Cpu, Job, Stream},
 };
+
+/// A part of the check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Every part.
+    All,
+    /// It is refused, and comes and goes.
+    Loading,
+    /// A processor of the host goes and comes under running guests.
+    Processors,
+    /// The host sleeps under running guests.
+    Sleep,
+    /// The host pages out, merges and moves what guests use.
+    Memory,
+    /// Each allocation of the module's fails in turn.
+    Scarce,
+    /// Statistics are shown, and tables given back to a host that is short of memory.
+    Statistics,
+    /// Clients that call whatever comes to their mind.
+    Random,
+}
 
 /// Calls of core's panic functions in the module. There may be fewer, never more.
 const MOST_PANICS: usize = 7;
@@ -71,23 +96,98 @@ dmesg | grep -q "rekvm: not loaded: " || fail "the kernel's log does not say why
 echo "refused without virtualization"
 "#;
 
-/// See the module. `cpu` is L1's.
-pub fn check(cpu: Cpu) -> Result<()> {
-    let built = for_lab_built()?;
+/// Runs `part` of it on our module, or on Linux's own where that makes sense. `cpu` is L1's.
+pub fn check(part: Part, cpu: Cpu, linux: bool, debug_kernel: bool) -> Result<()> {
+    let built = for_lab_built(debug_kernel, "")?;
+    // What KASAN adds are no panics, but it keeps the compiler from seeing that some cannot happen.
     ensure!(
-        built.look.panics <= MOST_PANICS,
+        debug_kernel || built.look.panics <= MOST_PANICS,
         "the module has {} calls of core's panic functions, more than {MOST_PANICS}",
         built.look.panics
     );
     let suite = guest::program(guest::Kind::Amd64, "rekvm-conformance", "conformance", &["--no-default-features"])?;
+    let files = vec![(built.module.clone(), "/lab/rekvm.ko".into()), (suite, "/lab/conformance".into())];
+    let wanted = |this: Part| part == Part::All || part == this;
+    // It begins with Linux's own, which the debug kernel does not have.
+    if wanted(Part::Loading) && !linux && !debug_kernel {
+        loading(&files, cpu)?;
+    }
+    // Bochs would take hours for the rest.
+    if !cpu.in_qemu() {
+        return Ok(());
+    }
+    let module = built.module.to_string_lossy();
+    let (module, name) = if linux { ("linux", "linux") } else { (&*module, "rekvm") };
+    for (of, what) in WHAT {
+        // The debug kernel's machine cannot sleep.
+        if wanted(of) && !(debug_kernel && what == What::Sleep) {
+            let job = living::job(what, Job { debug_kernel, files: files.clone(), ..Job::new(cpu, Vec::new()) }, name)?;
+            let console = run(&Job { module: module.to_owned(), environment: environment(cpu), ..job })?;
+            ensure!(linux || console.contains(NOTHING_LEFT), "the module has not given everything back: {what:?}");
+        }
+    }
+    if wanted(Part::Scarce) && !linux {
+        scarce(&files, cpu, debug_kernel)?;
+    }
+    Ok(())
+}
+
+const WHAT: [(Part, What); 5] = [
+    (Part::Processors, What::Processors),
+    (Part::Sleep, What::Sleep),
+    (Part::Memory, What::Memory),
+    (Part::Statistics, What::Statistics),
+    (Part::Random, What::Random),
+];
+
+/// In L1 with a module whose allocations fail when they are told to; with nested and with shadow paging.
+const FAILS: &str = r#"
+fail() { echo "failed: $1"; dmesg | tail -n 20; exit 1; }
+for npt in 1 0; do
+    insmod /lab/scarce.ko npt=$npt || fail "it was not loaded"
+    /lab/conformance scarce --on device:/dev/kvm --as $place --knob /sys/module/rekvm/parameters/fail_at || fail "npt=$npt"
+    rmmod rekvm || fail "it does not go"
+done
+"#;
+
+/// The same on a kernel that makes its own allocations fail: those of the module's that it makes itself, and those that the kernel
+/// makes for it.
+const FAILS_IN_KERNEL: &str = r#"
+fail() { echo "failed: $1"; dmesg | tail -n 20; exit 1; }
+cd /sys/kernel/debug
+for of in failslab fail_page_alloc; do echo N > $of/ignore-gfp-wait; echo 0 > $of/verbose; done
+echo 0 > fail_page_alloc/min-order
+for npt in 1 0; do
+    insmod /lab/rekvm.ko npt=$npt || fail "it was not loaded"
+    /lab/conformance scarce --on device:/dev/kvm --as $place --knob /proc/thread-self/fail-nth || fail "npt=$npt"
+    rmmod rekvm || fail "it does not go"
+done
+"#;
+
+/// Each allocation fails in turn.
+fn scarce(files: &[(PathBuf, String)], cpu: Cpu, debug_kernel: bool) -> Result<()> {
+    let mut files = files.to_vec();
+    files.push((for_lab_built(debug_kernel, "scarce")?.module, "/lab/scarce.ko".into()));
+    for script in [Some(FAILS), debug_kernel.then_some(FAILS_IN_KERNEL)].into_iter().flatten() {
+        let words = ["l1:/bin/busybox", "sh", "-c", script].map(str::to_owned);
+        let (module, files, environment) = ("none".to_owned(), files.clone(), environment(cpu));
+        let console = run(&Job { module, files, environment, debug_kernel, ..Job::new(cpu, words.into()) })?;
+        let clean = console.matches(NOTHING_LEFT).count();
+        ensure!(clean == 2, "of 2 times that the module went it has given everything back {clean} times");
+    }
+    Ok(())
+}
+
+fn loading(files: &[(PathBuf, String)], cpu: Cpu) -> Result<()> {
     let job = |script: &str, module: &str| {
         let words = ["l1:/bin/busybox", "sh", "-c", script, &ROUNDS.to_string()].map(str::to_owned);
-        let mut job = Job::new(cpu, words.into());
-        job.module = module.to_owned();
-        job.timeout = LIMIT;
-        job.environment = environment(cpu);
-        job.files = vec![(built.module.clone(), "/lab/rekvm.ko".into()), (suite.clone(), "/lab/conformance".into())];
-        job
+        Job {
+            module: module.to_owned(),
+            timeout: LIMIT,
+            environment: environment(cpu),
+            files: files.to_vec(),
+            ..Job::new(cpu, words.into())
+        }
     };
     let console = run(&job(COMES_AND_GOES, "linux"))?;
     let clean = console.matches(NOTHING_LEFT).count();

@@ -4,6 +4,7 @@
 //! `linux/Makefile` builds; this fetches what it needs, lets no warning of the kernel's own tools pass, and says how many calls
 //! of core's panic functions are left and how deep the largest stack frames are.
 mod check;
+mod living;
 
 use std::{
     path::{Path, PathBuf},
@@ -14,7 +15,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     guest::{Kind, deb},
-    lab::Cpu,
+    lab::{self, Cpu},
     process::{check, need, output, root, show, target_dir},
 };
 
@@ -27,9 +28,16 @@ pub struct Options {
     /// Where the module and all that it is built from goes.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Then load it in the lab, have it refused, and load and unload it again and again with guests in between.
-    #[arg(long, conflicts_with_all = ["headers", "out"])]
-    check: bool,
+    /// Then load it in the lab, have it refused, load and unload it again and again with guests in between, and let the host live
+    /// on meanwhile; or one part of that.
+    #[arg(long, value_name = "PART", num_args = 0..=1, default_missing_value = "all", conflicts_with_all = ["headers", "out"])]
+    check: Option<check::Part>,
+    /// Check it on the lab's debug kernel.
+    #[arg(long, requires = "check", conflicts_with = "linux")]
+    debug_kernel: bool,
+    /// Check Linux's own module instead, where that makes sense.
+    #[arg(long, requires = "check")]
+    linux: bool,
     /// The lab's processor for that.
     #[arg(long, default_value = "amd-npt", requires = "check")]
     cpu: Cpu,
@@ -40,25 +48,29 @@ pub const NOTHING_LEFT: &str = "rekvm: unloaded, 0 allocations left";
 
 /// See the module.
 pub fn command(options: &Options) -> Result<()> {
-    if options.check {
-        return check::check(options.cpu);
+    if let Some(part) = options.check {
+        return check::check(part, options.cpu, options.linux, options.debug_kernel);
     }
     let out = options.out.clone().unwrap_or_else(|| target_dir().join("module"));
-    let built = build(options.headers.as_deref(), &std::path::absolute(out)?)?;
+    let built = build(options.headers.as_deref(), &std::path::absolute(out)?, "")?;
     println!("{}", built.module.display());
     Ok(())
 }
 
-/// The module for the lab's kernel: `built`, if it has been already.
-pub fn for_lab(built: Option<&Path>) -> Result<PathBuf> {
+/// The module for the lab's kernel, or its debug kernel: `built`, if it has been already.
+pub fn for_lab(built: Option<&Path>, debug_kernel: bool) -> Result<PathBuf> {
     match built {
         Some(file) => Ok(std::path::absolute(file)?),
-        None => Ok(for_lab_built()?.module),
+        None => Ok(for_lab_built(debug_kernel, "")?.module),
     }
 }
 
-fn for_lab_built() -> Result<Built> {
-    build(None, &target_dir().join("module"))
+/// The same with `features` of the module's.
+fn for_lab_built(debug_kernel: bool, features: &str) -> Result<Built> {
+    let name = ["module", if debug_kernel { "debug" } else { "" }, features];
+    let name: Vec<_> = name.into_iter().filter(|part| !part.is_empty()).collect();
+    let headers = if debug_kernel { Some(lab::debug::headers()?) } else { None };
+    build(headers.as_deref(), &target_dir().join(name.join("-")), features)
 }
 
 /// The module, and what its code shows.
@@ -67,7 +79,7 @@ struct Built {
     look: Look,
 }
 
-fn build(headers: Option<&Path>, out: &Path) -> Result<Built> {
+fn build(headers: Option<&Path>, out: &Path, features: &str) -> Result<Built> {
     need("make", "make")?;
     need("gcc-12", "gcc-12")?;
     need("objdump", "binutils")?;
@@ -79,6 +91,7 @@ fn build(headers: Option<&Path>, out: &Path) -> Result<Built> {
     let mut make = Command::new("make");
     make.arg("-C").arg(root().join("linux"));
     make.arg(format!("KDIR={}", headers.display())).arg(format!("OUT={}", out.display()));
+    make.arg(format!("FEATURES={features}"));
     // Cargo tells what it runs about itself, and that is not what builds this.
     for variable in ["CARGO_TARGET_DIR", "CARGO_ENCODED_RUSTFLAGS", "RUSTFLAGS", "MAKEFLAGS", "RUSTC", "RUSTC_WRAPPER"]
     {
