@@ -29,7 +29,11 @@ pub(in crate::cases) const CASES: &[Case] = &[
         Target::IN_QEMU,
         "QEMU's TCG makes two aligned accesses of one that is not, which touch more than it (load_helper in cputlb.c)",
     ),
-    case("a-breakpoint-that-mov-ss-meets-waits", "A14 C09 C01", mov_ss_meets),
+    case("a-breakpoint-that-mov-ss-meets-waits", "A14 C09 C01", mov_ss_meets).fails_below(
+        Target::IN_QEMU,
+        "QEMU's TCG takes it behind MOV SS itself (breakpoint_handler in bpt_helper.c), or not at all where VMRUN has loaded DR7 \
+         (helper_vmrun in svm_helper.c sets no breakpoint up)",
+    ),
     case("general-detect", "A14 C09", general_detect)
         .fails_below(Target::LINUX_AMD, "QEMU's TCG does not look at DR7.GD (helper_get_dr in bpt_helper.c)"),
     case("dr6-and-dr7-keep-their-fixed-bits", "A14 C09", fixed_bits),
