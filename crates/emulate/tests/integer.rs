@@ -452,3 +452,24 @@ fn amd_prefetches_no_registers_and_reads_32_bits_for_movsxd() {
         }
     }
 }
+
+/// SDM vol. 2, DAA and DAS: the last value that needs no correction of the high digit, and the first that does.
+#[test]
+fn decimal_adjustment_begins_above_99() {
+    const DAA: u8 = 0x27;
+    const DAS: u8 = 0x2f;
+    for (opcode, before, after, cf) in [
+        (DAA, 0x99, 0x99, false),
+        (DAA, 0x9a, 0x00, true),
+        (DAA, 0xa0, 0x00, true),
+        (DAS, 0x99, 0x99, false),
+        (DAS, 0x9a, 0x34, true),
+        (DAS, 0xa0, 0x40, true),
+    ] {
+        let mut cpu = machine(Mode::Protected32, 0, &[opcode]);
+        cpu.state.gpr[0] = before;
+        cpu.state.flags.set(0);
+        stepped(&mut cpu).unwrap();
+        assert_eq!((cpu.state.gpr[0], cpu.state.flags.get() & flags::CF != 0), (after, cf), "{opcode:x} {before:x}");
+    }
+}

@@ -1,9 +1,12 @@
 //! Checks before execution, and images in memory.
 use std::vec::Vec;
 
-use x86::{Cr0, Cr4, Efer, Features, Mode, Vector, flags};
+use x86::{Attr, Cr0, Cr4, Efer, Features, Mode, Seg, Vector, flags};
 
-use crate::{Res, Stop, step, testing::TestCpu};
+use crate::{
+    Res, Stop, step,
+    testing::{Page, TestCpu},
+};
 
 const CODE: u64 = 0x100;
 const DATA: u64 = 0x1000;
@@ -280,6 +283,41 @@ fn xsave_writes_what_is_asked_for() {
     assert_eq!(c.peek::<u8>(DATA + 160), 0x40);
     assert_eq!(c.peek::<u8>(DATA + 576 + 15 * 16), 0x8f);
     assert!(c.memory[area + 832..area + 1024].iter().all(|&b| b == 0xcc));
+}
+
+/// What is stored needs a segment that can be written; what is loaded does not.
+#[test]
+fn stores_respect_the_type_of_their_segment() {
+    const READ_ONLY: u16 = Attr::P | Attr::S | Attr::G | Attr::DB | 1;
+    // FLD, FSTP, FISTP; MOVUPS as a load and as a store, MOVHPS as a store.
+    let cases: [(&[u8], bool); 6] = [
+        (&[0xd9, 0x03], true),
+        (&[0xd9, 0x1b], false),
+        (&[0xdf, 0x3b], false),
+        (&[0x0f, 0x10, 0x03], true),
+        (&[0x0f, 0x11, 0x03], false),
+        (&[0x0f, 0x17, 0x03], false),
+    ];
+    for (bytes, ok) in cases {
+        let mut c = cpu(Mode::Protected32);
+        c.state.seg[Seg::Ds as usize].attr = Attr(READ_ONLY);
+        assert_eq!(run(&mut c, bytes), if ok { Ok(()) } else { Err(Stop::GP0) }, "{bytes:x?}");
+    }
+}
+
+/// Where what is to be written ends on a page that cannot be, nothing is; what is not asked for needs no room.
+#[test]
+fn xsave_writes_all_or_nothing() {
+    let area = 0x3000 - 576;
+    for (wanted, ok) in [(3, true), (7, false)] {
+        let mut c = cpu(Mode::Long64);
+        c.pages.insert(3, Page::ReadOnly);
+        c.memory[area as usize..][..576].fill(0);
+        fill(&mut c);
+        (c.state.gpr[0], c.state.gpr[2], c.state.gpr[3]) = (wanted, 0, area);
+        assert_eq!(run(&mut c, XSAVE).is_ok(), ok, "{wanted}");
+        assert_eq!(c.memory[area as usize..][..576].iter().any(|&byte| byte != 0), ok, "{wanted}");
+    }
 }
 
 #[test]

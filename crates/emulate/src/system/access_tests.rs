@@ -99,6 +99,52 @@ fn string_input_and_output() {
     }
 }
 
+/// How many elements are asked for at once: (address, count, elements) with 16-bit addresses in flat memory.
+#[test]
+fn elements_that_lie_together_are_done_at_once() {
+    for (bytes, size) in [(&[0xf3u8, 0x67, 0x6c][..], 1), (&[0xf3, 0x67, 0x66, 0x6d], 2), (&[0xf3, 0x67, 0x6d], 4)] {
+        // In the middle of a page; up to its end; up to the end of the addresses, behind which they begin again; over it.
+        for (at, count, expected) in [
+            (0xc000, 8, 8),
+            (0xc000, 1, 1),
+            (0xd000 - 4 * size, 8, 4),
+            (0x1_0000 - 5 * size, 8, 5 - 1),
+            (0x1_0000 - size, 8, 1),
+        ] {
+            let mut cpu = legacy(0);
+            (cpu.memory, cpu.bulk) = ([&cpu.memory[..], &[0; 0x1000]].concat(), true);
+            cpu.ports.insert(0x60, 0x4433_2211);
+            (cpu.state.gpr[1], cpu.state.gpr[2], cpu.state.gpr[7]) = (count, 0x60, at);
+            let done = expected.min(count);
+            assert_eq!(run(&mut cpu, bytes), if done == count { Ok(()) } else { Err(Stop::RESTART) });
+            assert_eq!(
+                (cpu.state.gpr[1], cpu.state.gpr[7]),
+                (count - done, (at + done * size) & 0xffff),
+                "{at:x} {count}"
+            );
+            let element = &[0x11, 0x22, 0x33, 0x44][..size as usize];
+            let written = &cpu.memory[at as usize..][..(done * size) as usize];
+            assert_eq!(written, element.repeat(done as usize), "{at:x} {count} {size}");
+            assert!(cpu.memory[(at + done * size) as usize..].iter().all(|&byte| byte == 0), "{at:x} {count} {size}");
+        }
+    }
+    // Not with a trap after each, downwards, or where each is checked.
+    for flag in [flags::TF, flags::DF] {
+        let mut cpu = legacy(0);
+        cpu.bulk = true;
+        cpu.state.flags.set(flag);
+        (cpu.state.gpr[1], cpu.state.gpr[2], cpu.state.gpr[6]) = (4, 0x60, 0xc000);
+        assert_eq!(run(&mut cpu, &[0xf3, 0x6e]), Err(Stop::RESTART));
+        assert_eq!((cpu.state.gpr[1], cpu.outs.len()), (3, 1));
+    }
+    let mut cpu = legacy(0);
+    cpu.bulk = true;
+    cpu.write(0xc000, b"abcd");
+    (cpu.state.gpr[1], cpu.state.gpr[2], cpu.state.gpr[6]) = (4, 0x60, 0xc000);
+    assert_eq!(run(&mut cpu, &[0xf3, 0x6e]), Ok(()));
+    assert_eq!(cpu.outs, b"abcd".map(|byte| (0x60, 1, byte as u32)));
+}
+
 #[test]
 fn string_input_goes_to_es_whatever_the_prefix() {
     let mut cpu = real();

@@ -293,6 +293,28 @@ impl Cpu for TestCpu {
         self.outs.push((port, size, value));
         Ok(())
     }
+    fn ports_in(&mut self, port: u16, size: u8, linear: u64, count: u64) -> Res<u64> {
+        if !self.bulk {
+            return Ok(0);
+        }
+        self.check(linear, count * size as u64, true, Access::Program)?;
+        for i in 0..count {
+            let value = self.port_in(port, size)?.to_le_bytes();
+            self.write(linear + i * size as u64, &value[..size as usize]);
+        }
+        Ok(count)
+    }
+    fn ports_out(&mut self, port: u16, size: u8, linear: u64, count: u64) -> Res<u64> {
+        if !self.bulk {
+            return Ok(0);
+        }
+        self.check(linear, count * size as u64, false, Access::Program)?;
+        for i in 0..count {
+            let value: u32 = self.peek(linear + i * size as u64);
+            self.port_out(port, size, value & (u32::MAX >> (32 - 8 * size)))?;
+        }
+        Ok(count)
+    }
     fn intercept(&mut self, what: Intercept, _op: &Op<Self>) -> Res {
         self.intercepts.push(what);
         Ok(())

@@ -166,6 +166,29 @@ fn protected_mode_levels() {
     }
 }
 
+/// The last byte of a gate may be the last of the table, in each mode.
+#[test]
+fn gates_may_end_with_their_table() {
+    let event = Event::Interrupt(0x20);
+    for last in [0x107, 0x106] {
+        let mut cpu = legacy(3);
+        set_idt(&mut cpu, 0x20, gate(INTERRUPT, KERNEL_CODE, HANDLER, 0, 0));
+        cpu.state.idtr.limit = last;
+        assert_eq!(super::deliver(&mut cpu, event).is_ok(), last == 0x107);
+    }
+    for last in [0x20f, 0x20e] {
+        let mut cpu = long(3);
+        set_idt64(&mut cpu, 0x20, gate(INTERRUPT, KERNEL_CODE, HANDLER, 0, 0), 0);
+        cpu.state.idtr.limit = last;
+        assert_eq!(super::deliver(&mut cpu, event).is_ok(), last == 0x20f);
+    }
+    for last in [0x83, 0x82] {
+        let mut cpu = real();
+        cpu.state.idtr.limit = last;
+        assert_eq!(super::deliver(&mut cpu, event).is_ok(), last == 0x83);
+    }
+}
+
 #[test]
 fn protected_mode_faults() {
     let interrupt = Event::Interrupt(0x20);
