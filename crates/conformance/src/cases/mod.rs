@@ -64,6 +64,7 @@ pub const FOLDERS: &[Folder] = &[
     ("host/vms", host::vms::CASES),
     ("host/halt", host::halt::CASES),
     ("host/moves", host::moves::CASES),
+    ("host/accounting", host::accounting::CASES),
     ("flush", flush::CASES),
     ("irq", irq::CASES),
     ("chips", chips::CASES),

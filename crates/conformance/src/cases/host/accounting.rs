@@ -1,0 +1,47 @@
+//! Time that a guest uses is told as a guest's (row A02).
+
+use crate::{
+    Device,
+    guest::{Machine, Mode},
+    runner::{Case, Target, case},
+    vm::{until, while_running},
+};
+
+pub(in crate::cases) const CASES: &[Case] = &[case("a-guests-time-is-accounted-as-a-guests", "A02", accounted)
+    .inapplicable(Target::SOFT, "what the software CPU uses is the process's own time")];
+
+/// How many ticks of the kernel's clock have to be seen.
+const TICKS: u64 = 5;
+
+fn accounted(device: &Device) {
+    let mut m = Machine::new(Mode::LONG);
+    m.code(|a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.jmp(again)
+    });
+    let live = m.start(device);
+    let before = times();
+    let (_, after) = while_running(&live.vcpu, |running| {
+        until("ticks to be accounted to the guest", || times().guest >= before.guest + TICKS);
+        let after = times();
+        running.stop();
+        after
+    });
+    let (guest, user) = (after.guest - before.guest, after.user - before.user);
+    assert!(user >= guest, "a guest's time is user time too: {user} ticks, {guest} of them a guest's");
+}
+
+/// Processor time of this process, in ticks.
+struct Times {
+    user: u64,
+    guest: u64,
+}
+
+/// As proc(5) has them in /proc/PID/stat: fields 14 and 43; what follows the name begins with field 3.
+fn times() -> Times {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("/proc is there");
+    let (_, fields) = stat.rsplit_once(") ").expect("a name in parentheses");
+    let field = |n: usize| fields.split(' ').nth(n - 3).and_then(|f| f.trim().parse().ok()).expect("a number");
+    Times { user: field(14), guest: field(43) }
+}
