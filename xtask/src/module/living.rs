@@ -40,6 +40,7 @@ impl What {
 /// What all of them begin with: the module `$0` has been loaded, and guests run in the background until `enough` says so.
 const GUESTS: &str = r#"
 fail() { echo "failed: $1"; dmesg | tail -n 20; exit 1; }
+: > /tmp/rounds
 guests() {
     while [ ! -e /tmp/enough ]; do
         /lab/conformance run --on device:/dev/kvm --as $place --slow $slow "$@" > /tmp/said 2>&1 || { cp /tmp/said /tmp/failed; break; }
@@ -105,14 +106,15 @@ if [ -e /lab/swap ]; then
     mkswap /dev/zram0 > /dev/null && swapon /dev/zram0 || fail "there is no swap"
 fi
 ksm=/sys/kernel/mm/ksm
-echo 2000 > $ksm/pages_to_scan
-echo 5 > $ksm/sleep_millisecs
+echo 500 > $ksm/pages_to_scan
+echo 10 > $ksm/sleep_millisecs
 echo 1 > $ksm/run || fail "pages are not merged"
 count() { grep "^$1 " /proc/vmstat | cut -d ' ' -f 2; }
 guests --filter B12 &
-while [ $(wc -l < /tmp/rounds 2> /dev/null || echo 0) -lt 2 ] && [ ! -e /tmp/failed ]; do
+while [ $(wc -l < /tmp/rounds) -lt 2 ] && [ ! -e /tmp/failed ]; do
     echo 1 > /proc/sys/vm/compact_memory
-    usleep 100000
+    # Guests have to come to something meanwhile.
+    sleep 1
 done
 enough
 for counter in $swapped cow_ksm pgmigrate_success; do
