@@ -213,6 +213,12 @@ impl LapicShared {
         }
     }
 
+    /// Whether a vector may be requested; false only if none is. Costs one load.
+    #[inline]
+    pub fn has_requests(&self) -> bool {
+        self.summary.load(Ordering::Acquire) != 0
+    }
+
     /// The highest requested vector.
     pub fn highest_request(&self) -> Option<u8> {
         let mut summary = self.summary.load(Ordering::Acquire) & 0xff;
@@ -285,6 +291,7 @@ impl LapicShared {
     }
 
     /// Whether any of NMI, INIT, SIPI, SMI, ExtINT is pending.
+    #[inline]
     pub fn has_events(&self) -> bool {
         self.events.load(Ordering::Acquire) & !SIPI_VECTOR != 0
     }

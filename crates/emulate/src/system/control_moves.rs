@@ -23,19 +23,59 @@ pub(super) fn mov_to<C: Cpu, const WIDE: bool>(cpu: &mut C, op: &Op<C>) -> Res {
     require_supervisor(cpu)?;
     let value = registers::read(cpu.state(), op.regs[1]);
     let value = if WIDE { value } else { value as u32 as u64 };
-    if matches!(number, 0 | 3 | 4) {
-        cpu.before_translation_change(TranslationChange::Instruction)?;
-    }
     match number {
-        0 => control::write_cr0(cpu, value),
         2 => {
             cpu.state_mut().cr2 = value;
             Ok(())
         }
-        3 => control::write_cr3(cpu, value),
-        4 => control::write_cr4(cpu, value),
+        0 | 3 | 4 => write_translation(cpu, number, value),
         _ if value >> 4 != 0 => Err(Stop::GP0),
         _ => cpu.intercept(Intercept::WriteCr8(value), op),
+    }
+}
+
+/// Writes CR0, CR3 or CR4.
+fn write_translation<C: Cpu>(cpu: &mut C, number: u8, value: u64) -> Res {
+    cpu.before_translation_change(TranslationChange::Instruction)?;
+    match number {
+        0 => control::write_cr0(cpu, value),
+        3 => control::write_cr3(cpu, value),
+        _ => control::write_cr4(cpu, value),
+    }
+}
+
+/// MOV to CR0, CR3 or CR4 in 64-bit code, of which the processor has told all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MovToCr {
+    /// Which.
+    pub number: u8,
+    /// What is written.
+    pub value: u64,
+    /// Length of the instruction.
+    pub len: u8,
+}
+
+impl MovToCr {
+    /// The one that begins with `bytes`; `gpr` are the general registers.
+    pub fn of(bytes: [u8; 4], gpr: &[u64; 16]) -> Option<Self> {
+        let (modrm, high, len) = match bytes {
+            [0x0f, 0x22, modrm, _] => (modrm, 0, 3),
+            // REX.B.
+            [0x41, 0x0f, 0x22, modrm] => (modrm, 8, 4),
+            _ => return None,
+        };
+        let (number, register) = (modrm >> 3 & 7, usize::from(modrm & 7 | high));
+        let moves = modrm >> 6 == 3 && matches!(number, 0 | 3 | 4);
+        moves.then_some(Self { number, value: *gpr.get(register)?, len })
+    }
+
+    /// Executes it, and advances RIP. On `Err` the registers are as before.
+    pub fn execute<C: Cpu>(&self, cpu: &mut C) -> Res {
+        require_supervisor(cpu)?;
+        write_translation(cpu, self.number, self.value)?;
+        let state = cpu.state_mut();
+        state.rip = state.rip.wrapping_add(self.len.into());
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@
 mod access_tests;
 mod call_gate;
 pub mod control;
-mod control_moves;
+pub mod control_moves;
 mod counters;
 pub mod debug;
 mod descriptor;

@@ -3,6 +3,7 @@
 mod access;
 mod breakpoints;
 mod deliver;
+mod glance;
 mod guest;
 mod report;
 mod string_io;
@@ -10,7 +11,7 @@ mod transaction;
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use emulate::Stop;
+use emulate::{MovToCr, Plain, Stop};
 use platform::MaySleep;
 use x86::{Exception, Seg, Shadow, Vector, debug, flags};
 
@@ -21,6 +22,7 @@ use crate::{
     stats::Counter,
     vcpu::{Run, Step, TprAccess},
 };
+pub(crate) use glance::Glance;
 use guest::{Guest, Why};
 pub(crate) use transaction::{Bulk, Completion, DeviceAccess, PendingPio, Transaction};
 
@@ -45,8 +47,13 @@ struct Seen {
 impl<B: Backend> Run<'_, B> {
     /// Emulates the instruction at CS:RIP, or goes on with it.
     pub(crate) fn emulate(&mut self, cx: &MaySleep) -> Result<Step, Errno> {
+        self.emulate_known(None, cx)
+    }
+
+    /// The same for one that need not be decoded.
+    pub(crate) fn emulate_known(&mut self, mut known: Option<MovToCr>, cx: &MaySleep) -> Result<Step, Errno> {
         for _ in 0..BATCH {
-            match self.emulate_once() {
+            match self.emulate_once(known.take()) {
                 End::Done => {
                     self.inner.tx.finished();
                     return self.ask_client();
@@ -97,24 +104,31 @@ impl<B: Backend> Run<'_, B> {
         self.ask_client()
     }
 
-    fn emulate_once(&mut self) -> End {
+    fn emulate_once(&mut self, known: Option<MovToCr>) -> End {
         self.shared.stats.count(Counter::Emulation);
         let inner = &mut *self.inner;
-        let state = inner.cpu.registers_mut(Groups::ALL_BUT_FPU);
+        // The others take long to fetch and to write.
+        let groups = if known.is_some() { Groups::GENERAL.and(Groups::CONTROL) } else { Groups::ALL_BUT_FPU };
+        let state = inner.cpu.registers_mut(groups);
         let at = state.seg[Seg::Cs as usize].base.wrapping_add(state.rip);
         let rip = state.rip;
         inner.tx.begin(at);
         // The shadow of STI or MOV SS ends with this instruction, unless it makes a new one.
         let shadow = core::mem::replace(&mut state.shadow, Shadow::None);
         let single_step = state.flags.control(flags::TF);
-        let mut guest = Guest::new(inner, Groups::ALL_BUT_FPU, self.vm, self.shared, self.index, self.page);
-        let mut decoded = emulate::fetch_decode(&mut guest);
-        if decoded.as_ref().is_ok_and(|op| op.vector) {
-            // Few need these registers, which take long to fetch.
-            guest = Guest::new(inner, Groups::ALL, self.vm, self.shared, self.index, self.page);
-            decoded = emulate::fetch_decode(&mut guest);
-        }
-        let result = decoded.and_then(|op| op.execute(&mut guest));
+        let mut guest = Guest::new(inner, groups, self.vm, self.shared, self.index, self.page);
+        let result = match known {
+            Some(known) => known.execute(&mut guest),
+            None => {
+                let mut decoded = emulate::fetch_decode(&mut guest);
+                if decoded.as_ref().is_ok_and(|op| op.vector) {
+                    // Few need these registers.
+                    guest = Guest::new(inner, Groups::ALL, self.vm, self.shared, self.index, self.page);
+                    decoded = emulate::fetch_decode(&mut guest);
+                }
+                decoded.and_then(|op| op.execute(&mut guest))
+            }
+        };
         let (notes, payload) = (core::mem::take(&mut guest.notes), guest.payload);
         if result.is_ok() {
             guest.state.flags.set_control(flags::RF, 0);
@@ -173,6 +187,9 @@ impl<B: Backend> Run<'_, B> {
 
     /// The instruction at CS:RIP, if it can be read.
     fn instruction(&mut self) -> Option<Seen> {
+        if let Some(Plain { len, hypercall }) = self.first_bytes().and_then(Plain::of) {
+            return Some(Seen { hypercall, int3: false, len });
+        }
         let inner = &mut *self.inner;
         // All that decoding reads, and nothing of it changes.
         inner.cpu.registers(Groups::ALL_BUT_FPU);

@@ -1,6 +1,8 @@
 //! Control registers that a processor leaves to the hypervisor.
 use abi::*;
+use emulate::MovToCr;
 use platform::MaySleep;
+use x86::{Cr0, Mode};
 
 use crate::{
     Errno,
@@ -20,8 +22,29 @@ impl<B: Backend> Run<'_, B> {
                 Ok(Step::Continue)
             }
             // The emulator knows the rules of CR0, CR3 and CR4.
-            CrOp::Write { .. } | CrOp::Other => self.emulate(cx),
+            CrOp::Write { number, value } => {
+                let known = (len != 0).then_some(MovToCr { number, value, len });
+                self.write_control(known, cx)
+            }
+            CrOp::Other => {
+                let bytes = self.first_bytes();
+                let gpr = &self.inner.cpu.registers(Groups::GENERAL).gpr;
+                let known = bytes.and_then(|bytes| MovToCr::of(bytes, gpr));
+                self.write_control(known, cx)
+            }
         }
+    }
+
+    /// MOV to CR0, CR3 or CR4, if it is known to be that. In 64-bit code where paging stays on no segment has a say in it, and
+    /// it need not be decoded.
+    fn write_control(&mut self, known: Option<MovToCr>, cx: &MaySleep) -> Result<Step, Errno> {
+        let state = self.inner.cpu.registers(Groups::GENERAL.and(Groups::CONTROL));
+        let modes = (Cr0::PE | Cr0::PG | Cr0::CD | Cr0::NW).bits();
+        let simple = known.filter(|mov| {
+            let same_mode = mov.number != 0 || (mov.value ^ state.cr0) & modes == 0;
+            matches!(mov.number, 0 | 3 | 4) && state.mode == Mode::Long64 && same_mode
+        });
+        self.emulate_known(simple, cx)
     }
 
     /// MOV to CR8: the task priority. Without a local APIC in the hypervisor the client hears of a lower one, which may

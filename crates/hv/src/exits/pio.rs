@@ -2,7 +2,7 @@
 //! client. INS and OUTS are the emulator's.
 use abi::*;
 use platform::{EventFd, MaySleep};
-use x86::Seg;
+use x86::{Mode, Seg};
 
 use crate::{
     Errno,
@@ -100,6 +100,11 @@ impl<B: Backend> Run<'_, B> {
     }
 
     fn linear_rip(&mut self) -> u64 {
+        let state = self.inner.cpu.registers(Groups::GENERAL);
+        if state.mode == Mode::Long64 {
+            // Code has no base there, and segments take long to fetch.
+            return state.rip;
+        }
         let state = self.inner.cpu.registers(Groups::GENERAL.and(Groups::SEGMENTS));
         state.seg[Seg::Cs as usize].base.wrapping_add(state.rip)
     }

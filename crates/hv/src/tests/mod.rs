@@ -6,6 +6,7 @@ mod eventfds;
 mod events;
 mod exits;
 mod flushes;
+mod glance;
 mod hostile;
 mod ioctls;
 mod lifecycle;

@@ -92,6 +92,12 @@ impl<P: Platform> LocalApic<P> {
         }
     }
 
+    /// No interrupt is requested, and the client has nothing to be told.
+    #[inline]
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.ended.is_none() && !self.lapic.shared().has_requests()
+    }
+
     /// The vector whose end the client has to be told, once.
     pub(crate) fn take_ended(&mut self) -> Option<u8> {
         self.ended.take()

@@ -99,6 +99,13 @@ impl Events {
         }
     }
 
+    /// Nothing is pending, injected, or to be told.
+    #[inline]
+    pub(crate) fn are_none(&self) -> bool {
+        let told = self.triple_fault || self.stepped;
+        !told && !self.occupied() && self.deferred.is_none() && self.client_irqs == [0; 4]
+    }
+
     /// Whether an entry will deliver something in any case.
     pub(crate) fn occupied(&self) -> bool {
         self.injected.is_some() || self.exception.is_some()

@@ -53,6 +53,8 @@ pub(crate) fn reread_pdptes<M: TableMemory>(state: &mut CpuState, view: &M) {
 pub(crate) struct VcpuMmu<P: Platform> {
     pub(crate) cache: Cache<P>,
     current: Option<(Context, Paging)>,
+    /// CR0, CR3, CR4 and EFER with which the root was loaded, unless those are not all that it depends on.
+    registers: Option<[u64; 4]>,
     root: Root,
     /// The write to a page table that is being emulated.
     pub(crate) table_write: Option<u64>,
@@ -63,7 +65,14 @@ pub(crate) struct VcpuMmu<P: Platform> {
 
 impl<P: Platform> Default for VcpuMmu<P> {
     fn default() -> Self {
-        Self { cache: Cache::default(), current: None, root: Root::NONE, table_write: None, unprotected: None }
+        Self {
+            cache: Cache::default(),
+            current: None,
+            registers: None,
+            root: Root::NONE,
+            table_write: None,
+            unprotected: None,
+        }
     }
 }
 
@@ -87,10 +96,18 @@ impl<B: Backend> Run<'_, B> {
             return self.load_nested_root(shadow, cx);
         }
         let inner = &mut *self.inner;
+        let state = inner.cpu.registers(Groups::CONTROL);
+        // CPUID does not change any more, and outside of PAE paging these are all.
+        let registers = (!state.pae()).then_some([state.cr0, state.cr3, state.cr4, state.efer]);
+        if registers.is_some() && registers == inner.mmu.registers && !shadow.root_is_stale(self.index) {
+            return Ok(inner.mmu.root);
+        }
         let (features, physical_bits) = (inner.features, inner.physical_bits);
-        let context = Context::of(inner.cpu.registers(Groups::CONTROL), features, physical_bits);
+        let context = Context::of(state, features, physical_bits);
+        inner.mmu.registers = None;
         let known = inner.mmu.current.filter(|(known, _)| *known == context);
         if known.is_some() && !shadow.root_is_stale(self.index) {
+            inner.mmu.registers = registers;
             return Ok(inner.mmu.root);
         }
         let paging = match known {
@@ -103,6 +120,7 @@ impl<B: Backend> Run<'_, B> {
             self.vm.vcpus.flush_tlbs();
         })?;
         mmu.current = Some((context, paging));
+        mmu.registers = registers;
         // Translations that come from other tables, or from the same in another role.
         inner.cpu.flush(FlushTlb::All);
         Ok(inner.mmu.root)

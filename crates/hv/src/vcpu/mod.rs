@@ -34,7 +34,7 @@ use crate::{
     Errno, Vm,
     backend::{Backend, BackendVcpu, Groups, GuestDebug},
     cpuid::Cpuid,
-    emulation::Transaction,
+    emulation::{Glance, Transaction},
     msr::Msrs,
     vm::VmShared,
 };
@@ -95,6 +95,8 @@ pub(crate) struct Inner<B: Backend> {
     pub(crate) cpu: B::Vcpu,
     pub(crate) events: Events,
     pub(crate) tx: Transaction,
+    /// The way to the instructions that the guest exits for.
+    pub(crate) glance: Glance,
     pub(crate) mmu: VcpuMmu<B::Platform>,
     pub(crate) cpuid: Cpuid,
     /// What the table offers, within what the back end can do.
@@ -225,6 +227,7 @@ impl<B: Backend> Inner<B> {
             cpu,
             events: Events::default(),
             tx: Transaction::default(),
+            glance: Glance::default(),
             mmu: VcpuMmu::default(),
             cpuid: Cpuid::default(),
             features: Features::empty(),

@@ -51,7 +51,6 @@ impl<B: Backend> Inner<B> {
 
     /// RDMSR.
     pub(crate) fn read_msr(&mut self, index: u32, by: By) -> Result<u64, Refused> {
-        let now = LocalApic::<B::Platform>::now(&self.tsc);
         match index {
             msr::TSC => return Ok(self.tsc.read::<B::Platform>()),
             msr::TSC_ADJUST if by == By::Client || self.cpuid.has_tsc_adjust() => return Ok(self.tsc.adjust()),
@@ -64,6 +63,7 @@ impl<B: Backend> Inner<B> {
             }
             msr::X2APIC_FIRST..=msr::X2APIC_LAST => {
                 let apic = self.apic.as_ref().ok_or(Refused::Unknown)?;
+                let now = LocalApic::<B::Platform>::now(&self.tsc);
                 return apic.lapic.x2apic_read(index, now).map_err(|_| Refused::Invalid);
             }
             msr::KVM_WALL_CLOCK | msr::KVM_WALL_CLOCK_NEW if self.offers_clock(index, by) => {

@@ -8,7 +8,7 @@ use platform::{
 };
 use x86::Exception;
 
-use super::{Inner, MpState, RunPage, Vcpu, VcpuShared, request, shared::InUse};
+use super::{Inner, LocalApic, MpState, RunPage, Vcpu, VcpuShared, request, shared::InUse};
 use crate::{
     Errno, Outcome,
     backend::{Backend, BackendVcpu, Env, FlushTlb, Groups},
@@ -25,6 +25,21 @@ pub(crate) enum Step {
     Continue,
     /// Return to the client: `kvm_run` says why.
     ToClient,
+}
+
+/// What follows what has been done before an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    Enter,
+    /// Things have changed.
+    LookAgain,
+    ToClient,
+}
+
+impl Before {
+    fn after(step: Step) -> Self {
+        if step == Step::ToClient { Self::ToClient } else { Self::LookAgain }
+    }
 }
 
 /// One call of KVM_RUN.
@@ -106,52 +121,20 @@ impl<B: Backend> Run<'_, B> {
             return self.interrupted();
         }
         loop {
-            if self.inner.async_pf.is_due() {
-                self.inner.async_pf.tell(self.vm, self.index);
-            }
-            if self.serve_requests()? == Step::ToClient {
-                return self.interrupted();
-            }
-            // Nothing may come between the tries of an instruction that has spoken to a device.
-            if self.inner.tx.is_half_done() && self.inner.mp == MpState::Runnable {
-                self.give_way(cx)?;
-                if self.emulate(cx)? == Step::ToClient {
-                    return Ok(());
+            let quiet = self.is_quiet();
+            if !quiet {
+                match self.before_entry(cx)? {
+                    Before::Enter => {}
+                    Before::LookAgain => continue,
+                    Before::ToClient => return Ok(()),
                 }
-                continue;
-            }
-            if self.report_ended()? || self.report_tpr_access()? {
-                return Ok(());
-            }
-            if core::mem::take(&mut self.inner.events.stepped) && self.inner.debug.single_step {
-                return self.stepped();
-            }
-            if !self.runnable() {
-                if self.in_use.block(cx) == WaitEnd::Signal {
-                    return self.interrupted();
-                }
-                continue;
-            }
-            if self.inner.events.triple_fault {
-                self.inner.events.triple_fault = false;
-                return self.page.reason(KVM_EXIT_SHUTDOWN);
-            }
-            if self.accept_smi()? == Step::ToClient {
-                return Ok(());
-            }
-            if self.window && self.ready_for_interrupt() {
-                self.shared.stats.count(Counter::RequestIrqExits);
-                return self.page.reason(KVM_EXIT_IRQ_WINDOW_OPEN);
-            }
-            if self.executes_smm() || !self.inner.cpu.can_enter() {
-                if self.execute(cx)? == Step::ToClient {
-                    return Ok(());
-                }
-                self.give_way(cx)?;
-                continue;
             }
             let root = self.load_root(cx)?;
-            self.prepare_events();
+            if quiet {
+                self.inner.cpu.request_window(false, false);
+            } else {
+                self.prepare_events();
+            }
             self.show_vapic();
             let pin = B::Platform::pin();
             if !self.in_use.enter_guest() {
@@ -181,6 +164,65 @@ impl<B: Backend> Run<'_, B> {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether nothing is to be done or told before the guest is entered: the usual case, which most exits inside come back to.
+    /// [`Self::before_entry`] and [`Self::prepare_events`] would find nothing.
+    #[inline]
+    fn is_quiet(&mut self) -> bool {
+        let inner = &mut *self.inner;
+        let apic_is = inner.apic.as_ref().is_none_or(LocalApic::is_quiet);
+        let nothing_told = !inner.async_pf.is_due() && !inner.tpr.is_due() && !inner.tx.is_half_done() && !self.window;
+        let no_event = inner.events.are_none() && !self.vm.chips.intr() && !self.shared.lapic.has_events();
+        let runs = inner.mp == MpState::Runnable && !inner.smm.inside && self.shared.requests.load(SeqCst) == 0;
+        apic_is && nothing_told && no_event && runs && inner.cpu.can_enter()
+    }
+
+    /// What goes before an entry, in the order in which it has to be done.
+    #[inline(never)]
+    fn before_entry(&mut self, cx: &MaySleep) -> Result<Before, Errno> {
+        if self.inner.async_pf.is_due() {
+            self.inner.async_pf.tell(self.vm, self.index);
+        }
+        if self.serve_requests()? == Step::ToClient {
+            self.interrupted()?;
+        }
+        // Nothing may come between the tries of an instruction that has spoken to a device.
+        if self.inner.tx.is_half_done() && self.inner.mp == MpState::Runnable {
+            self.give_way(cx)?;
+            return self.emulate(cx).map(Before::after);
+        }
+        if self.report_ended()? || self.report_tpr_access()? {
+            return Ok(Before::ToClient);
+        }
+        if core::mem::take(&mut self.inner.events.stepped) && self.inner.debug.single_step {
+            return self.stepped().map(|()| Before::ToClient);
+        }
+        if !self.runnable() {
+            if self.in_use.block(cx) == WaitEnd::Signal {
+                self.interrupted()?;
+            }
+            return Ok(Before::LookAgain);
+        }
+        if self.inner.events.triple_fault {
+            self.inner.events.triple_fault = false;
+            return self.page.reason(KVM_EXIT_SHUTDOWN).map(|()| Before::ToClient);
+        }
+        if self.accept_smi()? == Step::ToClient {
+            return Ok(Before::ToClient);
+        }
+        if self.window && self.ready_for_interrupt() {
+            self.shared.stats.count(Counter::RequestIrqExits);
+            return self.page.reason(KVM_EXIT_IRQ_WINDOW_OPEN).map(|()| Before::ToClient);
+        }
+        if self.executes_smm() || !self.inner.cpu.can_enter() {
+            if self.execute(cx)? == Step::ToClient {
+                return Ok(Before::ToClient);
+            }
+            self.give_way(cx)?;
+            return Ok(Before::LookAgain);
+        }
+        Ok(Before::Enter)
     }
 
     /// KVM_EXIT_IOAPIC_EOI, if the client's IOAPIC has to hear of the end of an interrupt.

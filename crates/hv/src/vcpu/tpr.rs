@@ -29,6 +29,12 @@ pub(crate) struct Tpr {
 }
 
 impl Tpr {
+    /// Whether the client is to hear of an access.
+    #[inline]
+    pub(crate) fn is_due(&self) -> bool {
+        self.access.is_some()
+    }
+
     /// The guest has accessed the register.
     pub(crate) fn accessed(&mut self, access: TprAccess) {
         if self.reporting {
@@ -74,7 +80,14 @@ impl<B: Backend> Run<'_, B> {
     }
 
     /// Before an entry: the word shows the local APIC. A guest that has no memory there sees nothing.
+    #[inline]
     pub(super) fn show_vapic(&mut self) {
+        if self.inner.tpr.word.is_some() {
+            self.show_word();
+        }
+    }
+
+    fn show_word(&mut self) {
         let (Some(gpa), Some(apic)) = (self.inner.tpr.word, &self.inner.apic) else { return };
         let lapic = &apic.lapic;
         let in_service = u32::from(lapic.highest_in_service().unwrap_or(0) & 0xf0);
@@ -84,7 +97,14 @@ impl<B: Backend> Run<'_, B> {
     }
 
     /// After an exit: the word's low byte is the task priority.
+    #[inline]
     pub(super) fn take_vapic(&mut self) {
+        if self.inner.tpr.word.is_some() {
+            self.take_word();
+        }
+    }
+
+    fn take_word(&mut self) {
         let (Some(gpa), Some(apic)) = (self.inner.tpr.word, &mut self.inner.apic) else { return };
         let word = self.vm.memory.view(self.index).and_then(|view| view.load::<u32>(gpa).ok());
         if let Some(word) = word

@@ -73,7 +73,11 @@ impl<P: Platform> Tables<P> {
 
     /// Makes room for the pages of one fault.
     pub(super) fn stay_bounded(&mut self) -> Res {
-        let (wanted, bound) = (self.pages + PER_FAULT, self.bound());
+        let wanted = self.pages + PER_FAULT;
+        if wanted <= self.limit {
+            return Ok(());
+        }
+        let bound = self.bound();
         if wanted > bound {
             self.recycle(wanted - bound + BATCH.min(bound / 4))?;
         }
