@@ -64,6 +64,8 @@ enum Command {
     FlushMutants(flush_mutants::Options),
     /// Boot time beside QEMU's TCG (and Bochs), in one run.
     BenchBoot(bench::boot::Options),
+    /// What an exit costs on the kernel module and on Linux's, on the same emulated processor.
+    BenchExits(bench::exits::Options),
     /// Memory of the process, time to the first guest instruction, CPU time of an idle guest.
     BenchFootprint(bench::footprint::Options),
 }
@@ -85,6 +87,7 @@ fn main() -> Result<ExitCode> {
         Command::Mutants(options) => mutants::mutants(&options).map(done),
         Command::FlushMutants(options) => flush_mutants::flush_mutants(&options).map(done),
         Command::BenchBoot(options) => bench::boot::run(&options).map(done),
+        Command::BenchExits(options) => bench::exits::run(&options).map(done),
         Command::BenchFootprint(options) => bench::footprint::run(&options).map(done),
     }
 }

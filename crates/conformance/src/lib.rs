@@ -10,7 +10,9 @@
 //! - [`runner`]: what a case is, where it applies, and how all are run, each in a process of its own.
 //! - [`cases`]: the cases, a folder for each subject.
 //! - [`hard`]: clients that are no cases, for a device of the kernel's.
+//! - [`cost`]: no cases, but guests that measure what exits cost.
 pub mod cases;
+pub mod cost;
 pub mod device;
 pub mod guest;
 pub mod hard;

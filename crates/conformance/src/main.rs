@@ -1,9 +1,9 @@
-//! The program `conformance`: lists the cases, runs them against a device, or runs one in this process.
+//! The program `conformance`: lists the cases, runs them against a device, runs one in this process, or measures exits.
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use conformance::{
-    Device, cases, hard,
+    Device, cases, cost, hard,
     runner::{self, Format, Options, Report, Target},
     vm,
 };
@@ -53,6 +53,14 @@ enum Action {
         /// How many clients, one after the other, each with the next number.
         #[arg(long, default_value_t = 100)]
         clients: u64,
+    },
+    /// Measures what exits cost, in steps of the time-stamp counter: a line with a figure for each row.
+    Cost {
+        /// Only rows whose name contains this.
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        filter: String,
+        #[command(flatten)]
+        on: On,
     },
     /// Runs one case in this process.
     One {
@@ -154,6 +162,13 @@ fn act(action: Action) -> Result<bool, String> {
         Action::Scarce { on, knob } => hard::scarce::run(&Device::open(&on.on, on.target()?)?, &knob),
         Action::Random { on, seed, clients } => {
             hard::random::run(&Device::open(&on.on, on.target()?)?, seed, clients);
+            Ok(true)
+        }
+        Action::Cost { filter, on } => {
+            let device = Device::open(&on.on, on.target()?)?;
+            for row in cost::ROWS.iter().filter(|row| row.name.contains(&filter)) {
+                println!("REKVM-COST {}: {}", row.name, row.measure(&device).each());
+            }
             Ok(true)
         }
         Action::One { name, on } => {

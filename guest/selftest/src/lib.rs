@@ -6,6 +6,8 @@ pub const UP: &str = "REKVM-GUEST-UP";
 pub const OK: &str = "REKVM-SELFTEST-OK";
 /// Begins a line for each round of a busy guest, followed by its number and `ok` or `DIFFERS`.
 pub const ROUND: &str = "REKVM-ROUND";
+/// Begins a line that tells what something cost: its name, a colon and a figure follow.
+pub const COST: &str = "REKVM-COST";
 /// How many bytes the self-test writes at the start of the disk.
 pub const DISK_BYTES: usize = 1 << 20;
 /// The seed of the pattern that it writes there.

@@ -6,6 +6,7 @@
 mod disk;
 mod files;
 mod float;
+mod forks;
 mod process;
 mod signals;
 mod threads;
@@ -29,6 +30,11 @@ fn main() {
     let first = args.next();
     if first.as_deref() == Some(process::CHILD) {
         process::child();
+    }
+    match first.as_deref() {
+        Some(forks::NOTHING) => return,
+        Some(forks::MEASURE) => return forks::measure(),
+        _ => {}
     }
     let parts: [(&str, &dyn Fn() -> Check); 7] = [
         ("files", &files::check),

@@ -1,5 +1,6 @@
 //! Measurements against named peers, each pair in one run. Results go into BENCHMARKS.md by hand, with their command.
 pub mod boot;
+pub mod exits;
 pub mod footprint;
 
 /// The median of `values`; 0 if there are none.

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Accel, LOGS, Options, Way, self_test};
+use super::{Accel, Irqchip, LOGS, Machine, Options, Way, self_test};
 use crate::{
     boot_table::{BootTable, took},
     choice::chosen,
@@ -65,6 +65,29 @@ pub fn boots(options: &Options, cpus: &[Cpu]) -> Result<()> {
         }
     }
     table.end()
+}
+
+/// Runs QEMU's command line, and tells how long that took by L1's clock, in hundredths of a second.
+const TIMED: &str = "now() { cut -d ' ' -f 1 /proc/uptime | tr -d .; }; start=$(now); \"$0\" \"$@\" || exit; \
+    echo \"REKVM-COST boot to power-off, hundredths of a second: $(($(now) - start))\"";
+
+/// A job on `module` whose guest does what `word` says and powers off; its lines begin with `rekvm_selftest::COST`.
+pub fn measured(cpu: Cpu, module: &str, word: &str) -> Result<Job> {
+    let guest = guest::prepare(Kind::Amd64)?;
+    let mut command = super::qemu(Machine::Microvm, Accel::Module(Irqchip::On), 1, 512);
+    command
+        .args(["-cpu", "host", "-serial", "stdio"])
+        .arg("-kernel")
+        .arg(&guest.kernel)
+        .arg("-initrd")
+        .arg(&guest.initrd);
+    command.args(["-append", &format!("console=ttyS0 panic=-1 quiet {word}")]);
+    let mut words: Vec<_> = ["l1:/bin/busybox", "sh", "-c", TIMED].map(str::to_owned).into();
+    words.push(command.get_program().to_string_lossy().into_owned());
+    words.extend(command.get_args().map(|word| word.to_string_lossy().into_owned()));
+    let mut job = Job { memory: MEMORY, module: module.to_owned(), files: qemu(&FIRMWARE)?, ..Job::new(cpu, words) };
+    job.files.extend([&guest.kernel, &guest.initrd].map(|file| same(file)));
+    Ok(job)
 }
 
 /// The program that L1 runs.

@@ -56,7 +56,11 @@ fn qemu(job: &Job, kernel: &Path, initrd: &Path, append: &str, work: &Path) -> R
     let (console, frames, messages) = (work.join("console"), work.join("frames"), work.join("messages"));
     let mut command = Command::new("qemu-system-x86_64");
     let processor = if job.virtualization { "EPYC,+svm,+npt" } else { "EPYC,-svm" };
-    command.args(["-accel", "tcg", "-cpu", processor, "-m", &job.memory.to_string()]);
+    let accel = if job.counted { "tcg,thread=single" } else { "tcg" };
+    command.args(["-accel", accel, "-cpu", processor, "-m", &job.memory.to_string()]);
+    if job.counted {
+        command.args(["-icount", "shift=0,sleep=off", "-rtc", "clock=vm", "-seed", "1"]);
+    }
     command.args(["-smp", &job.smp.to_string(), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     for port in [&console, &frames] {
         command.arg("-serial").arg(format!("file:{}", port.display()));

@@ -133,6 +133,9 @@ pub struct Job {
     pub environment: Vec<String>,
     /// Whether L1's processor has virtualization.
     pub virtualization: bool,
+    /// Whether time in L1 is the number of instructions that it has executed, so that what is measured there repeats. Bochs
+    /// always counts so.
+    pub counted: bool,
     /// `linux`, a file, or `none`.
     pub module: String,
     /// The module's parameters, if not the usual ones.
@@ -157,6 +160,7 @@ impl Job {
             files: Vec::new(),
             environment: Vec::new(),
             virtualization: true,
+            counted: false,
             module: "linux".into(),
             parameters: None,
             append: String::new(),

@@ -132,7 +132,8 @@ impl Memory {
 
     /// `madvise` of a range of whole pages with advice that leaves their contents alone. False: this kernel does not know it.
     pub fn advise(&self, offset: usize, len: usize, advice: i32) -> bool {
-        let harmless = [libc::MADV_COLD, libc::MADV_PAGEOUT, libc::MADV_MERGEABLE, libc::MADV_UNMERGEABLE];
+        let harmless =
+            [libc::MADV_COLD, libc::MADV_PAGEOUT, libc::MADV_MERGEABLE, libc::MADV_UNMERGEABLE, libc::MADV_NOHUGEPAGE];
         assert!(harmless.contains(&advice), "advice {advice} may change what is read");
         let at = self.place(offset, len);
         // SAFETY: the mapping is ours, and its contents stay as they are.
