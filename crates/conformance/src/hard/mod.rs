@@ -3,4 +3,5 @@
 //! that the kernel is well afterwards, its log says.
 mod guest;
 pub mod random;
+mod rng;
 pub mod scarce;

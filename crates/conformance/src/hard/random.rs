@@ -8,7 +8,10 @@ use std::{
 
 use abi::*;
 
-use super::guest::{self, CODE};
+use super::{
+    guest::{self, CODE},
+    rng::Rng,
+};
 use crate::{
     device::{Address, Device, Errno, Event, Fd, Memory, PAGE, fenced, in_child},
     vm::{cpuid2, list_with},
@@ -23,42 +26,10 @@ const OBJECTS: usize = 12;
 /// Where the guest's page tables are.
 const TABLES: usize = 0x8000;
 
-/// Random numbers (xorshift64*).
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// Below `n`.
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() >> 16) as usize % n.max(1)
-    }
-
-    /// A number that is often at an edge.
-    fn value(&mut self) -> u64 {
-        let any = self.next();
-        match any >> 61 {
-            0 => any & 0xf,
-            1 => any & 0xffff,
-            2 => (any & 0xff).wrapping_neg(),
-            3 => 1 << (any & 63),
-            4 => (1u64 << (any & 63)).wrapping_sub(1),
-            5 => any & 0xffff_ffff,
-            6 => any & 0xf_f000,
-            _ => any.rotate_left(9),
-        }
-    }
-}
-
 /// One client after the other, `clients` in all, each killed when its time has come.
 pub fn run(device: &Device, seed: u64, clients: u64) {
     for number in seed..seed.wrapping_add(clients) {
-        let mut rng = Rng(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut rng = Rng::new(number);
         let life = LIFE.mul_f64((rng.next() >> 40) as f64 / f64::from(1 << 24));
         let child = in_child(|| {
             Client::new(device, rng).live();
@@ -191,7 +162,7 @@ impl<'a> Client<'a> {
         let at = if takes_number { None } else { Some(self.argument(nr)) };
         let all: Vec<&Fd> = [&self.device.fd].into_iter().chain(&self.vms).chain(&self.vcpus).collect();
         // The newest are the most interesting.
-        let fd = all[all.len() - 1 - self.rng.0 as usize % all.len().min(4)];
+        let fd = all[all.len() - 1 - self.rng.next() as usize % all.len().min(4)];
         let _ = match at {
             None => fd.number(nr, value).map(|made| {
                 let makes = [KVM_CREATE_VM, KVM_CREATE_VCPU, KVM_GET_STATS_FD].contains(&nr);
@@ -300,7 +271,7 @@ impl<'a> Client<'a> {
     fn close(&mut self) {
         let of = if self.rng.below(2) == 0 { &mut self.vms } else { &mut self.vcpus };
         if !of.is_empty() {
-            drop(of.swap_remove(self.rng.0 as usize % of.len()));
+            drop(of.swap_remove(self.rng.next() as usize % of.len()));
         }
     }
 }
