@@ -196,12 +196,24 @@ impl<P: Platform> SoftVcpu<P> {
         P::Memory::copy_from(at, to).map_err(|_| self.leave_for(Exit::BadAddress { gpa }))
     }
 
+    /// The first code of a page goes into the dirty log, as on Linux's KVM: there a page that is fetched from is mapped as the host has
+    /// it, and who wrote the code has it writable. Clients count on that (the example in the documentation of kvm-ioctls).
+    fn first_code(&self, gpa: u64) {
+        let slots = self.start.is_none() && self.nested.is_none();
+        if let Some(env) = self.env().filter(|_| slots) {
+            env.memory.mark_dirty(env.reader, gpa >> 12);
+        }
+    }
+
     /// Decodes the block at `gpa`, in `page`. None: its first instruction cannot be kept.
     #[cold]
     #[inline(never)]
     fn build(&mut self, gpa: u64, page: &ExecEntry) -> Res<Option<NonNull<Block<Self>>>> {
         let common = self.common.clone();
         let Ok(record) = common.code.get_or_make(gpa >> 12) else { return Ok(None) };
+        if !record.holds_code() {
+            self.first_code(gpa);
+        }
         let mode = self.state.mode;
         let offset = gpa & 0xfff;
         let mut bytes = [0; MAX_BYTES];

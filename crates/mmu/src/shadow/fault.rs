@@ -179,14 +179,14 @@ impl<P: Platform> Shadow<P> {
 
     /// Finds the host's page for an access.
     pub(super) fn find(view: View<'_, P>, access: Access, seen: Seen, cx: &MaySleep) -> Looked {
-        let (gpa, write) = (access.gpa, access.request.is_write());
+        let (gpa, write, fetch) = (access.gpa, access.request.is_write(), access.request.is_fetch());
         let gfn = gpa >> PAGE_SHIFT;
         let frame = view.resolve(gfn).ok_or(Resolved::Device { gpa })?;
         if frame.read_only && write {
             return Err(Resolved::Device { gpa });
         }
         // A page that is to be logged is mapped for itself.
-        let large = access.space == Space::Physical && !(write && frame.log_dirty) && view.is_large(gfn);
+        let large = access.space == Space::Physical && !((write || fetch) && frame.log_dirty) && view.is_large(gfn);
         drop(view);
         let host = P::host_frame(frame.hva, write, cx).map_err(|_| Resolved::BadAddress { gpa })?;
         let large =

@@ -163,8 +163,8 @@ impl<P: Platform> Tables<P> {
         let writable = mapping.host_writable
             && !mapping.frame.read_only
             && !table
-            // Until a page is marked in the dirty log, writes have to come here.
-            && (write || !mapping.frame.log_dirty);
+            // Until a page is marked in the dirty log, writes have to come here. Code marks its page, as on Linux's KVM.
+            && (write || access.request.is_fetch() || !mapping.frame.log_dirty);
         let kind = if write && !access.request.is_user() { Kind::Supervisor } else { Kind::Plain };
         let new = Leaf { large, ..leaf(&role, rights, kind, hpa, writable) };
         if new.write && mapping.frame.log_dirty {

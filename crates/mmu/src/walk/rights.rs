@@ -44,7 +44,7 @@ impl Request {
     }
 
     #[inline]
-    const fn is_fetch(self) -> bool {
+    pub(crate) const fn is_fetch(self) -> bool {
         self.0 & pf::FETCH != 0
     }
 

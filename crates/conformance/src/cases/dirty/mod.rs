@@ -11,6 +11,7 @@ pub(super) const CASES: &[Case] = &[
     case("writes-are-logged-once", "A17", writers::once),
     case("logging-begins-on-mapped-pages", "A17 B08", writers::enabled_later),
     case("reads-do-not-mark", "A17", writers::reads),
+    case("the-page-of-new-code-is-marked", "A17", writers::code),
     case("a-write-over-two-pages-marks-both", "A17", writers::crossing),
     case("the-emulator-marks", "A17 C09", writers::emulator),
     case("string-input-marks", "A17 A06", writers::string_input),

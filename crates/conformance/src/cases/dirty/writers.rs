@@ -73,6 +73,19 @@ pub(super) fn reads(device: &Device) {
     assert_eq!(machine.vm.dirty(1, PAGES), [6]);
 }
 
+pub(super) fn code(device: &Device) {
+    let (machine, memory) = machine(device, LOG, |a| {
+        // CALL 0x2000:0x5000
+        a.db(&[0x9a, 0x00, 0x50, 0x00, 0x20])
+    });
+    memory.write(0x5000, &[0xcb]);
+    assert_eq!(machine.vm.dirty(1, PAGES), []);
+    machine.vcpu.run_to_hlt();
+    assert_eq!(machine.vm.dirty(1, PAGES), [5]);
+    again(&machine);
+    assert_eq!(machine.vm.dirty(1, PAGES), []);
+}
+
 pub(super) fn crossing(device: &Device) {
     let (machine, _) = machine(device, LOG, |a| {
         a.mov(dword_ptr(0x1ffd), eax)?;
