@@ -110,6 +110,17 @@ impl Fd {
         self.sys.close(self.fd)
     }
 
+    /// `close_range` of all `fds`, and of what is between their numbers; they stay open if that is only marked for exec.
+    pub fn close_range(fds: &[&Self], flags: u32) -> Result<(), Errno> {
+        let numbers = || fds.iter().map(|fd| fd.fd);
+        let (Some(first), Some(last)) = (numbers().min(), numbers().max()) else { return Ok(()) };
+        if flags == 0 {
+            fds.iter().for_each(|fd| fd.closed.store(true, Ordering::SeqCst));
+        }
+        // SAFETY: a case has made them one after the other, and nothing in between.
+        unsafe { fds[0].sys.close_range(first, last, flags) }
+    }
+
     /// `pread`.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, Errno> {
         self.sys.pread(self.fd, buf, offset)

@@ -53,6 +53,12 @@ impl Sys for Kernel {
         check(unsafe { libc::close(fd) }).map(drop)
     }
 
+    unsafe fn close_range(&self, first: RawFd, last: RawFd, flags: u32) -> Result<(), Errno> {
+        // By number: not every C library has the function.
+        // SAFETY: as the caller promises.
+        check(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } as i32).map(drop)
+    }
+
     fn on_signal(&self) -> extern "C" fn(libc::c_int) {
         interrupted
     }

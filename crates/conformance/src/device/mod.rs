@@ -18,7 +18,7 @@ pub use errno::Errno;
 pub use event::Event;
 pub use fd::Fd;
 pub use memory::{Address, Memory, PAGE, fenced};
-pub use process::{Child, in_child};
+pub use process::{Child, in_child, set_own_group};
 pub use sys::Sys;
 pub use thread::{Hears, Thread, block, install, install_counting, processors, take_pending, unblock};
 

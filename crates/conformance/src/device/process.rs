@@ -20,6 +20,12 @@ pub fn in_child(act: impl FnOnce() -> i32) -> Child {
     }
 }
 
+/// Sets the group of the process to what it is, for which the C library interrupts all threads that it knows and waits for them.
+pub fn set_own_group() -> Result<(), Errno> {
+    // SAFETY: asks, and changes nothing.
+    if unsafe { libc::setgid(libc::getgid()) } == 0 { Ok(()) } else { Err(Errno::last()) }
+}
+
 impl Child {
     /// Sends it a signal.
     pub fn signal(&self, signal: i32) {

@@ -49,6 +49,15 @@ impl Sys for InProcess {
         plain!(device::close(fd))
     }
 
+    unsafe fn close_range(&self, first: RawFd, last: RawFd, flags: u32) -> Result<(), Errno> {
+        if flags == 0 {
+            device::forget(first..=last);
+        }
+        // SAFETY: as the caller promises.
+        let answer = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+        if answer < 0 { Err(Errno::last()) } else { Ok(()) }
+    }
+
     fn on_signal(&self) -> extern "C" fn(libc::c_int) {
         note
     }

@@ -32,6 +32,12 @@ pub trait Sys: Sync {
     /// `close`.
     fn close(&self, fd: RawFd) -> Result<(), Errno>;
 
+    /// `close_range`.
+    ///
+    /// # Safety
+    /// The numbers belong to the caller.
+    unsafe fn close_range(&self, first: RawFd, last: RawFd, flags: u32) -> Result<(), Errno>;
+
     /// What a signal handler has to call, so that the device notices the signal.
     fn on_signal(&self) -> extern "C" fn(libc::c_int);
 }

@@ -5,7 +5,7 @@ use abi::*;
 use iced_x86::code_asm::*;
 
 use crate::{
-    device::{Device, Errno, in_child},
+    device::{Device, Errno, Event, Fd, in_child, set_own_group},
     runner::{Case, case},
     vm::{CODE, Exit, RealMode, Vm, assemble, until, while_running},
 };
@@ -17,6 +17,8 @@ pub(super) const CASES: &[Case] = &[
     case("half-built-machines-can-be-closed", "A02", half_built),
     case("a-vm-closed-under-a-running-vcpu", "A02", vm_closed),
     case("a-vcpu-closed-while-it-runs", "A02", vcpu_closed),
+    case("a-range-of-descriptors-is-closed", "A02", range_closed),
+    case("a-range-is-closed-under-a-running-vcpu", "A02", range_closed_while_it_runs),
     case("the-mapping-outlives-the-descriptor", "A02 A04", mapping_outlives),
     case("vcpu-numbers", "A02 D01", vcpu_numbers),
     case("one-of-two-threads-gets-the-number", "A02 D01", same_number_at_once),
@@ -25,6 +27,7 @@ pub(super) const CASES: &[Case] = &[
     case("a-killed-process-ends-in-the-guest", "A02", killed),
     case("a-stopped-process-continues", "A02", stopped),
     case("another-process-may-not-use-a-vm", "A02", another_process),
+    case("a-process-changes-its-group", "A02 E01", group),
 ];
 
 /// OUT in a loop.
@@ -139,6 +142,40 @@ fn vcpu_closed(device: &Device) {
     drop(vm);
 }
 
+/// `linux/close_range.h`.
+const CLOSE_RANGE_CLOEXEC: u32 = 4;
+
+fn range_closed(device: &Device) {
+    let machine = RealMode::with_code(device.vm(), &outs());
+    let (vm, vcpu) = (&machine.vm.fd, &machine.vcpu.fd);
+    // Marked for exec, they are what they were.
+    assert_eq!(Fd::close_range(&[vm, vcpu], CLOSE_RANGE_CLOEXEC), Ok(()));
+    assert_eq!(machine.vcpu.run(), Exit::out8(0x10, 0));
+    // The VM lives by the descriptor of its vCPU.
+    assert_eq!(Fd::close_range(&[vm], 0), Ok(()));
+    assert_eq!(vm.number(KVM_CREATE_VCPU, 1), Err(Errno::EBADF));
+    assert_eq!(machine.vcpu.run(), Exit::out8(0x10, 0));
+    assert_eq!(Fd::close_range(&[vcpu], 0), Ok(()));
+    assert_eq!(vcpu.number(KVM_RUN, 0), Err(Errno::EBADF));
+    assert_eq!(Exit::of(machine.vcpu.page), Exit::out8(0x10, 0));
+    // The numbers are free for others.
+    let again = RealMode::with_code(device.vm(), &outs());
+    assert_eq!(again.vcpu.run(), Exit::out8(0x10, 0));
+}
+
+fn range_closed_while_it_runs(device: &Device) {
+    let RealMode { vm, memory, vcpu } = counter(device);
+    let (exit, ()) = while_running(&vcpu, |running| {
+        until("the guest to count", || memory.u32(0x500) != 0);
+        assert_eq!(Fd::close_range(&[&vm.fd, &vcpu.fd], 0), Ok(()));
+        let before = memory.u32(0x500);
+        until("the guest to go on", || memory.u32(0x500) != before);
+        running.stop();
+    });
+    assert_eq!(exit, Err(Errno::EINTR));
+    assert_eq!([vm.fd.number(KVM_CREATE_VCPU, 1), vcpu.fd.number(KVM_RUN, 0)], [Err(Errno::EBADF); 2]);
+}
+
 fn mapping_outlives(device: &Device) {
     let machine = RealMode::with_code(device.vm(), &outs());
     machine.vcpu.run();
@@ -239,4 +276,19 @@ fn another_process(device: &Device) {
     assert_eq!(child.wait(), 0, "the child could use its parent's VM");
     // The parent goes on.
     assert_eq!(machine.vcpu.run(), Exit::out8(0x10, 0));
+}
+
+fn group(device: &Device) {
+    // With timers and eventfds, a device may have threads of its own in this process.
+    let child = in_child(|| {
+        let kvm = device.again();
+        let vm = Vm::new(kvm.make(KVM_CREATE_VM, 0).expect("a VM"), device.run_bytes());
+        vm.irqchip();
+        vm.pit();
+        let event = Event::new();
+        let irqfd = KvmIrqfd { fd: event.raw() as u32, gsi: 5, ..KvmIrqfd::default() };
+        vm.fd.put(KVM_IRQFD, &irqfd).expect("KVM_IRQFD");
+        i32::from(set_own_group().is_err())
+    });
+    assert_eq!(child.wait(), 0, "the group could not be set");
 }
