@@ -93,6 +93,10 @@ pub(crate) fn carry_out(trap: &mut Trap<'_>) -> isize {
             None => failed(libc::EAGAIN),
         },
         libc::SYS_exit => exit(trap),
+        libc::SYS_exit_group => {
+            serve::statistics::end();
+            kernel(trap)
+        }
 
         libc::SYS_rt_sigaction => action(trap),
         libc::SYS_rt_sigprocmask => answer(change_mask(trap)),

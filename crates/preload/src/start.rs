@@ -1,4 +1,4 @@
-//! What `rekvm exec` has asked for, before the client's `main`.
+//! What `rekvm exec` has asked for, before the client's `main`; and what is left to do at its end.
 //!
 //! The loader's variables are taken back before the client runs, unless child processes are to be served too: they must
 //! not find rekvm where their parent did not ask for it.
@@ -48,6 +48,16 @@ fn ours(path: &[u8]) -> bool {
 static START: extern "C" fn() = {
     extern "C" fn run() {
         start();
+    }
+    run
+};
+
+/// Called when the process ends by `exit`.
+#[used]
+#[unsafe(link_section = ".fini_array")]
+static END: extern "C" fn() = {
+    extern "C" fn run() {
+        serve::statistics::end();
     }
     run
 };

@@ -2,9 +2,11 @@
 //! functions (`preload`) or by the numbers of system calls (`dispatch`).
 //!
 //! [`node`] is what its path means before it is opened; [`open`] opens it, and tells the user once who serves;
-//! [`descriptors`] is what calls on descriptors mean, and [`wishes`] what the user has asked for.
+//! [`descriptors`] is what calls on descriptors mean, [`statistics`] what `rekvm stat` is told, and [`wishes`] what the user has asked
+//! for.
 pub mod descriptors;
 pub mod node;
+pub mod statistics;
 pub mod wishes;
 
 pub use wishes::Wishes;
@@ -27,6 +29,7 @@ pub fn open(flags: i32) -> Result<i32, i32> {
     FIRST.get_or_init(|| introduce(&wishes));
     signals::take_over().map_err(|error| error.0)?;
     let fd = device::open_with(wishes.options).map_err(|error| error.0)?;
+    statistics::start(&format!("the software CPU{}, a client of rekvm exec", wishes.options));
     if flags & libc::O_CLOEXEC == 0 {
         // SAFETY: our own new descriptor.
         let _ = unsafe { sys::call(libc::SYS_fcntl, [fd as usize, libc::F_SETFD as usize, 0, 0, 0, 0]) };

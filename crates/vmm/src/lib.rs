@@ -1,4 +1,4 @@
-//! A small virtual machine monitor: what `rekvm run` and `rekvm stat` are made of.
+//! A small virtual machine monitor: what `rekvm run` is made of.
 //!
 //! It is a client of `/dev/kvm` like any other: it opens the device, gives it
 //! memory, creates processors, runs them, and plays the devices the guest
@@ -28,6 +28,5 @@ pub mod probe;
 pub mod report;
 pub mod run;
 pub mod signals;
-pub mod stats;
 pub mod vcpu_thread;
 pub mod virtio;

@@ -9,15 +9,15 @@ use crate::control::{Control, Ending};
 use crate::cpuid::Template;
 use crate::devices::serial::{self, Com1};
 use crate::devices::{IrqLine, cmos::Cmos, i8042::I8042, pm};
-use crate::kvm::{Kvm, KvmError, Vcpu, Vm};
+use crate::kvm::{Kvm, KvmError, StatsFd, Vcpu, Vm};
 use crate::layout::*;
 use crate::memory::{self, GuestRam, MemoryError};
-use crate::stats::Source;
 use crate::vcpu_thread::Board;
 use crate::virtio::blk::Block;
 use crate::virtio::disk::{Disk, DiskConfig, DiskError};
 use crate::virtio::mmio::VirtioMmio;
 use kvm_bindings::*;
+use stats::Source;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -142,7 +142,7 @@ pub struct Machine {
     /// The console.
     pub com1: Arc<Com1<Output>>,
     /// Where statistics come from, or why there are none.
-    pub stats: Result<Vec<Source>, String>,
+    pub stats: Result<Vec<Source<StatsFd>>, String>,
 }
 
 impl Machine {
@@ -175,7 +175,7 @@ impl Machine {
         let pio = ports(&com1, control);
         let vcpus = processors(&kvm, &vm, cpus, entry)?;
         let stats = if kvm.check_extension(KVM_CAP_BINARY_STATS_FD) > 0 {
-            sources(&vm, &vcpus).map_err(|error| error.to_string())
+            sources(&vm, &vcpus)
         } else {
             Err("the back end has no statistics (KVM_CAP_BINARY_STATS_FD is absent)".to_owned())
         };
@@ -240,10 +240,10 @@ fn processors(kvm: &Kvm, vm: &Vm, count: u32, entry: Entry) -> Result<Vec<Vcpu>,
     (0..count).map(vcpu).collect()
 }
 
-fn sources(vm: &Vm, vcpus: &[Vcpu]) -> Result<Vec<Source>, crate::stats::SourceError> {
-    let mut sources = vec![Source::new(vm.stats_fd()?)?];
-    for vcpu in vcpus {
-        sources.push(Source::new(vcpu.stats_fd()?)?);
-    }
-    Ok(sources)
+fn sources(vm: &Vm, vcpus: &[Vcpu]) -> Result<Vec<Source<StatsFd>>, String> {
+    let source = |file: Result<StatsFd, KvmError>| {
+        let file = file.map_err(|error| error.to_string())?;
+        Source::new(file).map_err(|error| error.to_string())
+    };
+    std::iter::once(vm.stats_fd()).chain(vcpus.iter().map(Vcpu::stats_fd)).map(source).collect()
 }

@@ -3,11 +3,13 @@
 use crate::choose::{Accel, ChooseError, choose};
 use crate::console::{self, RawTerminal};
 use crate::control::{Control, Ending};
+use crate::kvm::StatsFd;
 use crate::machine::{Config, Loaded, Machine, MachineError};
+use crate::memory::GuestRam;
 use crate::monitor::Monitor;
 use crate::signals::Signals;
-use crate::stats::Server;
 use crate::vcpu_thread::Vcpus;
+use stats::{Group, Server, Source, Teller};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +64,7 @@ pub fn run(options: &Options) -> Result<Ending, RunError> {
     let control = Arc::new(Control::new()?);
     let Machine { vm, board, vcpus, com1, stats } = Machine::build(loaded, &back_end, &control)?;
     // Statistics are no reason not to run.
-    let server = Server::start(back_end.description, stats, board.ram.clone())
+    let server = Server::start(Teller::new(back_end.description, look(stats, board.ram.clone())))
         .inspect_err(|error| console::say(format_args!("no statistics: {error}")))
         .ok();
 
@@ -91,6 +93,18 @@ pub fn run(options: &Options) -> Result<Ending, RunError> {
         }
     }
     Ok(control.ending().unwrap_or_else(|| Ending::Host("no reason is known".to_owned())))
+}
+
+/// Reads `sources`, or says why there are none. `ram` stays mapped as long as whoever looks holds descriptors of the VM.
+fn look(
+    sources: Result<Vec<Source<StatsFd>>, String>,
+    ram: Arc<GuestRam>,
+) -> impl Fn() -> Result<Vec<Group>, String> + Send + 'static {
+    move || {
+        let _ = &ram;
+        let sources = sources.as_ref().map_err(Clone::clone)?;
+        sources.iter().map(Source::group).collect::<Result<_, _>>().map_err(|error| error.to_string())
+    }
 }
 
 /// Tells the user how it ended, where that is not plain.

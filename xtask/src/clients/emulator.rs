@@ -125,6 +125,30 @@ impl Emulator {
         }
     }
 
+    /// What QEMU and its accelerator have said so far.
+    pub fn errors(&self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&fs::read(self.path("stderr"))?).into_owned())
+    }
+
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Has QEMU end by itself, as it does for its users.
+    pub fn quit(&mut self) -> Result<()> {
+        self.execute("quit", json!({}))?;
+        let end = Instant::now() + PROMPT;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                ensure!(status.success(), "QEMU ended with {status}; see {}", self.path("stderr").display());
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "QEMU does not quit");
+            std::thread::sleep(POLL);
+        }
+    }
+
     /// A file of this QEMU's by its ending.
     fn path(&self, ending: &str) -> PathBuf {
         self.folder.join(format!("{}.{ending}", self.name))

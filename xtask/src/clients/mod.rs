@@ -6,6 +6,7 @@ mod emulator;
 mod firmware;
 pub mod lab;
 mod migrate;
+mod told;
 
 use std::{
     path::{Path, PathBuf},
@@ -13,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::{
@@ -102,7 +103,7 @@ pub fn clients(options: &Options) -> Result<()> {
         return lab::boots(options, &options.lab);
     }
     run::build()?;
-    told()?;
+    told::told()?;
     match (options.firmware, options.migrate) {
         (true, _) => firmware::firmware(options),
         (_, true) => migrate::migrate(options),
@@ -170,30 +171,6 @@ fn boots(options: &Options) -> Result<()> {
         }
     }
     table.end()
-}
-
-/// The user is told once who serves the client, or not at all; the client's children find rekvm only if asked for.
-fn told() -> Result<()> {
-    let said = |options: &[&str], script: &str| -> Result<(String, String)> {
-        let mut command = Command::new(release_binary("rekvm"));
-        let out = command.arg("exec").args(options).args(["--", "sh", "-c", script]).output()?;
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Ok((text(out.stdout), text(out.stderr)))
-    };
-    let opens = "exec 3<>/dev/kvm 4<>/dev/kvm; readlink /proc/$$/fd/3";
-    let (output, errors) = said(&[], opens)?;
-    let lines =
-        errors.lines().filter(|line| line.starts_with("rekvm: /dev/kvm is served by the software CPU in process "));
-    ensure!(lines.count() == 1, "the user was not told once who serves: {errors}");
-    ensure!(output.starts_with("/memfd:rekvm"), "the descriptor is no real one: {output}");
-    let (_, errors) = said(&["--quiet"], opens)?;
-    ensure!(errors.is_empty(), "with --quiet the user was told: {errors}");
-    let device = "stat -c %t:%T:%a /dev/kvm; env | grep -c rekvm_preload.so";
-    let (of_child, _) = said(&["--children"], device)?;
-    ensure!(of_child == "a:e8:666\n1\n", "a child is not served: {of_child}");
-    let (of_child, _) = said(&[], "env | grep -c -e rekvm_preload.so -e REKVM_EXEC")?;
-    ensure!(of_child == "0\n", "a child is served unasked");
-    Ok(())
 }
 
 /// Where consoles, pictures and sockets are, in the build directory.

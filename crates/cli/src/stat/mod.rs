@@ -4,8 +4,8 @@ mod screen;
 mod table;
 
 use crate::args::Stat;
+use stats::SocketError;
 use std::io::Write;
-use vmm::stats::{self, SocketError};
 
 /// Statistics cannot be shown.
 #[derive(Debug, thiserror::Error)]

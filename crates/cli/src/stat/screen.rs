@@ -8,8 +8,8 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Modifier, Style};
 use ratatui::widgets::{Cell, Paragraph, Row as TableRow, Table, TableState};
+use stats::Snapshot;
 use std::time::{Duration, Instant};
-use vmm::stats::{self, Snapshot};
 
 /// Time between two looks at the machine.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
-    use vmm::stats::{Group, Statistic};
+    use stats::{Group, Statistic};
 
     fn snapshot(uptime_ms: u64, exits: u64) -> Snapshot {
         let statistic = |name: &str, value| Statistic {

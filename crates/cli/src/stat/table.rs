@@ -1,7 +1,7 @@
 //! Snapshots as tables: one row for each statistic, one column for the VM or each vCPU.
 
+use stats::{Snapshot, Statistic};
 use std::fmt::Write;
-use vmm::stats::{Snapshot, Statistic};
 
 /// Process, age and back end, in one line.
 pub fn heading(snapshot: &Snapshot) -> String {
@@ -96,7 +96,7 @@ pub fn text(snapshot: &Snapshot) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmm::stats::Group;
+    use stats::Group;
 
     fn statistic(name: &str, grows: bool, values: &[u64]) -> Statistic {
         Statistic { name: name.into(), unit: String::new(), grows, histogram: values.len() > 1, values: values.into() }

@@ -51,6 +51,12 @@ impl<B: Backend> StatsFile<B> {
         Self::new(vm, None)
     }
 
+    /// The file of a VM, then those of its vCPUs. Waits for none of them, as a request to a running vCPU would.
+    pub fn all(vm: &Vm<B>) -> impl Iterator<Item = Self> {
+        let vcpus = vm.vcpus().iter().count();
+        core::iter::once(None).chain((0..vcpus).map(Some)).map(|vcpu| Self::new(vm.clone(), vcpu))
+    }
+
     /// The VM that is counted.
     pub fn vm(&self) -> &Vm<B> {
         &self.vm

@@ -239,26 +239,27 @@ pub fn adopt(fd: RawFd) -> bool {
     !process::shares_memory() && TABLE.adopt(fd).unwrap_or(false)
 }
 
-/// The statistics of a VM or a vCPU, in the ABI's format (KVM_GET_STATS_FD).
-pub struct Statistics(hv::StatsFile<Cpu>);
-
-impl Statistics {
-    /// How many bytes of `buf` were filled from `offset`.
-    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> usize {
-        self.0.read_at(offset, buf)
-    }
+/// The statistics of this process's first VM and of its vCPUs, a file of the ABI's format (KVM_GET_STATS_FD) each; none if
+/// there is no VM. Waits for no vCPU.
+///
+/// Whoever asks never holds a VM that the client has closed, so the VM's end and its descriptors stay the client's.
+pub fn statistics() -> Vec<Vec<u8>> {
+    let _call = Call::begin();
+    let files = |vm: &hv::Vm<Cpu>| hv::StatsFile::all(vm).map(|file| whole(&file)).collect();
+    TABLE.with_first_vm(files).unwrap_or_default()
 }
 
-/// Those of all VMs and vCPUs that this process has open.
-pub fn statistics() -> Vec<Statistics> {
-    let _call = Call::begin();
-    let of = |object| match object {
-        Object::Vm(vm) => vm.ioctl(abi::KVM_GET_STATS_FD, 0, &CX).ok(),
-        Object::Vcpu(file) => file.vcpu.ioctl(abi::KVM_GET_STATS_FD, 0, &CX).ok(),
-        Object::Device(_) | Object::Stats(_) => None,
-    };
-    let file = |outcome| if let Outcome::NewStats(file) = outcome { Some(Statistics(file)) } else { None };
-    TABLE.objects().into_iter().filter_map(of).filter_map(file).collect()
+/// All of a statistics file.
+fn whole(file: &hv::StatsFile<Cpu>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut part = [0; 512];
+    loop {
+        let len = file.read_at(bytes.len() as u64, &mut part);
+        if len == 0 {
+            return bytes;
+        }
+        bytes.extend_from_slice(&part[..len]);
+    }
 }
 
 /// Whether a descriptor is of the device itself, rather than of a VM or vCPU.

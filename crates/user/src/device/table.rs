@@ -137,18 +137,14 @@ impl Table {
         self.place(fd, entry).map(|()| true)
     }
 
-    /// Each object once.
-    pub(super) fn objects(&self) -> Vec<Object> {
+    /// Calls `look` with the first VM of this process. No descriptor goes meanwhile.
+    pub(super) fn with_first_vm<T>(&self, look: impl FnOnce(&hv::Vm<Cpu>) -> T) -> Option<T> {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        let mut seen: Vec<Identity> = Vec::new();
-        let mut objects = Vec::new();
-        for Entry(object, process, file) in entries.iter().flatten() {
-            if *process == Process::current() && !seen.contains(file) {
-                seen.push(*file);
-                objects.push(object.clone());
-            }
+        let vm = |entry: &'_ Entry| matches!(entry.0, Object::Vm(_)) && entry.1 == Process::current();
+        match entries.iter().flatten().find(|entry| vm(entry)) {
+            Some(Entry(Object::Vm(vm), ..)) => Some(look(vm)),
+            _ => None,
         }
-        objects
     }
 
     /// An entry that is there belongs to a descriptor that was closed behind our back: its number has just been given

@@ -86,7 +86,7 @@ pub(super) fn stats_fd(of: &Handle) -> Result<StatsFd, KvmError> {
     Ok(StatsFd(Handle::new(of.sys().clone(), fd)))
 }
 
-impl crate::stats::binary::ReadAt for StatsFd {
+impl stats::binary::ReadAt for StatsFd {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
         self.0.sys().pread(self.0.fd(), buf, offset).map_err(|e| std::io::Error::from_raw_os_error(e.0))
     }

@@ -53,10 +53,23 @@ fn check(path: &Path) -> Result<(), SocketError> {
     }
 }
 
-/// The directory, made if need be.
-pub(super) fn directory() -> Result<PathBuf, SocketError> {
-    directory_at(path())
+/// Where this process is to have its socket; nothing is there.
+///
+/// # Errors
+/// When the directory cannot be made or is not safe to use.
+pub fn place() -> Result<PathBuf, SocketError> {
+    let directory = directory_at(path())?;
+    let place = directory.join(format!("{}.sock", std::process::id()));
+    // A file of this name is left over from a process that is no more.
+    match std::fs::remove_file(&place) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(SocketError::Directory(directory.display().to_string(), e))
+        }
+        _ => Ok(place),
+    }
 }
+
+/// The directory, made if need be.
 
 fn directory_at(path: PathBuf) -> Result<PathBuf, SocketError> {
     match std::fs::DirBuilder::new().mode(0o700).create(&path) {

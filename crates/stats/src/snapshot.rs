@@ -1,33 +1,22 @@
 //! One look at all statistics of a machine.
 
-use super::binary::{Kind, Layout, StatsError, Unit};
-use crate::kvm::{KvmError, StatsFd};
+use super::binary::{Kind, Layout, ReadAt, StatsError, Unit};
 use serde::{Deserialize, Serialize};
-
-/// Statistics cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// The hypervisor gives none.
-    #[error(transparent)]
-    Kvm(#[from] KvmError),
-    /// What it gives makes no sense.
-    #[error(transparent)]
-    Format(#[from] StatsError),
-}
+use std::time::Instant;
 
 /// A statistics file, of the VM or of a vCPU.
 #[derive(Debug)]
-pub struct Source {
-    file: StatsFd,
+pub struct Source<F> {
+    file: F,
     layout: Layout,
 }
 
-impl Source {
+impl<F: ReadAt> Source<F> {
     /// Reads the file's unchanging part.
     ///
     /// # Errors
-    /// [`SourceError::Format`].
-    pub fn new(file: StatsFd) -> Result<Self, SourceError> {
+    /// [`StatsError`].
+    pub fn new(file: F) -> Result<Self, StatsError> {
         let layout = Layout::read(&file)?;
         Ok(Self { file, layout })
     }
@@ -35,8 +24,8 @@ impl Source {
     /// Reads the numbers.
     ///
     /// # Errors
-    /// [`SourceError::Format`].
-    pub fn group(&self) -> Result<Group, SourceError> {
+    /// [`StatsError`].
+    pub fn group(&self) -> Result<Group, StatsError> {
         let values = self.layout.values(&self.file)?;
         let statistics = self
             .layout
@@ -88,6 +77,38 @@ pub struct Snapshot {
     pub absent: Option<String>,
     /// The VM's, then each vCPU's.
     pub groups: Vec<Group>,
+}
+
+/// Tells whoever asks; `look` finds the numbers, or why there are none.
+#[derive(Debug)]
+pub struct Teller<L> {
+    pid: u32,
+    back_end: String,
+    start: Instant,
+    look: L,
+}
+
+impl<L: Fn() -> Result<Vec<Group>, String>> Teller<L> {
+    /// For a machine of this process that starts now.
+    pub fn new(back_end: String, look: L) -> Self {
+        Self { pid: std::process::id(), back_end, start: Instant::now(), look }
+    }
+
+    /// A snapshot, as [`fetch`](super::fetch) reads it.
+    pub fn tell(&self) -> Vec<u8> {
+        let (groups, absent) = match (self.look)() {
+            Ok(groups) => (groups, None),
+            Err(reason) => (Vec::new(), Some(reason)),
+        };
+        let snapshot = Snapshot {
+            pid: self.pid,
+            back_end: self.back_end.clone(),
+            uptime_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            absent,
+            groups,
+        };
+        serde_json::to_vec(&snapshot).unwrap_or_default()
+    }
 }
 
 /// The statistics of a VM or of a vCPU.
