@@ -51,6 +51,10 @@ pub struct Exec {
     /// Serve the client's child processes too
     #[arg(long)]
     pub children: bool,
+    /// Have CPUID tell the client that the processor virtualizes, where the processor allows it: for clients such as kvmtool that
+    /// look for themselves
+    #[arg(long)]
+    pub cpuid: bool,
     #[command(flatten)]
     soft: Soft,
     /// The client and its arguments
@@ -61,14 +65,14 @@ pub struct Exec {
 impl Exec {
     /// What is wanted of whoever serves the client.
     pub fn wishes(&self) -> Wishes {
-        Wishes { options: self.soft.options(), quiet: self.quiet, children: self.children }
+        Wishes { options: self.soft.options(), quiet: self.quiet, children: self.children, cpuid: self.cpuid }
     }
 
     /// The words that say the same, up to the client.
     pub fn words(&self) -> Vec<String> {
         let mut words = vec!["exec".to_owned(), "--soft-paging".to_owned(), name(&self.soft.soft_paging)];
         words.extend(["--soft-tlb".to_owned(), name(&self.soft.soft_tlb)]);
-        for (word, wanted) in [("--quiet", self.quiet), ("--children", self.children)] {
+        for (word, wanted) in [("--quiet", self.quiet), ("--children", self.children), ("--cpuid", self.cpuid)] {
             if wanted {
                 words.push(word.to_owned());
             }

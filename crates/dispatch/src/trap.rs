@@ -79,6 +79,7 @@ pub(crate) fn install() -> Result<(), LoadError> {
         let args = [libc::SIGSYS as usize, (&raw const action).addr(), 0, size_of::<u64>(), 0, 0];
         // SAFETY: the handler is for whatever SIGSYS comes.
         let installed = unsafe { sys::call(libc::SYS_rt_sigaction, args) };
+        serve::prepare();
         installed.map(drop).map_err(|error| io::Error::from_raw_os_error(error.0))
     };
     prepare().map_err(LoadError::Prepare)

@@ -13,6 +13,7 @@ use serve::wishes::{LIBRARY, LOADER, VARIABLE, Wishes};
 fn start() {
     let wishes = Wishes::read(&env::var(VARIABLE).unwrap_or_default());
     serve::wish(wishes);
+    serve::prepare();
     if !wishes.children {
         // SAFETY: no thread of the client's has started yet.
         unsafe { leave_environment() };

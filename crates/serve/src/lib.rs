@@ -13,13 +13,23 @@ pub use wishes::Wishes;
 
 use std::{io::Write, sync::OnceLock};
 
-use user::{device, signals, sys};
+use user::{cpuid, device, signals, sys};
 
 static WISHES: OnceLock<Wishes> = OnceLock::new();
 
 /// Says what is wanted, once, before the client can open anything.
 pub fn wish(wishes: Wishes) {
     let _ = WISHES.set(wishes);
+}
+
+/// Does what is wanted before the client runs, on its first thread.
+pub fn prepare() {
+    let wanted = WISHES.get().is_some_and(|wishes| wishes.cpuid);
+    if wanted && cpuid::show_virtualization().is_err() {
+        // The client goes on, and says by itself what it misses.
+        let _ =
+            writeln!(std::io::stderr(), "rekvm: CPUID cannot be answered here: the client sees the processor's own");
+    }
 }
 
 /// `open` of /dev/kvm with the flags `flags`: a descriptor, or the error number.

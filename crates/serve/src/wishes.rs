@@ -18,13 +18,15 @@ pub struct Wishes {
     pub quiet: bool,
     /// Serve child processes too.
     pub children: bool,
+    /// Have CPUID tell of virtualization.
+    pub cpuid: bool,
 }
 
 impl Wishes {
     /// As words with spaces between them.
     pub fn text(&self) -> String {
         let mut text = self.options.name().to_owned();
-        for (word, wanted) in [("quiet", self.quiet), ("children", self.children)] {
+        for (word, wanted) in [("quiet", self.quiet), ("children", self.children), ("cpuid", self.cpuid)] {
             if wanted {
                 text.push(' ');
                 text.push_str(word);
@@ -37,7 +39,7 @@ impl Wishes {
     pub fn read(text: &str) -> Self {
         let has = |word: &str| text.split(' ').any(|found| found == word);
         let options = text.split(' ').find_map(device::Options::named).unwrap_or_default();
-        Self { options, quiet: has("quiet"), children: has("children") }
+        Self { options, quiet: has("quiet"), children: has("children"), cpuid: has("cpuid") }
     }
 }
 
@@ -48,8 +50,8 @@ mod tests {
     #[test]
     fn wishes_arrive_as_they_were_sent() {
         for options in device::Options::ALL {
-            for (quiet, children) in [(false, false), (true, false), (false, true), (true, true)] {
-                let wishes = Wishes { options, quiet, children };
+            for n in 0..8 {
+                let wishes = Wishes { options, quiet: n & 1 != 0, children: n & 2 != 0, cpuid: n & 4 != 0 };
                 assert_eq!(Wishes::read(&wishes.text()), wishes);
             }
         }

@@ -1,5 +1,12 @@
-//! What single steps cost: an exit to the client and back, a look at the memory slots, a page walk, a fault.
-use std::{hint::black_box, ptr};
+//! What single steps cost: an exit to the client and back, a signal that ends KVM_RUN, a look at the memory slots, a page walk, a
+//! fault.
+use std::{
+    hint::black_box,
+    ptr,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use abi::*;
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -22,13 +29,15 @@ fn ioctl(fd: i32, nr: u32, arg: u64) -> i32 {
     unsafe { device::ioctl(fd, nr, arg) }.unwrap()
 }
 
-/// KVM_RUN of a guest that does nothing but `out 0x80, al` in a loop: one PIO exit each.
-fn pio_exit(c: &mut Criterion) {
+/// A vCPU that executes `code` in real mode.
+fn vcpu(code: &[u8], irqchip: bool) -> i32 {
     let kvm = device::open().unwrap();
     let vm = ioctl(kvm, KVM_CREATE_VM, 0);
+    if irqchip {
+        ioctl(vm, KVM_CREATE_IRQCHIP, 0);
+    }
     let memory = anonymous(4096, RW);
-    // out 0x80, al; jmp -4
-    ClientMemory::copy_to(Hva(memory), &[0xe6, 0x80, 0xeb, 0xfc]).unwrap();
+    ClientMemory::copy_to(Hva(memory), code).unwrap();
     let region = KvmUserspaceMemoryRegion {
         slot: 0,
         flags: 0,
@@ -44,10 +53,75 @@ fn pio_exit(c: &mut Criterion) {
     ioctl(vcpu, KVM_SET_SREGS, ptr::from_ref(&sregs) as u64);
     let regs = KvmRegs { rip: 0x1000, rflags: 2, ..KvmRegs::default() };
     ioctl(vcpu, KVM_SET_REGS, ptr::from_ref(&regs) as u64);
-    c.bench_function("KVM_RUN to a PIO exit", |b| b.iter(|| ioctl(vcpu, KVM_RUN, 0)));
-    for fd in [vcpu, vm, kvm] {
+    for fd in [vm, kvm] {
         device::close(fd).unwrap();
     }
+    vcpu
+}
+
+/// KVM_RUN of a guest that does nothing but `out 0x80, al` in a loop: one PIO exit each.
+fn pio_exit(c: &mut Criterion) {
+    // out 0x80, al; jmp -4
+    let vcpu = vcpu(&[0xe6, 0x80, 0xeb, 0xfc], false);
+    c.bench_function("KVM_RUN to a PIO exit", |b| b.iter(|| ioctl(vcpu, KVM_RUN, 0)));
+    device::close(vcpu).unwrap();
+}
+
+extern "C" fn note(_: libc::c_int) {
+    user::signals::note();
+}
+
+/// From a signal to the vCPU's thread until KVM_RUN has returned EINTR there.
+fn signals(c: &mut Criterion) {
+    // SAFETY: an ordinary handler; all zeroes are valid.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = note as *const () as usize;
+        assert_eq!(libc::sigaction(libc::SIGUSR1, &action, ptr::null_mut()), 0);
+    }
+    // jmp -2; hlt
+    for (name, code, irqchip) in [("busy", &[0xeb, 0xfe][..], false), ("halted", &[0xf4], true)] {
+        let vcpu = vcpu(code, irqchip);
+        c.bench_function(&format!("a signal ends KVM_RUN of a {name} guest"), |b| {
+            b.iter_custom(|times| interrupted(vcpu, times));
+        });
+        device::close(vcpu).unwrap();
+    }
+}
+
+/// The time of so many.
+fn interrupted(vcpu: i32, times: u64) -> Duration {
+    let (tell, ended) = mpsc::channel();
+    let (go, told) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            while let Ok(()) = told.recv() {
+                // SAFETY: asks for this thread's own name.
+                tell.send((Instant::now(), unsafe { libc::pthread_self() })).unwrap();
+                // SAFETY: KVM_RUN takes no argument.
+                assert_eq!(unsafe { device::ioctl(vcpu, KVM_RUN, 0) }, Err(hv::Errno::EINTR));
+                // SAFETY: as above.
+                tell.send((Instant::now(), unsafe { libc::pthread_self() })).unwrap();
+            }
+        });
+        let one = |_| {
+            go.send(()).unwrap();
+            let (_, thread) = ended.recv().unwrap();
+            loop {
+                // It gets there meanwhile. If not, the signal has ended nothing.
+                thread::sleep(Duration::from_millis(1));
+                let start = Instant::now();
+                // SAFETY: the thread waits for us.
+                unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+                if let Ok((end, _)) = ended.recv_timeout(Duration::from_secs(1)) {
+                    break end - start;
+                }
+            }
+        };
+        let all = (0..times).map(one).sum();
+        drop(go);
+        all
+    })
 }
 
 fn memory(c: &mut Criterion) {
@@ -87,6 +161,6 @@ fn memory(c: &mut Criterion) {
 criterion_group!(
     name = benches;
     config = Criterion::default().sample_size(20).measurement_time(std::time::Duration::from_secs(1)).warm_up_time(std::time::Duration::from_millis(300));
-    targets = memory, pio_exit
+    targets = memory, pio_exit, signals
 );
 criterion_main!(benches);

@@ -6,6 +6,7 @@
 //!
 //! Almost everything here that is `unsafe` is a system call or one of the memory accessors.
 
+pub mod cpuid;
 pub mod device;
 mod eventfd;
 pub mod fault;

@@ -9,7 +9,7 @@ use std::{arch::global_asm, io, ptr, sync::OnceLock};
 use hv::Errno;
 use libc::{SIGBUS, SIGSEGV, c_int, c_void, siginfo_t, ucontext_t};
 
-use crate::signals;
+use crate::{cpuid, signals};
 
 /// One instruction that may fault; both fields are distances from their own address.
 #[repr(C)]
@@ -68,14 +68,14 @@ fn landing(ip: usize) -> Option<usize> {
 /// The handler. Async-signal-safe: it reads a table and writes the interrupted context. For a fault it touches no
 /// variable of the thread.
 pub(crate) extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    let context_ptr = context.cast::<ucontext_t>();
     // SAFETY: with SA_SIGINFO the kernel passes the interrupted thread's context, which is ours to change.
-    let rip = unsafe { &mut (*context_ptr).uc_mcontext.gregs[libc::REG_RIP as usize] };
+    let interrupted = unsafe { &mut *context.cast::<ucontext_t>() };
+    let rip = &mut interrupted.uc_mcontext.gregs[libc::REG_RIP as usize];
     if !signals::from_kernel(info) {
         signals::on_signal(signal, info, context);
     } else if let Some(landing) = landing(*rip as usize) {
         *rip = landing as i64;
-    } else {
+    } else if !cpuid::answer(signal, info, interrupted) {
         signals::carry_out(signal, info, context);
     }
 }
