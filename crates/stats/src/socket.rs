@@ -70,7 +70,6 @@ pub fn place() -> Result<PathBuf, SocketError> {
 }
 
 /// The directory, made if need be.
-
 fn directory_at(path: PathBuf) -> Result<PathBuf, SocketError> {
     match std::fs::DirBuilder::new().mode(0o700).create(&path) {
         Ok(()) => {}
