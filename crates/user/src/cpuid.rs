@@ -90,7 +90,7 @@ mod tests {
         let child = std::thread::spawn(move || leaves.map(ask)).join().expect("a thread");
         let expected = {
             let mut all = before;
-            let amd = &before[0][1..] == [0x6874_7541, 0x444d_4163, 0x6974_6e65];
+            let amd = before[0][1..] == [0x6874_7541, 0x444d_4163, 0x6974_6e65];
             let (leaf, bit) = if amd { (4, 2) } else { (1, 5) };
             all[leaf][2] |= 1 << bit;
             all
