@@ -473,3 +473,19 @@ fn decimal_adjustment_begins_above_99() {
         assert_eq!((cpu.state.gpr[0], cpu.state.flags.get() & flags::CF != 0), (after, cf), "{opcode:x} {before:x}");
     }
 }
+
+#[test]
+fn only_rex_w_makes_operands_wide() {
+    for (bytes, size) in [
+        (&[0x0f, 0x01, 0xe0][..], 4), // smsw eax
+        (&[0x40, 0x0f, 0x01, 0xe0], 4),
+        (&[0x47, 0x0f, 0x01, 0xe0], 4),
+        (&[0x48, 0x0f, 0x01, 0xe0], 8),
+        (&[0x66, 0x0f, 0x01, 0xe0], 2),
+        (&[0x66, 0x40, 0x0f, 0x01, 0xe0], 2),
+        (&[0x66, 0x4f, 0x0f, 0x01, 0xe0], 8),
+    ] {
+        let op = decode::<TestCpu>(bytes, Mode::Long64, Features::all()).unwrap();
+        assert_eq!(op.operand_size, size, "{bytes:x?}");
+    }
+}

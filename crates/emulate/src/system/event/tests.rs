@@ -166,6 +166,21 @@ fn protected_mode_levels() {
     }
 }
 
+/// A handler never runs with fewer privileges than what it interrupts.
+#[test]
+fn gates_do_not_lead_outwards() {
+    for (mut cpu, wide) in [(long(0), true), (legacy(0), false)] {
+        let outwards = gate(INTERRUPT, USER_CODE, HANDLER, 3, 0);
+        if wide {
+            set_idt64(&mut cpu, 0x20, outwards, 0)
+        } else {
+            set_idt(&mut cpu, 0x20, outwards)
+        }
+        let fault = Stop::fault_code(Vector::GP, USER_CODE as u32 & !3 | 1);
+        assert_eq!(super::deliver(&mut cpu, Event::Interrupt(0x20)), Err(fault));
+    }
+}
+
 /// The last byte of a gate may be the last of the table, in each mode.
 #[test]
 fn gates_may_end_with_their_table() {
