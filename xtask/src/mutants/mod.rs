@@ -56,7 +56,11 @@ macro_rules! conformance {
 const SUBJECTS: [Subject; 4] = [
     Subject {
         name: "mmu",
-        judges: &[own_tests!("rekvm-mmu"), conformance!("soft-shadow", "mmu/"), conformance!("soft-shadow", "")],
+        judges: &[
+            own_tests!("rekvm-mmu"),
+            conformance!("soft-shadow-adversarial", "mmu/"),
+            conformance!("soft-shadow-adversarial", ""),
+        ],
         tests: &["crates/mmu/src/testing/*.rs"],
     },
     Subject { name: "irqchip", judges: &[own_tests!("rekvm-irqchip")], tests: &[] },
