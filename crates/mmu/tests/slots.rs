@@ -123,6 +123,8 @@ fn aliases() {
     assert_eq!(alias(4, 0xa0000, 0x1000, 0), Err(SlotError::Invalid));
     assert_eq!(alias(0, 0xa0800, 0x1000, 0), Err(SlotError::Invalid));
     assert_eq!(alias(0, 0xa0000, 0x800, 0), Err(SlotError::Invalid));
+    assert_eq!(alias(0, 0xa0800, 0x1800, 0), Err(SlotError::Invalid));
+    assert_eq!(alias(0, 0xa0800, 0x1000, 0x800), Err(SlotError::Invalid));
     assert_eq!(alias(0, u64::MAX - 0xfff, 0x1000, 0), Err(SlotError::Invalid));
     assert_eq!(alias(0, 0, 0x1000, u64::MAX - 0xfff), Err(SlotError::Invalid));
     assert_eq!(alias(0, 0xa0000, 0x2000, 0x4000), Ok((ChangeKind::Alias, true)));
