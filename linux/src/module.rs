@@ -76,7 +76,10 @@ fn load() -> Result<(), Errno> {
         // No processor has both.
         Err(Refusal::NotThere) => {
             cpu::choose(true);
-            load_as(Intel::new(vmx::Options { ept: glue::rekvm_ept, vnmi: glue::rekvm_vnmi }, &cx).map_err(refused)?, &cx)
+            load_as(
+                Intel::new(vmx::Options { ept: glue::rekvm_ept, vnmi: glue::rekvm_vnmi }, &cx).map_err(refused)?,
+                &cx,
+            )
         }
         amd => load_as(amd.map_err(refused)?, &cx),
     }
