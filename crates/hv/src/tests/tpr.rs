@@ -86,6 +86,26 @@ fn a_patched_guest_finds_the_local_apic_in_memory() {
     assert_eq!(Machine::new().ioctl(KVM_SET_VAPIC_ADDR, &mut KvmVapicAddr::default()).map(drop), Err(Errno::EINVAL));
 }
 
+/// So it is where the processor cannot enter the guest, and its code is executed.
+#[test]
+fn the_word_is_kept_for_code_that_is_executed() {
+    let m = Machine::with_irqchip();
+    m.ioctl(KVM_SET_VAPIC_ADDR, &mut KvmVapicAddr { vapic_addr: 0x804 }).unwrap();
+    let mut lapic: KvmLapicState = m.get(KVM_GET_LAPIC);
+    lapic.regs[0x80] = 0x50;
+    m.ioctl(KVM_SET_LAPIC, &mut lapic).unwrap();
+    // mov al, [0x804]; mov byte [0x804], 0x20.
+    m.poke(CODE, &[0xa0, 0x04, 0x08, 0xc6, 0x06, 0x04, 0x08, 0x20]);
+    m.state(|s| (s.rip, s.gpr[0]) = (CODE, 0));
+    *m.script.takes.lock().unwrap() = Some(|s| s.rip == CODE + 8);
+    m.script.entry(|s, _| {
+        assert_eq!(s.gpr[0], 0x50);
+        Exit::Shutdown
+    });
+    assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
+    assert_eq!(m.get::<KvmLapicState>(KVM_GET_LAPIC).regs[0x80], 0x20);
+}
+
 /// The local APIC's page while it answers elsewhere: nothing, unless the client wants it to be device memory.
 #[test]
 fn the_register_page_of_an_apic_that_is_off_is_a_hole() {

@@ -216,7 +216,10 @@ impl<B: Backend> Run<'_, B> {
             return self.page.reason(KVM_EXIT_IRQ_WINDOW_OPEN).map(|()| Before::ToClient);
         }
         if self.executes_smm() || !self.inner.cpu.can_enter() {
-            if self.execute(cx)? == Step::ToClient {
+            self.show_vapic();
+            let step = self.execute(cx)?;
+            self.take_vapic();
+            if step == Step::ToClient {
                 return Ok(Before::ToClient);
             }
             self.give_way(cx)?;

@@ -29,8 +29,12 @@ pub(super) const CASES: &[Case] = &[
     case("apic-self-ipi", "E01", apic::self_ipi).needs(KVM_CAP_IRQCHIP),
     case("apic-priorities", "E01 A13", apic::priorities).needs(KVM_CAP_IRQCHIP),
     case("apic-timer", "E01", apic::timer).needs(KVM_CAP_IRQCHIP),
-    case("accesses-to-the-task-priority-are-told", "A05 A13 E01", tpr::accesses).needs(KVM_CAP_VAPIC),
-    case("the-task-priority-in-memory", "A13 E01", tpr::word).needs(KVM_CAP_VAPIC),
+    case("accesses-to-the-task-priority-are-told", "A05 A13 E01", tpr::accesses)
+        .needs(KVM_CAP_VAPIC)
+        .restricted("Linux emulates this code, and tells of accesses that the processor has left the guest for"),
+    case("the-task-priority-in-memory", "A13 E01", tpr::word)
+        .needs(KVM_CAP_VAPIC)
+        .restricted("Linux emulates this code, and looks at the word when a processor enters the guest or has left it"),
     case("the-task-priority-and-bad-input", "A13 E01", tpr::errors).needs(KVM_CAP_VAPIC),
     case("x2apic", "E01", apic::x2apic).needs(KVM_CAP_IRQCHIP),
     case("msi", "E01", apic::msi).needs(KVM_CAP_SIGNAL_MSI),
