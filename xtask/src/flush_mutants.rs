@@ -17,7 +17,7 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use crate::{
-    mutants::copy_tree,
+    mutants::{copy_tree, question},
     process::{check, output, root, within},
 };
 
@@ -167,7 +167,8 @@ fn plant() -> Result<(Vec<String>, BTreeMap<PathBuf, String>)> {
     }
     ensure!(unknown.is_empty(), "neither a request of a flush nor known machinery: {unknown:#?}");
     ensure!(!names.is_empty(), "no requests found");
-    for (file, more) in [("crates/platform/src/lib.rs", QUESTION), ("crates/hv/src/vm/shadow.rs", DUTIES)] {
+    let asked = question("left_out", CHOSEN);
+    for (file, more) in [("crates/platform/src/lib.rs", asked.as_str()), ("crates/hv/src/vm/shadow.rs", DUTIES)] {
         let file = PathBuf::from(file);
         let text = match changed.remove(&file) {
             Some(text) => text,
@@ -177,17 +178,6 @@ fn plant() -> Result<(Vec<String>, BTreeMap<PathBuf, String>)> {
     }
     Ok((names, changed))
 }
-
-/// What is added to the crate that all others know.
-const QUESTION: &str = r#"
-/// Whether request `n` is the one that is left out.
-#[allow(missing_docs)]
-pub fn left_out(n: usize) -> bool {
-    extern crate std;
-    static CHOSEN: std::sync::OnceLock<Option<usize>> = std::sync::OnceLock::new();
-    *CHOSEN.get_or_init(|| std::env::var("REKVM_FLUSH_MUTANT").ok()?.parse().ok()) == Some(n)
-}
-"#;
 
 /// What is added where duties are done.
 const DUTIES: &str = r#"

@@ -94,17 +94,6 @@ fn is_near(code: Code) -> bool {
 }
 
 impl<P: Platform> SoftVcpu<P> {
-    /// The linear address of the next instruction.
-    #[inline(always)]
-    pub(crate) fn linear_rip(&self) -> u64 {
-        let state = &self.state;
-        if state.mode == Mode::Long64 {
-            state.rip
-        } else {
-            state.seg[Seg::Cs as usize].base.wrapping_add(state.rip) as u32 as u64
-        }
-    }
-
     /// The block at the instruction pointer, the long way: by its guest-physical address.
     #[cold]
     #[inline(never)]

@@ -28,7 +28,7 @@ impl<P: Platform> SoftVcpu<P> {
             {
                 return None;
             }
-            let linear = self.linear_rip();
+            let linear = self.state.linear_rip();
             let key = self.jump_keys[(linear >> 63) as usize];
             // SAFETY: `last` ran just now, and no block was made since, so that the cache was not cleared.
             let linked = last.and_then(|last| unsafe { last.as_ref() }.successor(linear, key));

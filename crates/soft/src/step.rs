@@ -42,7 +42,7 @@ impl<P: Platform> SoftVcpu<P> {
         // AMD's processors take them behind MOV SS too.
         let shadowed = self.state.shadow == Shadow::MovSs && !self.features.contains(Features::AMD);
         if !self.state.flags.control(flags::RF) && !shadowed {
-            let hits = self.breakpoints(self.linear_rip(), 1, |watch| watch == Watch::Execute);
+            let hits = self.breakpoints(self.state.linear_rip(), 1, |watch| watch == Watch::Execute);
             if hits != 0 {
                 if self.debug.hardware.is_none() {
                     // The handler returns to this instruction, which then runs.

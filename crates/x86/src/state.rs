@@ -200,6 +200,16 @@ impl CpuState {
         self.efer & Efer::LMA.bits() != 0
     }
 
+    /// The linear address of the next instruction (SDM vol. 1, 3.5): code has no base in 64-bit mode, and elsewhere addresses have
+    /// 32 bits.
+    #[inline(always)]
+    pub fn linear_rip(&self) -> u64 {
+        match self.mode {
+            Mode::Long64 => self.rip,
+            _ => self.seg[Seg::Cs as usize].base.wrapping_add(self.rip) & 0xffff_ffff,
+        }
+    }
+
     /// Paging is on.
     #[inline]
     pub fn paging(&self) -> bool {

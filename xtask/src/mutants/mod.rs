@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use self::list::{Mutant, SEED};
-pub use self::tree::copy_tree;
+pub use self::tree::{copy_tree, question};
 use crate::process::{cargo, check, root, within};
 
 /// Arguments of cargo that build and run tests. If the first judge finds nothing, the next is asked.
@@ -139,7 +139,7 @@ pub fn mutants(options: &Options) -> Result<()> {
     let planted = plant::plant(&bench, &drawn)?;
     for judge in subject.judges {
         let start = Instant::now();
-        if bench.judge(judge, None)? != Outcome::Survived {
+        if bench.judge(judge, None, BUILD)? != Outcome::Survived {
             bail!("the tests fail without any change: see {}", cache.join("last.log").display());
         }
         bench.usual.push(start.elapsed());
@@ -200,8 +200,8 @@ impl Bench<'_> {
 
     /// Asks one judge after the other until one has noticed something.
     fn judge_all(&self, planted: Option<usize>) -> Result<Outcome> {
-        for judge in self.subject.judges {
-            let outcome = self.judge(judge, planted)?;
+        for (judge, usual) in self.subject.judges.iter().zip(&self.usual) {
+            let outcome = self.judge(judge, planted, TESTS.max(*usual * PATIENCE))?;
             if outcome != Outcome::Survived {
                 return Ok(outcome);
             }
@@ -209,13 +209,11 @@ impl Bench<'_> {
         Ok(Outcome::Survived)
     }
 
-    /// Builds the tests and runs them, with the planted change `planted`.
-    fn judge(&self, judge: &Judge, planted: Option<usize>) -> Result<Outcome> {
+    /// Builds the tests and runs them for `limit` at most, with the planted change `planted`.
+    fn judge(&self, judge: &Judge, planted: Option<usize>, limit: Duration) -> Result<Outcome> {
         if self.run(self.cargo("cargo").args(judge.build), BUILD)? != Some(true) {
             return Ok(Outcome::Unviable);
         }
-        let usual = self.subject.judges.iter().position(|j| std::ptr::eq(j, judge)).and_then(|i| self.usual.get(i));
-        let limit = usual.map_or(BUILD, |usual| TESTS.max(*usual * PATIENCE));
         let mut tests = self.cargo("prlimit");
         tests.arg(format!("--cpu={TESTS_CPU}")).arg("cargo").args(judge.run);
         planted.map(|n| tests.env(plant::CHOSEN, n.to_string()));

@@ -10,21 +10,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{Bench, list::Mutant};
+use super::{Bench, list::Mutant, question};
 
 /// The environment variable that says which change runs: its number.
 pub const CHOSEN: &str = "REKVM_MUTANT";
-
-/// What is added to the crate.
-const QUESTION: &str = r#"
-/// Whether change `n` is the one that runs.
-#[allow(missing_docs, clippy::all)]
-pub(crate) fn planted(n: usize) -> bool {
-    extern crate std;
-    static CHOSEN: std::sync::OnceLock<Option<usize>> = std::sync::OnceLock::new();
-    *CHOSEN.get_or_init(|| std::env::var("REKVM_MUTANT").ok()?.parse().ok()) == Some(n)
-}
-"#;
 
 /// Compilers tell errors of a kind only when there are none of those before; so often it is asked at most.
 const ROUNDS: usize = 20;
@@ -50,7 +39,7 @@ pub fn plant(bench: &Bench, mutants: &[Mutant]) -> Result<BTreeSet<usize>> {
             Some(text) => text,
             None => fs::read_to_string(crate::process::root().join(&lib))?,
         };
-        changed.insert(lib.clone(), old + QUESTION);
+        changed.insert(lib.clone(), old + &question("planted", CHOSEN));
         bench.reset(&changed)?;
         let errors = errors(bench)?;
         if errors.is_empty() {

@@ -33,6 +33,22 @@ pub fn copy_tree(tree: &Path, changed: &BTreeMap<PathBuf, String>) -> Result<()>
     remove_unknown(tree, Path::new(""), &known)
 }
 
+/// A function of the name `name` for a copy of a crate: whether the change of this number is the one that the environment's `variable`
+/// has chosen.
+pub fn question(name: &str, variable: &str) -> String {
+    format!(
+        r#"
+/// Whether change `n` is the chosen one.
+#[allow(missing_docs, dead_code)]
+pub fn {name}(n: usize) -> bool {{
+    extern crate std;
+    static CHOSEN: std::sync::OnceLock<Option<usize>> = std::sync::OnceLock::new();
+    *CHOSEN.get_or_init(|| std::env::var("{variable}").ok()?.parse().ok()) == Some(n)
+}}
+"#
+    )
+}
+
 /// Removes sources that the checkout no longer has: a module or a test of an older state.
 fn remove_unknown(tree: &Path, dir: &Path, known: &impl Fn(&Path, &str) -> bool) -> Result<()> {
     for entry in fs::read_dir(tree.join(dir))? {

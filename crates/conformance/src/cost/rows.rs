@@ -1,5 +1,5 @@
 //! The rows of the table.
-use iced_x86::code_asm::*;
+use iced_x86::{IcedError, code_asm::*};
 use x86::paging::{P, W};
 
 use super::{
@@ -50,16 +50,17 @@ pub const ROWS: &[Row] = &[
     Row { name: "first touch of a page nobody has", measure: |device| touch(device, false) },
 ];
 
+/// A row that needs nothing done before.
+fn plain(device: &Device, body: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Measured {
+    Loop::default().measure(device, |_| Ok(()), body)
+}
+
 fn cpuid(device: &Device, leaf: u32) -> Measured {
-    Loop::default().measure(
-        device,
-        |_| Ok(()),
-        |a| {
-            a.mov(eax, leaf)?;
-            a.xor(ecx, ecx)?;
-            a.cpuid()
-        },
-    )
+    plain(device, |a| {
+        a.mov(eax, leaf)?;
+        a.xor(ecx, ecx)?;
+        a.cpuid()
+    })
 }
 
 /// A call that does not exist.
@@ -71,14 +72,10 @@ fn on_intel(device: &Device) -> bool {
 
 fn hypercall(device: &Device) -> Measured {
     let intel = on_intel(device);
-    Loop::default().measure(
-        device,
-        |_| Ok(()),
-        |a| {
-            a.mov(eax, NO_CALL)?;
-            if intel { a.vmcall() } else { a.vmmcall() }
-        },
-    )
+    plain(device, |a| {
+        a.mov(eax, NO_CALL)?;
+        if intel { a.vmcall() } else { a.vmmcall() }
+    })
 }
 
 fn other_hypercall(device: &Device) -> Measured {
@@ -98,41 +95,29 @@ fn other_hypercall(device: &Device) -> Measured {
 }
 
 fn port_in(device: &Device, port: i32) -> Measured {
-    Loop::default().measure(
-        device,
-        |_| Ok(()),
-        |a| {
-            a.mov(edx, port)?;
-            a.in_(al, dx)
-        },
-    )
+    plain(device, |a| {
+        a.mov(edx, port)?;
+        a.in_(al, dx)
+    })
 }
 
 fn port_out(device: &Device, port: i32) -> Measured {
-    Loop::default().measure(
-        device,
-        |_| Ok(()),
-        |a| {
-            a.mov(edx, port)?;
-            a.xor(eax, eax)?;
-            a.out(dx, al)
-        },
-    )
+    plain(device, |a| {
+        a.mov(edx, port)?;
+        a.xor(eax, eax)?;
+        a.out(dx, al)
+    })
 }
 
 fn tsc_adjust(device: &Device) -> Measured {
-    Loop::default().measure(
-        device,
-        |_| Ok(()),
-        |a| {
-            a.mov(ecx, TSC_ADJUST)?;
-            a.rdmsr()
-        },
-    )
+    plain(device, |a| {
+        a.mov(ecx, TSC_ADJUST)?;
+        a.rdmsr()
+    })
 }
 
 fn write_msr(device: &Device, index: u32, value: u32) -> Measured {
-    Loop::default().measure(device, |_| Ok(()), |a| wrmsr(a, index, value))
+    plain(device, |a| wrmsr(a, index, value))
 }
 
 fn deadline(device: &Device) -> Measured {
@@ -150,31 +135,23 @@ fn deadline(device: &Device) -> Measured {
 }
 
 fn self_ipi(device: &Device) -> Measured {
-    Loop::default().measure(
-        device,
-        |_| Ok(()),
-        |a| {
-            wrmsr(a, SELF_IPI, VECTOR.into())?;
-            a.sti()?;
-            a.nop()?;
-            a.cli()
-        },
-    )
+    plain(device, |a| {
+        wrmsr(a, SELF_IPI, VECTOR.into())?;
+        a.sti()?;
+        a.nop()?;
+        a.cli()
+    })
 }
 
 fn toggle_wp(device: &Device) -> Measured {
-    Loop::default().measure(
-        device,
-        |_| Ok(()),
-        |a| {
-            for _ in 0..2 {
-                a.mov(rax, cr0)?;
-                a.btc(eax, 16)?;
-                a.mov(cr0, rax)?;
-            }
-            Ok(())
-        },
-    )
+    plain(device, |a| {
+        for _ in 0..2 {
+            a.mov(rax, cr0)?;
+            a.btc(eax, 16)?;
+            a.mov(cr0, rax)?;
+        }
+        Ok(())
+    })
 }
 
 fn load_cr3(device: &Device) -> Measured {

@@ -1,6 +1,6 @@
 //! Code breakpoints of guests that no processor runs now: what a processor would look for before an instruction.
 use x86::{
-    Exception, Mode, Seg, Shadow, Vector,
+    Exception, Shadow, Vector,
     debug::{self, DR6_FIXED, Watch},
     flags,
 };
@@ -19,11 +19,8 @@ impl<B: Backend> Run<'_, B> {
         let (addresses, dr7) = client.unwrap_or((state.dr, state.dr7));
         // Behind MOV SS there is none, with RF neither.
         let looks = dr7 & 0xff != 0 && state.shadow != Shadow::MovSs && !state.flags.control(flags::RF);
-        let linear = match state.mode {
-            Mode::Long64 => state.rip,
-            _ => state.seg[Seg::Cs as usize].base.wrapping_add(state.rip) & 0xffff_ffff,
-        };
-        let hits = if looks { debug::hits(&addresses, dr7, linear, 1, |watch| watch == Watch::Execute) } else { 0 };
+        let at = state.linear_rip();
+        let hits = if looks { debug::hits(&addresses, dr7, at, 1, |watch| watch == Watch::Execute) } else { 0 };
         if hits != 0 {
             if client.is_some() {
                 return Some(self.debug_exit(Vector::DB, DR6_FIXED | hits));

@@ -8,7 +8,7 @@ use mmu::{
     walk::{Trace, walk_traced},
 };
 use platform::{Hva, Memory, Platform};
-use x86::{Mode, Seg, paging::PAGE_SIZE};
+use x86::{Mode, paging::PAGE_SIZE};
 
 use crate::{
     backend::{Backend, BackendVcpu, Groups},
@@ -81,11 +81,12 @@ impl<B: Backend> Run<'_, B> {
             // Its page-directory pointers may be in registers or in memory.
             return None;
         }
-        let (rip, mode, user) = (state.rip, state.mode, state.cpl == 3);
+        let user = state.cpl == 3;
         let registers = [state.cr0, state.cr3, state.cr4, state.efer];
-        let at = match mode {
-            Mode::Long64 => rip,
-            _ => inner.cpu.registers(Groups::SEGMENTS).seg[Seg::Cs as usize].base.wrapping_add(rip) & 0xffff_ffff,
+        // Segments take long to fetch, and code has no base in 64-bit mode.
+        let at = match state.mode {
+            Mode::Long64 => state.linear_rip(),
+            _ => inner.cpu.registers(Groups::SEGMENTS).linear_rip(),
         };
         let (page, offset) = (at / PAGE_SIZE, at % PAGE_SIZE);
         if offset > PAGE_SIZE - 4 {

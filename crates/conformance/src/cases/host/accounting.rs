@@ -1,5 +1,4 @@
 //! Time that a guest uses is told as a guest's (row A02).
-
 use iced_x86::code_asm::*;
 
 use crate::{
