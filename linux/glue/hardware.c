@@ -3,6 +3,7 @@
 #include <linux/context_tracking.h>
 #include <linux/hw_breakpoint.h>
 #include <linux/irqflags.h>
+#include <linux/preempt.h>
 #include <linux/smp.h>
 #include <linux/vtime.h>
 #include <asm/cpufeature.h>
@@ -115,6 +116,59 @@ u32 rekvm_mitigations(void)
 	    l1tf_mitigation != L1TF_MITIGATION_OFF)
 		bits |= 8;
 	return bits;
+}
+
+/* When a thread loses its processor to another one. */
+struct rekvm_switch {
+	struct preempt_notifier notifier;
+	void (*callback)(void *data);
+	void *data;
+};
+
+const size_t rekvm_switch_size = sizeof(struct rekvm_switch);
+
+static void comes(struct preempt_notifier *notifier, int cpu)
+{
+}
+
+/* Interrupts are off. */
+static void goes(struct preempt_notifier *notifier, struct task_struct *next)
+{
+	struct rekvm_switch *watched = container_of(notifier, struct rekvm_switch, notifier);
+
+	watched->callback(watched->data);
+}
+
+static struct preempt_ops switch_ops = {
+	.sched_in = comes,
+	.sched_out = goes,
+};
+
+void rekvm_switch_init(struct rekvm_switch *watched, void (*callback)(void *data), void *data)
+{
+	preempt_notifier_init(&watched->notifier, &switch_ops);
+	watched->callback = callback;
+	watched->data = data;
+	preempt_notifier_inc();
+}
+
+void rekvm_switch_destroy(struct rekvm_switch *watched)
+{
+	preempt_notifier_dec();
+}
+
+void rekvm_switch_begin(struct rekvm_switch *watched)
+{
+	preempt_disable();
+	preempt_notifier_register(&watched->notifier);
+	preempt_enable();
+}
+
+void rekvm_switch_end(struct rekvm_switch *watched)
+{
+	preempt_disable();
+	preempt_notifier_unregister(&watched->notifier);
+	preempt_enable();
 }
 
 /* A guest's registers, and room for them in the form that the ABI has. */

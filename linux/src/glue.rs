@@ -163,6 +163,11 @@ glue! {
         safe rekvm_guest_ended();
         safe rekvm_machine_check();
         safe rekvm_mitigations() -> u32;
+        value rekvm_switch_size(usize);
+        fn rekvm_switch_init(watched: *mut u8, callback: unsafe extern "C" fn(Data), data: Data);
+        fn rekvm_switch_destroy(watched: *mut u8);
+        fn rekvm_switch_begin(watched: *mut u8);
+        fn rekvm_switch_end(watched: *mut u8);
         value rekvm_fpu_size(usize);
         value rekvm_fpu_area(usize);
         fn rekvm_fpu_init(fpu: *mut u8) -> bool;

@@ -24,4 +24,5 @@ mod statistics;
 mod timer;
 mod vm;
 mod wait;
+mod watch;
 mod wide;

@@ -2,7 +2,7 @@
 use core::{arch::asm, fmt, fmt::Write, marker::PhantomData};
 
 use platform::{
-    Atomic, BadAddress, Hardware, HostFrame, Hva, Level, MaySleep, Platform, TimerCallback, hardware::Mitigations,
+    Atomic, BadAddress, Hardware, HostFrame, Hva, Level, MaySleep, Platform, TimerCallback, hardware::{LosesProcessor, Mitigations},
 };
 
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
     pages::{KernelFrames, KernelTable, MappedPages},
     timer::HrTimer,
     wait::Thread,
+    watch::SwitchWatch,
 };
 
 /// The kernel that the module is loaded into.
@@ -129,6 +130,7 @@ impl Write for Line {
 impl Hardware for Linux {
     type Frames = KernelFrames;
     type GuestFpu = KernelFpu;
+    type Watch<L: LosesProcessor> = SwitchWatch<L>;
 
     fn cpu(_cx: &Atomic) -> usize {
         glue::rekvm_cpu() as usize

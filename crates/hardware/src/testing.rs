@@ -4,7 +4,7 @@ use std::{boxed::Box, cell::RefCell, collections::BTreeMap, fmt, vec, vec::Vec};
 
 use platform::{
     Atomic, BadAddress, HostFrame, Hva, Level, MaySleep, OutOfMemory, Platform, TimerCallback,
-    hardware::{FpuArea, Frames, GuestFpu, Hardware, Mitigations},
+    hardware::{FpuArea, Frames, GuestFpu, Hardware, LosesProcessor, Mitigations, Watch},
     table::CheckedTablePage,
     testing::{NoEventFd, NoPages, Test, TestLock, TestMemory, TestTimer, TestWaiter},
 };
@@ -24,6 +24,7 @@ pub enum Step {
     FpuReady,
     FpuRestore,
     FpuSave,
+    Watch(bool),
     GuestBegins,
     GuestEnded,
     MachineCheck,
@@ -200,6 +201,24 @@ impl GuestFpu for TestFpu {
     }
 }
 
+/// Watches nothing: a test calls who is told.
+pub struct TestWatch<L>(L);
+
+impl<L: LosesProcessor> Watch<L> for TestWatch<L> {
+    fn new(told: L, _cx: &MaySleep) -> Result<Self, OutOfMemory> {
+        Ok(Self(told))
+    }
+    fn told(&self) -> &L {
+        &self.0
+    }
+    fn begin(&self) {
+        note(Step::Watch(true));
+    }
+    fn end(&self) {
+        note(Step::Watch(false));
+    }
+}
+
 /// The host.
 pub struct TestHost;
 
@@ -240,6 +259,7 @@ impl Platform for TestHost {
 impl Hardware for TestHost {
     type Frames = TestFrames;
     type GuestFpu = TestFpu;
+    type Watch<L: LosesProcessor> = TestWatch<L>;
     fn cpu(_cx: &Atomic) -> usize {
         script(|s| s.cpu)
     }

@@ -10,6 +10,8 @@ pub trait Hardware: Platform {
     type Frames: Frames;
     /// The x87, SSE and AVX registers of a guest.
     type GuestFpu: GuestFpu;
+    /// Tells when a thread loses its processor.
+    type Watch<L: LosesProcessor>: Watch<L>;
 
     /// The number of the processor that runs this, below [`Self::cpus`].
     fn cpu(cx: &Atomic) -> usize;
@@ -81,6 +83,24 @@ pub trait GuestFpu: Sized + Send + 'static {
     /// Replaces them, also while they are loaded by the calling thread. A component whose bit in XSTATE_BV is clear becomes
     /// initial. The host refuses a state that would fault when it is loaded: false, and nothing has changed.
     fn restore(&mut self, area: &FpuArea) -> bool;
+}
+
+/// What is to be done when the thread that runs a vCPU loses its processor to another one.
+pub trait LosesProcessor: Send + Sync + 'static {
+    /// It happens now, on this processor, with interrupts off.
+    fn loses_processor(&self, cx: &Atomic);
+}
+
+/// Has it done, between [`Self::begin`] and [`Self::end`], which the same thread calls.
+pub trait Watch<L: LosesProcessor>: Sized + Send + 'static {
+    /// For a thread that is still to be known.
+    fn new(told: L, cx: &MaySleep) -> Result<Self, OutOfMemory>;
+    /// Who is told.
+    fn told(&self) -> &L;
+    /// From now on, of the thread that calls this.
+    fn begin(&self);
+    /// No longer.
+    fn end(&self);
 }
 
 /// The processors' virtualization, switched on and off by whoever knows when they come and go.

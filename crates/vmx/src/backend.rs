@@ -4,13 +4,13 @@ use core::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use hardware::native::Native;
+use hardware::{control::CR0_FREE, native::Native};
 use hv::backend::{Backend, Translation};
 use platform::{
     Atomic, Hardware, MaySleep, OutOfMemory, Shared,
     hardware::{Mitigations, Processors, Refusal},
 };
-use x86::Features;
+use x86::{Cr0, Features};
 
 use crate::{IntelVcpu, detect::Processor, instructions::Instructions, local::Locals, permissions::MsrMap};
 
@@ -42,6 +42,11 @@ pub(crate) struct Common<P: Hardware> {
 }
 
 impl<P: Hardware> Common<P> {
+    /// Bits of CR0 that the guest changes without an exit. Shadow tables depend on CR0.WP.
+    pub(crate) fn cr0_free(&self) -> u64 {
+        CR0_FREE | if self.nested { Cr0::WP.bits() } else { 0 }
+    }
+
     /// A number that no other vCPU has, not 0.
     pub(crate) fn number(&self) -> u64 {
         self.next_vcpu.fetch_add(1, Relaxed)

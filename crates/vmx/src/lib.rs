@@ -52,6 +52,7 @@ mod switch;
 mod sync;
 #[cfg(test)]
 mod testing;
+mod user_mode;
 pub mod vcpu;
 pub mod vmcs;
 

@@ -34,7 +34,7 @@ pub struct HostMsrs {
 }
 
 /// The MSRs of [`HostMsrs::syscall`].
-pub const SYSCALL: [u32; 3] = [msr::STAR, msr::LSTAR, msr::SFMASK];
+const SYSCALL: [u32; 3] = [msr::STAR, msr::LSTAR, msr::SFMASK];
 
 impl HostMsrs {
     fn read<I: Instructions>(tsc_aux: bool) -> Self {

@@ -1,7 +1,11 @@
 //! The crossing: from the host to the guest and back, with interrupts off.
-use hardware::{control::Registers, keep::Host, predictions};
+use hardware::{keep::Host, predictions};
+use hv::backend::Groups;
 use mmu::shadow::Root;
-use platform::{Atomic, Hardware, hardware::GuestFpu};
+use platform::{
+    Atomic, Hardware,
+    hardware::{GuestFpu, Watch},
+};
 use x86::{Efer, msr};
 
 use crate::{
@@ -11,7 +15,7 @@ use crate::{
         HOST_SYSENTER_EIP, HOST_SYSENTER_ESP, HOST_TR, HOST_TR_BASE, INSTRUCTION_ERROR,
     },
     instructions::{Entry, Forget, Instructions},
-    local::{Resident, SYSCALL},
+    local::Resident,
     vcpu::{Crossed, Guest, Left},
     vmcs::Current,
 };
@@ -24,32 +28,33 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     /// Runs the guest once. Interrupts are off.
     pub(crate) fn cross(&mut self, common: &Common<P>, root: Root, cx: &Atomic) -> Crossed {
         let crossed = common.locals.with::<P, _>(cx, |resident, cpu| {
-            let mut vmcs = resident.current::<I>(self.region.node(), cpu)?;
-            let registers = self.write(common, root, &mut vmcs);
+            let Some(mut vmcs) = resident.current::<I>(self.region.node(), cpu) else { return Crossed::Elsewhere };
+            self.write(common, root, &mut vmcs);
             self.take_processor(common, resident, cpu, root, &mut vmcs);
             self.fpu.ready(cx);
             P::guest_begins(cx);
             // SAFETY: VMX is switched on, which is what `with` has looked at, and the control structure is complete. Whatever is
-            // the guest's from here on is the host's again behind `load_host`.
+            // the guest's from here on is the host's again behind `load_host`, but for what `user_mode` keeps.
             let entry = unsafe {
                 let dr7 = self.asked.dr7(&self.state);
-                let host = Host { xcr0: common.processor.offer.xcr0, tsc_aux: resident.msrs.tsc_aux };
+                // TSC_AUX is user mode's.
+                let host = Host { xcr0: common.processor.offer.xcr0, tsc_aux: None };
                 let kept = host.load_guest::<I>(&self.state, &self.asked.debug_addresses(&self.state), dr7);
-                let exchanged = self.load_guest(common, resident, &registers);
+                let exchanged = self.load_guest(common, resident);
                 if common.mitigations.flush_l1d && common.nested {
                     I::write_msr(FLUSH_CMD, FLUSH_L1D);
                 }
                 if common.mitigations.clear_buffers {
                     I::clear_buffers();
                 }
-                let (launched, ldtr) = (self.region.node().launched(), I::ldtr());
+                let launched = self.region.node().launched();
                 let entry = I::run(&mut self.state.gpr, launched, &mut self.host_stack, common.mitigations.fill_rsb);
-                self.load_host(resident, &exchanged, ldtr);
+                self.load_host(resident, &exchanged);
                 host.load_host::<I>(&mut self.state, kept);
                 entry
             };
             P::guest_ended(cx);
-            Some(match entry {
+            match entry {
                 Entry::Refused => Crossed::Refused(vmcs.read(INSTRUCTION_ERROR)),
                 Entry::Left => {
                     let left = self.read(&common.processor, &vmcs);
@@ -59,9 +64,9 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
                     self.serve_host(&left, cx);
                     Crossed::Left(left)
                 }
-            })
+            }
         });
-        crossed.flatten().unwrap_or(Crossed::Off)
+        crossed.unwrap_or(Crossed::Off)
     }
 
     /// Makes this vCPU the one whose translations and predictions are on the processor, and the host's state in the control
@@ -124,37 +129,28 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     ///
     /// # Safety
     /// Interrupts are off until [`Self::load_host`].
-    unsafe fn load_guest(&self, common: &Common<P>, resident: &Resident, registers: &Registers) -> Exchanged {
-        let (state, host) = (&*self.state, &resident.msrs);
-        // SYSCALL and SWAPGS are instructions of long mode; no other mode sees these registers without an exit.
-        let long = registers.long_mode();
-        let mut exchanged = Exchanged { kernel_gs_base: long, ..Exchanged::default() };
+    unsafe fn load_guest(&mut self, common: &Common<P>, resident: &Resident) -> Exchanged {
+        let long = self.registers.long_mode();
+        let mut exchanged = Exchanged::default();
         // SAFETY: these registers exist; the values were checked when the guest wrote them. EFER only changes in what the host
         // does not use meanwhile.
         unsafe {
-            if state.cr2 != I::cr2() {
-                I::set_cr2(state.cr2);
+            let user_mode = self.user_mode.told();
+            if self.stale.any(Groups::MSRS) && !user_mode.is_loaded(long) {
+                self.state.kernel_gs_base = user_mode.kernel_gs_base();
+                self.stale = self.stale.without(Groups::MSRS);
             }
+            user_mode.take(&self.state, resident, &self.thread, long);
+            if self.state.cr2 != I::cr2() {
+                I::set_cr2(self.state.cr2);
+            }
+            // Each time: what profiles the host changes it by an interrupt.
             exchanged.debugctl = I::read_msr(msr::DEBUGCTL);
             if !common.processor.switches_efer {
                 let sce = Efer::SCE.bits();
-                if (host.efer ^ registers.efer) & sce != 0 {
+                if (resident.msrs.efer ^ self.registers.efer) & sce != 0 {
                     exchanged.efer = true;
-                    I::write_msr(msr::EFER, host.efer & !sce | registers.efer & sce);
-                }
-            }
-            if long {
-                if state.kernel_gs_base != self.thread.kernel_gs_base {
-                    I::write_msr(msr::KERNEL_GS_BASE, state.kernel_gs_base);
-                }
-                if registers.efer & Efer::SCE.bits() != 0 {
-                    let guest = [state.star, state.lstar, state.sfmask];
-                    for (n, index) in SYSCALL.into_iter().enumerate() {
-                        if guest[n] != host.syscall[n] {
-                            exchanged.syscall[n] = true;
-                            I::write_msr(index, guest[n]);
-                        }
-                    }
+                    I::write_msr(msr::EFER, resident.msrs.efer & !sce | self.registers.efer & sce);
                 }
             }
         }
@@ -166,27 +162,12 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     /// # Safety
     /// Called once behind [`Self::load_guest`], with what that has answered; the processor has loaded what the control structure
     /// has of the host.
-    unsafe fn load_host(&mut self, resident: &Resident, exchanged: &Exchanged, ldtr: u16) {
-        let host = &resident.msrs;
+    unsafe fn load_host(&mut self, resident: &Resident, exchanged: &Exchanged) {
         // SAFETY: the host's own values.
         unsafe {
             self.state.cr2 = I::cr2();
-            if exchanged.kernel_gs_base {
-                self.state.kernel_gs_base = I::read_msr(msr::KERNEL_GS_BASE);
-            }
-            I::load_host(&resident.host, &self.thread, ldtr);
-            if exchanged.kernel_gs_base && self.state.kernel_gs_base != self.thread.kernel_gs_base
-                || self.thread.selectors[3] != 0
-            {
-                I::write_msr(msr::KERNEL_GS_BASE, self.thread.kernel_gs_base);
-            }
-            for (n, index) in SYSCALL.into_iter().enumerate() {
-                if exchanged.syscall[n] {
-                    I::write_msr(index, host.syscall[n]);
-                }
-            }
             if exchanged.efer {
-                I::write_msr(msr::EFER, host.efer);
+                I::write_msr(msr::EFER, resident.msrs.efer);
             }
             // The exit has cleared it.
             if exchanged.debugctl != 0 {
@@ -210,8 +191,6 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
 /// What the guest had to itself.
 #[derive(Debug, Default)]
 struct Exchanged {
-    kernel_gs_base: bool,
-    syscall: [bool; 3],
     efer: bool,
     /// The host's value, which the exit clears.
     debugctl: u64,
@@ -260,7 +239,7 @@ mod tests {
         rig.halt();
         take_steps();
         rig.halt();
-        assert_eq!(take_steps(), [IrqsOff, FpuReady, GuestBegins, run(true, false), LOAD_HOST, GuestEnded, IrqsOn]);
+        assert_eq!(take_steps(), [IrqsOff, FpuReady, GuestBegins, run(true, false), GuestEnded, IrqsOn]);
     }
 
     #[test]
@@ -281,8 +260,7 @@ mod tests {
         rig.halt();
         take_steps();
         rig.halt();
-        let measured =
-            [GuestBegins, WriteMsr(FLUSH_CMD, 1), Step::ClearBuffers, run(true, true), LOAD_HOST, GuestEnded];
+        let measured = [GuestBegins, WriteMsr(FLUSH_CMD, 1), Step::ClearBuffers, run(true, true), GuestEnded];
         assert_eq!(middle(&take_steps()), measured);
         other.halt();
         let steps = take_steps();
@@ -301,39 +279,114 @@ mod tests {
         (state.dr, state.dr7) = ([1, 2, 3, 4], 0x401);
     }
 
-    #[test]
-    fn registers_that_the_processor_leaves_are_the_hosts_outside() {
+    const LOADED: [Step; 4] =
+        [WriteMsr(msr::TSC_AUX, 5), WriteMsr(msr::STAR, 1), WriteMsr(msr::LSTAR, 2), WriteMsr(msr::KERNEL_GS_BASE, 4)];
+    const UNLOADED: [Step; 5] = [
+        WriteMsr(msr::TSC_AUX, 0),
+        WriteMsr(msr::STAR, 0),
+        WriteMsr(msr::LSTAR, 0),
+        WriteMsr(msr::KERNEL_GS_BASE, 0),
+        LOAD_HOST,
+    ];
+
+    /// A guest in long mode that has been entered, and the steps while it had the processor.
+    fn entered() -> (Rig, Vec<Step>) {
         script(|s| s.cpuid.get_mut(&0x8000_0001).unwrap()[3] |= 1 << 27);
         let mut rig = Rig::new();
         long_mode(&mut rig);
         rig.halt();
-        assert_eq!(
-            middle(&take_steps()),
-            [
-                GuestBegins,
-                DebugAddresses([1, 2, 3, 4]),
-                SetXcr0(3),
-                WriteMsr(msr::TSC_AUX, 5),
-                WriteMsr(msr::KERNEL_GS_BASE, 4),
-                WriteMsr(msr::STAR, 1),
-                WriteMsr(msr::LSTAR, 2),
-                run(false, false),
-                LOAD_HOST,
-                WriteMsr(msr::KERNEL_GS_BASE, 0),
-                WriteMsr(msr::STAR, 0),
-                WriteMsr(msr::LSTAR, 0),
-                WriteMsr(msr::TSC_AUX, 0),
-                SetXcr0(7),
-                GuestEnded
-            ]
-        );
-        // SWAPGS of the guest's is seen.
+        let steps = middle(&take_steps()).to_vec();
+        (rig, steps)
+    }
+
+    #[test]
+    fn registers_that_the_kernel_uses_too_are_the_hosts_outside() {
+        let (_rig, steps) = entered();
+        let before = [GuestBegins, DebugAddresses([1, 2, 3, 4]), SetXcr0(3)];
+        assert_eq!(steps, [&before[..], &LOADED, &[run(false, false), SetXcr0(7), GuestEnded]].concat());
+    }
+
+    #[test]
+    fn registers_that_only_user_mode_uses_stay_until_the_thread_goes_there() {
+        let (mut rig, _) = entered();
+        for _ in 0..2 {
+            rig.halt();
+            let between =
+                [GuestBegins, DebugAddresses([1, 2, 3, 4]), SetXcr0(3), run(true, false), SetXcr0(7), GuestEnded];
+            assert_eq!(middle(&take_steps()), between);
+        }
+        rig.vcpu.put(&Atomic::at_entry());
+        assert_eq!(take_steps(), [&[IrqsOff], &UNLOADED[..], &[IrqsOn, Step::Watch(false), Step::FpuPut]].concat());
+        rig.vcpu.load(&Atomic::at_entry());
+        assert_eq!(take_steps(), [Step::FpuLoad, Step::Watch(true)]);
+        rig.halt();
+        let steps = take_steps();
+        assert!(LOADED.iter().all(|step| steps.contains(step)), "{steps:?}");
+        // Nothing has been taken yet.
+        rig.vcpu.put(&Atomic::at_entry());
+        take_steps();
+        rig.vcpu.load(&Atomic::at_entry());
+        rig.vcpu.put(&Atomic::at_entry());
+        assert!(!take_steps().contains(&LOAD_HOST));
+    }
+
+    #[test]
+    fn they_are_the_hosts_when_the_thread_loses_its_processor() {
+        let (mut rig, _) = entered();
+        set_msr(msr::KERNEL_GS_BASE, 9);
+        rig.loses_processor();
+        assert_eq!(take_steps(), UNLOADED);
+        // SWAPGS of the guest's is seen, then and later.
+        assert_eq!(rig.vcpu.registers(Groups::MSRS).kernel_gs_base, 9);
+        rig.loses_processor();
+        assert_eq!(take_steps(), [IrqsOff, IrqsOn]);
+        rig.halt();
+        assert!(take_steps().contains(&WriteMsr(msr::KERNEL_GS_BASE, 9)));
         rig.guest(|s| {
-            set_msr(msr::KERNEL_GS_BASE, 9);
+            set_msr(msr::KERNEL_GS_BASE, 10);
             put(s, crate::fields::EXIT_REASON, crate::exit::reason::HLT);
         });
         rig.run();
-        assert_eq!(rig.vcpu.registers(Groups::MSRS).kernel_gs_base, 9);
+        assert_eq!(rig.vcpu.registers(Groups::MSRS).kernel_gs_base, 10);
+        // Entered again without anybody having asked.
+        rig.guest(|s| {
+            set_msr(msr::KERNEL_GS_BASE, 11);
+            put(s, crate::fields::EXIT_REASON, crate::exit::reason::HLT);
+        });
+        rig.run();
+        rig.loses_processor();
+        rig.halt();
+        assert_eq!(rig.vcpu.registers(Groups::MSRS).kernel_gs_base, 11);
+    }
+
+    #[test]
+    fn what_the_core_writes_to_them_is_loaded() {
+        let (mut rig, _) = entered();
+        let state = rig.vcpu.registers_mut(Groups::MSRS);
+        (state.lstar, state.kernel_gs_base) = (7, 8);
+        rig.halt();
+        let steps = take_steps();
+        for step in [WriteMsr(msr::LSTAR, 7), WriteMsr(msr::KERNEL_GS_BASE, 8)] {
+            assert!(steps.contains(&step), "{steps:?}");
+        }
+        rig.vcpu.put(&Atomic::at_entry());
+        assert!(take_steps().ends_with(&[LOAD_HOST, IrqsOn, Step::Watch(false), Step::FpuPut]));
+        assert_eq!(script(|s| [s.msrs[&msr::LSTAR], s.msrs[&msr::KERNEL_GS_BASE]]), [0, 0]);
+    }
+
+    #[test]
+    fn a_guest_without_long_mode_only_gets_what_it_sees() {
+        script(|s| s.cpuid.get_mut(&0x8000_0001).unwrap()[3] |= 1 << 27);
+        let mut rig = Rig::new();
+        let state = rig.vcpu.registers_mut(Groups::MSRS);
+        (state.star, state.kernel_gs_base, state.tsc_aux) = (1, 4, 5);
+        rig.halt();
+        let written: Vec<_> = take_steps().into_iter().filter(|s| matches!(s, WriteMsr(..))).collect();
+        assert_eq!(written, [WriteMsr(msr::TSC_AUX, 5)]);
+        // It switches to long mode.
+        long_mode(&mut rig);
+        rig.halt();
+        assert_eq!(script(|s| [s.msrs[&msr::STAR], s.msrs[&msr::KERNEL_GS_BASE]]), [1, 4]);
     }
 
     #[test]
@@ -358,8 +411,10 @@ mod tests {
         rig.halt();
         let steps = take_steps();
         assert_eq!(rig.seen(crate::fields::HOST_FS_BASE), 0x77);
-        let after = steps.iter().position(|s| *s == LOAD_HOST).unwrap();
-        assert_eq!(steps[after + 1..after + 3], [WriteMsr(msr::KERNEL_GS_BASE, 6), WriteMsr(msr::DEBUGCTL, 1)]);
+        let after = steps.iter().position(|s| *s == run(false, false)).unwrap();
+        assert_eq!(steps[after + 1], WriteMsr(msr::DEBUGCTL, 1));
+        rig.loses_processor();
+        assert_eq!(take_steps(), [LOAD_HOST, WriteMsr(msr::KERNEL_GS_BASE, 6)]);
     }
 
     #[test]

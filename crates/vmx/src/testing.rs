@@ -9,7 +9,10 @@ use std::{
 
 use hv::backend::{Backend, BackendVcpu, Env, Exit};
 use mmu::{AddressSpace, shadow::Root};
-use platform::{Atomic, MaySleep, hardware::Processors};
+use platform::{
+    Atomic, MaySleep,
+    hardware::{LosesProcessor, Processors},
+};
 
 pub(crate) use hardware::testing::{Recorder, Step, TestFrames, TestHost, script, take_steps};
 use hardware::testing::{between, note};
@@ -283,6 +286,11 @@ impl Rig {
     pub(crate) fn run(&mut self) -> Exit {
         let env = Env { memory: &self.memory, reader: 0, requests: &self.requests, root: self.root };
         self.vcpu.enter(&env)
+    }
+
+    /// The thread loses its processor.
+    pub(crate) fn loses_processor(&self) {
+        self.vcpu.user_mode().loses_processor(&Atomic::at_entry());
     }
 
     /// Enters a guest that executes HLT.

@@ -26,16 +26,20 @@ impl Groups {
     pub const GENERAL: Self = Self(1);
     /// Segment and descriptor-table registers.
     pub const SEGMENTS: Self = Self(1 << 1);
-    /// Control registers, EFER, PDPTEs.
-    pub const CONTROL: Self = Self(1 << 2);
+    /// CR4, CR8 and EFER, which a guest does not change without an exit.
+    pub const SWITCHES: Self = Self(1 << 2);
+    /// CR0, CR2, CR3, PDPTEs.
+    pub const PAGING: Self = Self(1 << 6);
+    /// All control registers.
+    pub const CONTROL: Self = Self::SWITCHES.and(Self::PAGING);
     pub const DEBUG: Self = Self(1 << 3);
     /// SYSCALL and SYSENTER MSRs, KERNEL_GS_BASE, TSC_AUX.
     pub const MSRS: Self = Self(1 << 4);
     /// x87, SSE, AVX, XCR0.
     pub const FPU: Self = Self(1 << 5);
-    pub const ALL: Self = Self(0x3f);
+    pub const ALL: Self = Self(0x7f);
     /// What no instruction but those of x87, SSE and AVX goes beyond.
-    pub const ALL_BUT_FPU: Self = Self(0x1f);
+    pub const ALL_BUT_FPU: Self = Self(0x5f);
 
     /// Both.
     pub const fn and(self, other: Self) -> Self {

@@ -183,7 +183,7 @@ impl<B: Backend> Inner<B> {
     /// The task priority register may have changed: CR8 shows it.
     pub(crate) fn show_cr8(&mut self) {
         if let Some(apic) = &self.apic {
-            self.cpu.registers_mut(Groups::CONTROL).cr8 = apic.lapic.cr8();
+            self.cpu.registers_mut(Groups::SWITCHES).cr8 = apic.lapic.cr8();
         }
     }
 

@@ -112,7 +112,7 @@ impl<B: Backend> Run<'_, B> {
             if cr8 > 15 {
                 return Err(Errno::EINVAL);
             }
-            self.inner.cpu.registers_mut(Groups::CONTROL).cr8 = cr8;
+            self.inner.cpu.registers_mut(Groups::SWITCHES).cr8 = cr8;
         }
         if self.complete(cx)? == Step::ToClient {
             return Ok(());
@@ -368,7 +368,7 @@ impl<B: Backend> Run<'_, B> {
     fn save(&mut self) -> Result<(), Errno> {
         // Without the client's interrupts there is nothing that it would have to wait for.
         let ready = !self.client_interrupts() || self.ready_for_interrupt();
-        let state = self.inner.cpu.registers(Groups::GENERAL.and(Groups::CONTROL));
+        let state = self.inner.cpu.registers(Groups::GENERAL.and(Groups::SWITCHES));
         let if_flag = state.flags.control(x86::flags::IF);
         let cr8 = self.inner.apic.as_ref().map_or(state.cr8, |apic| apic.lapic.cr8());
         let page = self.page;

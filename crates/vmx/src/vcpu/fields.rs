@@ -111,7 +111,7 @@ impl Fields {
         vmcs.write(ENTRY_MSR_LOADS, 0);
         vmcs.write(LINK_POINTER, u64::MAX);
         vmcs.write(GUEST_DEBUGCTL, 0);
-        vmcs.write(CR0_MASK, !hardware::control::CR0_FREE);
+        vmcs.write(CR0_MASK, !common.cr0_free());
         vmcs.write(CR4_MASK, u64::MAX);
         // Null selectors in all of the host's but these, which do not change: what user mode has there is loaded afterwards.
         for field in [HOST_ES, HOST_DS, HOST_FS, HOST_GS] {

@@ -1,9 +1,18 @@
 use super::*;
-use crate::{Options, controls::pin, fields::*, testing::*};
-use hv::backend::{Backend, CrOp, Translation};
+use crate::{
+    Options,
+    controls::{entry, pin, primary},
+    exit::reason,
+    fields::*,
+    testing::*,
+};
+use core::sync::atomic::Ordering::SeqCst;
+use hv::backend::{Backend, CrOp, EventKind, Translation};
 use platform::hardware::Processors;
 use std::vec::Vec;
-use x86::{Cr4, Efer, Mode, Seg, Segment};
+use x86::{Cr0, Cr4, Efer, Exception, Mode, Seg, Segment, Shadow, Vector, debug, flags};
+
+use super::held::held_back;
 
 fn general(rig: &mut Rig) -> &mut CpuState {
     rig.vcpu.registers_mut(Groups::GENERAL)
@@ -550,4 +559,23 @@ fn what_virtual_8086_mode_does_otherwise_is_the_cores() {
     assert_eq!(met(&mut rig, 0x8000_0310), plain(Vector::MF));
     rig.vcpu.set_debug(GuestDebug { software_breakpoints: true, ..GuestDebug::default() });
     assert_eq!(met(&mut rig, 0x8000_0603), plain(Vector::BP));
+}
+
+#[test]
+fn write_protection_of_supervisors_is_the_guests_own_with_nested_paging() {
+    let wp = Cr0::WP.bits();
+    let mut rig = Rig::new();
+    rig.guest(move |s| {
+        let cr0 = get(s, GUEST_CR0);
+        put(s, GUEST_CR0, cr0 | wp);
+        put(s, EXIT_REASON, reason::HLT);
+    });
+    rig.run();
+    assert_eq!(rig.seen(CR0_MASK) & wp, 0);
+    assert_eq!(rig.vcpu.registers(Groups::CONTROL).cr0 & wp, wp);
+    // Shadow tables depend on it.
+    let mut rig = shadow();
+    assert!(rig.vcpu.can_enter());
+    rig.halt();
+    assert_eq!(rig.seen(CR0_MASK) & wp, wp);
 }

@@ -1,0 +1,177 @@
+//! What of the processor only user mode uses: selectors of data segments, LDTR and the limit of GDTR, the MSRs of SYSCALL,
+//! KERNEL_GS_BASE and TSC_AUX. The kernel does without, so all of it stays as a guest leaves it until the guest comes back (row
+//! C07). It is the host's again before the thread returns to user mode, and before another thread gets the processor.
+use core::{cell::UnsafeCell, marker::PhantomData};
+
+use platform::{Atomic, hardware::LosesProcessor};
+use x86::{CpuState, msr};
+
+use crate::{
+    instructions::{HostProcessor, HostThread, Instructions},
+    local::Resident,
+};
+
+/// TSC_AUX, which every mode reads, and those of long mode. KERNEL_GS_BASE is the last one.
+const REGISTERS: [u32; 5] = [msr::TSC_AUX, msr::STAR, msr::LSTAR, msr::SFMASK, msr::KERNEL_GS_BASE];
+const OF_EVERY_MODE: usize = 1;
+const KERNEL_GS_BASE: usize = REGISTERS.len() - 1;
+
+/// What one vCPU has taken.
+#[derive(Debug)]
+pub struct UserMode<I> {
+    taken: UnsafeCell<Taken>,
+    instructions: PhantomData<fn() -> I>,
+}
+
+// SAFETY: only the thread that runs the vCPU comes here, with interrupts off: by itself, or when it loses its processor.
+unsafe impl<I> Sync for UserMode<I> {}
+
+#[derive(Debug, Default)]
+struct Taken {
+    /// Whether the guest has been entered since all was the host's.
+    any: bool,
+    /// So many of the registers have the guest's values.
+    loaded: usize,
+    /// Those of them that differed from the host's, whose values are beside.
+    written: [bool; REGISTERS.len()],
+    host: [u64; REGISTERS.len()],
+    /// The guest's KERNEL_GS_BASE, as it was when the register became the host's again.
+    kernel_gs_base: u64,
+    thread: HostThread,
+    processor: HostProcessor,
+    ldtr: u16,
+}
+
+impl<I: Instructions> UserMode<I> {
+    /// Nothing is taken.
+    pub fn new() -> Self {
+        Self { taken: UnsafeCell::new(Taken::default()), instructions: PhantomData }
+    }
+
+    /// Whether the guest's registers are on the processor, those of long mode if it is in `long` mode.
+    ///
+    /// # Safety
+    /// The caller is the thread that runs the vCPU, and interrupts are off.
+    #[inline]
+    pub unsafe fn is_loaded(&self, long: bool) -> bool {
+        // SAFETY: by the caller's promise, nobody else is here.
+        unsafe { &*self.taken.get() }.loaded >= needed(long)
+    }
+
+    /// The guest is about to be entered with the registers of `state`.
+    ///
+    /// # Safety
+    /// As [`Self::is_loaded`]. The thread is `thread`, and `resident` belongs to its processor.
+    #[inline]
+    pub unsafe fn take(&self, state: &CpuState, resident: &Resident, thread: &HostThread, long: bool) {
+        // SAFETY: by the caller's promise.
+        let taken = unsafe { &mut *self.taken.get() };
+        let ldtr = I::ldtr();
+        if !taken.any {
+            (taken.any, taken.thread, taken.processor, taken.ldtr) = (true, *thread, resident.host, ldtr);
+        } else if ldtr != 0 {
+            // The process has got a table meanwhile.
+            taken.ldtr = ldtr;
+        }
+        if taken.loaded < needed(long) {
+            // SAFETY: as above.
+            unsafe { taken.load::<I>(state, resident, long) };
+        }
+    }
+
+    /// The guest's KERNEL_GS_BASE, which it may have exchanged, if the registers of long mode were loaded at its last stay.
+    ///
+    /// # Safety
+    /// As [`Self::is_loaded`].
+    pub unsafe fn kernel_gs_base(&self) -> u64 {
+        // SAFETY: by the caller's promise; the register exists.
+        unsafe {
+            let taken = &*self.taken.get();
+            if taken.loaded > KERNEL_GS_BASE { I::read_msr(msr::KERNEL_GS_BASE) } else { taken.kernel_gs_base }
+        }
+    }
+
+    /// Everything is the host's again.
+    ///
+    /// # Safety
+    /// As [`Self::is_loaded`].
+    pub unsafe fn give_back(&self) {
+        // SAFETY: by the caller's promise; the values are the host's own.
+        unsafe {
+            let taken = &mut *self.taken.get();
+            if !core::mem::take(&mut taken.any) {
+                return;
+            }
+            taken.unload::<I>();
+            I::load_host(&taken.processor, &taken.thread, taken.ldtr);
+            // The selector of GS brings a base of its own.
+            if taken.thread.selectors[3] != 0 {
+                I::write_msr(msr::KERNEL_GS_BASE, taken.thread.kernel_gs_base);
+            }
+        }
+    }
+
+    /// The MSRs are the host's again: the guest's have changed.
+    ///
+    /// # Safety
+    /// As [`Self::is_loaded`].
+    pub unsafe fn unload(&self) {
+        // SAFETY: by the caller's promise.
+        unsafe { (*self.taken.get()).unload::<I>() };
+    }
+}
+
+impl Taken {
+    /// # Safety
+    /// As [`UserMode::take`].
+    #[cold]
+    #[inline(never)]
+    unsafe fn load<I: Instructions>(&mut self, state: &CpuState, resident: &Resident, long: bool) {
+        let guest = [state.tsc_aux, state.star, state.lstar, state.sfmask, state.kernel_gs_base];
+        let [star, lstar, sfmask] = resident.msrs.syscall;
+        // Without TSC_AUX there is nothing to load.
+        let tsc_aux = resident.msrs.tsc_aux.unwrap_or(state.tsc_aux);
+        self.host = [tsc_aux, star, lstar, sfmask, self.thread.kernel_gs_base];
+        let range = self.loaded..needed(long);
+        self.loaded = range.end;
+        for n in range {
+            self.written[n] = guest[n] != self.host[n];
+            if self.written[n] {
+                // SAFETY: these registers exist; the values were checked when the guest wrote them. The kernel does not use them.
+                unsafe { I::write_msr(REGISTERS[n], guest[n]) };
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`UserMode::unload`].
+    #[inline(never)]
+    unsafe fn unload<I: Instructions>(&mut self) {
+        let loaded = core::mem::take(&mut self.loaded);
+        // SAFETY: the host's own values.
+        unsafe {
+            if loaded > KERNEL_GS_BASE {
+                self.kernel_gs_base = I::read_msr(msr::KERNEL_GS_BASE);
+                // SWAPGS has no exit.
+                self.written[KERNEL_GS_BASE] = self.kernel_gs_base != self.host[KERNEL_GS_BASE];
+            }
+            for ((index, value), written) in REGISTERS.into_iter().zip(self.host).zip(self.written).take(loaded) {
+                if written {
+                    I::write_msr(index, value);
+                }
+            }
+        }
+    }
+}
+
+/// How many registers have to be loaded.
+const fn needed(long: bool) -> usize {
+    if long { REGISTERS.len() } else { OF_EVERY_MODE }
+}
+
+impl<I: Instructions> LosesProcessor for UserMode<I> {
+    fn loses_processor(&self, _cx: &Atomic) {
+        // SAFETY: the thread runs the vCPU, and interrupts are off while it loses its processor.
+        unsafe { self.give_back() };
+    }
+}

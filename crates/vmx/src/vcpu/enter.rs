@@ -1,0 +1,95 @@
+//! From the core's call to the exit that answers it.
+use core::sync::atomic::Ordering::SeqCst;
+
+use hardware::fpu;
+use hv::backend::{Env, Exit, Groups};
+use mmu::shadow::Root;
+use platform::{Atomic, Hardware, Level};
+
+use super::{Guest, leave::Left};
+use crate::{
+    backend::Common,
+    failure,
+    guest_state::{self, Form},
+    instructions::Instructions,
+};
+
+/// How a crossing ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Crossed {
+    /// The guest ran, or the processor did not like its state.
+    Left(Left),
+    /// The processor refused the control structure, with this error.
+    Refused(u32),
+    /// The control structure is active on another processor.
+    Elsewhere,
+    /// This processor is switched off.
+    Off,
+}
+
+impl<P: Hardware, I: Instructions> Guest<P, I> {
+    /// Runs the guest until something happens.
+    pub(super) fn enter(&mut self, common: &Common<P>, env: &Env<'_, P>) -> Exit {
+        if env.root == Root::NONE {
+            return Exit::FailEntry { reason: 0 };
+        }
+        if self.form == Form::Virtual8086 && self.asked.injected.is_some() {
+            // It would go through the guest's table as protected mode's.
+            return Exit::Delivery;
+        }
+        if let Some(exit) = self.before_nmi(&common.processor) {
+            return exit;
+        }
+        if self.changed.any(Groups::FPU) {
+            if !fpu::restore(&mut self.fpu, &self.state.fpu, common.processor.offer.xcr0) {
+                return Exit::FailEntry { reason: 0 };
+            }
+            self.changed = self.changed.without(Groups::FPU);
+        }
+        let cx = Atomic::at_entry();
+        let crossed = loop {
+            P::irqs_off(&cx);
+            // A kick may have come before interrupts were off.
+            if env.requests.load(SeqCst) != 0 || P::must_leave(&cx) {
+                P::irqs_on(&cx);
+                return Exit::Interrupted;
+            }
+            let crossed = self.cross(common, env.root, &cx);
+            if !matches!(crossed, Crossed::Elsewhere) {
+                break crossed;
+            }
+            P::irqs_on(&cx);
+            // Active nowhere afterwards; and the thread keeps its processor.
+            common.locals.recall::<P, I>(self.region.node(), false);
+        };
+        P::irqs_on(&cx);
+        match crossed {
+            Crossed::Left(left) => self.left(common, &left),
+            Crossed::Refused(error) => {
+                self.tell(format_args!("VM entry refused: {} (error {error})", failure::refused(error)));
+                Exit::FailEntry { reason: error.into() }
+            }
+            Crossed::Elsewhere | Crossed::Off => Exit::FailEntry { reason: 0 },
+        }
+    }
+
+    /// Tells the log once for each vCPU: a client can have any number of entries fail.
+    fn tell(&mut self, why: core::fmt::Arguments<'_>) {
+        if !core::mem::replace(&mut self.told, true) {
+            P::log(Level::Warning, why);
+        }
+    }
+
+    pub(super) fn tell_state(&mut self, common: &Common<P>, qualification: u64) {
+        let what = failure::invalid_state(qualification);
+        let known = if common.nested { Ok(()) } else { guest_state::check(&self.state) };
+        self.tell(format_args!(
+            "VM entry failed: {what}{}{}",
+            if known.is_err() { ": " } else { "" },
+            match known {
+                Ok(()) => "",
+                Err(reason) => reason,
+            }
+        ));
+    }
+}
