@@ -131,6 +131,30 @@ impl Report {
         )
     }
 
+    /// Whether the exit may have cut the delivery of an event short: those for an instruction that the guest has begun have not.
+    pub const fn has_vectoring(reason: u32) -> bool {
+        !matches!(
+            reason,
+            reason::CPUID
+                | reason::HLT
+                | reason::INVLPG
+                | reason::RDPMC
+                | reason::RDTSC
+                | reason::VMCALL
+                | reason::CR
+                | reason::DR
+                | reason::IO
+                | reason::RDMSR
+                | reason::WRMSR
+                | reason::MWAIT
+                | reason::MONITOR
+                | reason::PAUSE
+                | reason::RDTSCP
+                | reason::WBINVD
+                | reason::XSETBV
+        )
+    }
+
     /// Whether IRET had unblocked NMIs before it met what ended the guest's stay. `vectoring`: an event was on its way.
     pub fn nmi_unblocked(&self, vectoring: bool) -> bool {
         let unblocked = match self.reason {
@@ -348,6 +372,15 @@ mod tests {
         }
         assert_eq!(plain(0x8000_0021).decode(&[0; 16]), Decoded::InvalidState);
         assert_eq!(plain(41).decode(&[0; 16]), Decoded::MachineCheck);
+    }
+
+    #[test]
+    fn instructions_cut_no_event_short() {
+        for (reasons, expected) in
+            [(&[0, 1, 2, 9, 48, 49, 0x8000_0021][..], true), (&[10, 12, 18, 28, 30, 31, 32, 40, 55], false)]
+        {
+            assert!(reasons.iter().all(|reason| Report::has_vectoring(*reason) == expected), "{reasons:?}");
+        }
     }
 
     #[test]

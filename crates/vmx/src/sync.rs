@@ -85,10 +85,15 @@ pub fn read_segments<I: Instructions>(vmcs: &Current<I>, state: &mut CpuState) {
     state.idtr = Table { base: vmcs.read(GUEST_IDTR_BASE), limit: vmcs.read(GUEST_IDTR_LIMIT) as u16 };
 }
 
+/// Access rights of CS and SS.
+pub fn read_rights<I: Instructions>(vmcs: &Current<I>) -> [u32; 2] {
+    [Seg::Cs, Seg::Ss].map(|n| vmcs.read(GUEST_RIGHTS.nth(n as u32)))
+}
+
 /// Of the segments, what mode and privilege level depend on.
-pub fn read_levels<I: Instructions>(vmcs: &Current<I>, state: &mut CpuState) {
-    for n in [Seg::Cs, Seg::Ss] {
-        state.seg[n as usize].attr = segment::attr(vmcs.read(GUEST_RIGHTS.nth(n as u32)));
+pub fn take_rights(rights: [u32; 2], state: &mut CpuState) {
+    for (n, rights) in [Seg::Cs, Seg::Ss].into_iter().zip(rights) {
+        state.seg[n as usize].attr = segment::attr(rights);
     }
     state.refresh();
 }
@@ -149,7 +154,7 @@ mod tests {
             state.efer |= (Efer::LME | Efer::LMA).bits();
             vmcs.write(GUEST_RIGHTS.nth(1), 0xa0fb);
             vmcs.write(GUEST_RIGHTS.nth(2), 0x1_0060);
-            read_levels(vmcs, &mut state);
+            take_rights(read_rights(vmcs), &mut state);
             assert_eq!((state.mode, state.cpl), (Mode::Long64, 3));
             assert!(state.seg[2].attr.unusable() && state.seg[1].attr == Attr(0xafb));
         });

@@ -5,6 +5,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
     sync::atomic::AtomicU32,
+    vec::Vec,
 };
 
 use hv::backend::{Backend, BackendVcpu, Env, Exit};
@@ -48,6 +49,8 @@ struct Intels {
     cr4: u64,
     thread: HostThread,
     guest: Option<Guest>,
+    /// Fields that have been written.
+    writes: Vec<u32>,
     /// The structure as the last entry found it, and the general registers.
     seen: Structure,
 }
@@ -97,6 +100,11 @@ pub(crate) fn old_processor() {
     ] {
         set_msr(index, value);
     }
+}
+
+/// Fields that have been written since the last call.
+pub(crate) fn take_writes() -> Vec<u32> {
+    intels(|i| core::mem::take(&mut i.writes))
 }
 
 /// Runs `f` with a control structure of zeros.
@@ -177,6 +185,7 @@ impl Instructions for Recorder {
         intels(|i| {
             let current = i.current.get(&cpu).expect("a current structure");
             i.structures.get_mut(current).unwrap().insert(field, value);
+            i.writes.push(field);
         });
     }
     unsafe fn invept(what: Forget) {

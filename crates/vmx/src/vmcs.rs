@@ -67,6 +67,14 @@ impl<W: Width> Known<W> {
         value
     }
 
+    /// The processor has written it, unless it was `value`.
+    #[inline]
+    pub fn changed_unless(&mut self, value: W::Value) {
+        if self.value != Some(value) {
+            self.value = None;
+        }
+    }
+
     /// The processor has written it.
     #[inline]
     pub fn changed(&mut self) {

@@ -49,6 +49,17 @@ impl Left {
     }
 }
 
+/// Breakpoints that are enabled in DR7.
+const DR7_ENABLED: u64 = 0xff;
+
+/// What mode and privilege level depend on, beside the control registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Levels {
+    /// Access rights of CS and SS.
+    rights: [u32; 2],
+    virtual_8086: u64,
+}
+
 /// What the control structure has, and `state` only if somebody asks.
 const LAZY: Groups = Groups::SEGMENTS.and(Groups::PAGING).and(Groups::FPU);
 
@@ -73,18 +84,20 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         if reason == reason::EPT_VIOLATION {
             report.gpa = vmcs.read(GUEST_PHYSICAL);
         }
-        let vectoring = vmcs.read(VECTORING_EVENT);
+        let vectoring = if Report::has_vectoring(reason) { vmcs.read(VECTORING_EVENT) } else { 0 };
         let vectoring_code = if vectoring != 0 { vmcs.read(VECTORING_ERROR_CODE) } else { 0 };
         let fields = &mut *self.fields;
-        // The processor has taken the event.
-        fields.event.changed();
-        fields.pending_debug.changed();
+        // The processor has taken the event, if there was one.
+        fields.event.changed_unless(0);
         if reason == reason::TRIPLE_FAULT {
             fields.activity.changed();
         }
         let mut rflags = fields.rflags.get(vmcs);
         let held = fields.interruptibility.get(vmcs);
         self.traps = if held & blocked::MOV_SS != 0 { fields.pending_debug.get(vmcs) & held::TRAPS } else { 0 };
+        if (rflags & flags::TF) | (self.asked.dr7(&self.state) & DR7_ENABLED) != 0 {
+            fields.pending_debug.changed();
+        }
         let state = &mut *self.state;
         if self.form == Form::Virtual8086 {
             rflags = rflags & !(flags::VM | flags::IOPL) | state.flags.get() & flags::IOPL;
@@ -102,7 +115,11 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         if self.form == Form::Virtual8086 {
             state.refresh();
         } else {
-            sync::read_levels(vmcs, state);
+            let levels = Levels { rights: sync::read_rights(vmcs), virtual_8086: rflags & flags::VM };
+            if self.levels != Some(levels) {
+                self.levels = Some(levels);
+                sync::take_rights(levels.rights, state);
+            }
         }
         self.note_nmi(processor, held);
         self.stale = self.stale.and(LAZY);

@@ -36,6 +36,7 @@ use crate::{
 pub(crate) use enter::Crossed;
 use fields::Fields;
 pub(crate) use leave::Left;
+use leave::Levels;
 
 /// EPT pointer: the tables are cached as write-back memory and have four levels; entries have accessed and dirty bits.
 const EPT_FORM: u64 = 6 | 3 << 3;
@@ -67,6 +68,8 @@ pub(crate) struct Guest<P: Hardware, I: Instructions> {
     root: Root,
     /// Something else has changed of what depends on neither registers nor the root.
     unsettled: bool,
+    /// What `state` has its mode and privilege level from, as far as nobody has changed it since.
+    levels: Option<Levels>,
     /// Which vCPU this is, among all of the host.
     pub(crate) number: u64,
     pub(crate) tag: Tag,
@@ -112,6 +115,7 @@ impl<P: Hardware, I: Instructions> IntelVcpu<P, I> {
             primary: 0,
             root: Root::NONE,
             unsettled: true,
+            levels: None,
             number: common.number(),
             tag: Tag::default(),
             last_cpu: usize::MAX,
@@ -144,11 +148,16 @@ impl<P: Hardware, I: Instructions> Drop for IntelVcpu<P, I> {
 
 impl<P: Hardware, I: Instructions> Guest<P, I> {
     /// Brings the groups in `need` up to date.
+    #[inline]
     fn fetch(&mut self, common: &Common<P>, need: Groups) {
         let wanted = Groups(self.stale.0 & need.0);
-        if wanted.0 == 0 {
-            return;
+        if wanted.0 != 0 {
+            self.fetch_stale(common, wanted);
         }
+    }
+
+    #[inline(never)]
+    fn fetch_stale(&mut self, common: &Common<P>, wanted: Groups) {
         self.stale = self.stale.without(wanted);
         if wanted.any(Groups::FPU) {
             fpu::save(&mut self.fpu, &mut self.state.fpu);

@@ -579,3 +579,49 @@ fn write_protection_of_supervisors_is_the_guests_own_with_nested_paging() {
     rig.halt();
     assert_eq!(rig.seen(CR0_MASK) & wp, wp);
 }
+
+#[test]
+fn what_stays_is_not_written_again() {
+    let mut rig = Rig::new();
+    rig.halt();
+    take_writes();
+    rig.vcpu.registers_mut(Groups::GENERAL).rip += 2;
+    rig.halt();
+    assert_eq!(take_writes(), [GUEST_RIP.encoding()]);
+    rig.vcpu.inject(interrupt(0x31));
+    rig.halt();
+    assert_eq!(take_writes(), [ENTRY_EVENT.encoding()]);
+    rig.halt();
+    assert_eq!(take_writes(), [ENTRY_EVENT.encoding()], "it is not delivered twice");
+    // Breakpoints leave something pending.
+    rig.vcpu.registers_mut(Groups::DEBUG).dr7 |= 1;
+    rig.halt();
+    take_writes();
+    rig.halt();
+    assert_eq!(take_writes(), [GUEST_PENDING_DEBUG.encoding()]);
+}
+
+#[test]
+fn mode_and_level_follow_the_guest_and_the_core() {
+    let mut rig = shadow();
+    assert!(rig.vcpu.can_enter());
+    let level = |rig: &mut Rig, dpl: u32| {
+        rig.guest(move |s| {
+            for (n, rights) in [(1, 0xc09b), (2, 0xc093)] {
+                put(s, GUEST_RIGHTS.nth(n), rights | dpl << 5);
+            }
+            put(s, EXIT_REASON, reason::HLT);
+        });
+        rig.run();
+        rig.vcpu.registers(Groups::GENERAL).cpl
+    };
+    assert_eq!([level(&mut rig, 3), level(&mut rig, 3), level(&mut rig, 0)], [3, 3, 0]);
+    let state = rig.vcpu.registers_mut(Groups::SEGMENTS);
+    for n in [1, 2] {
+        state.seg[n].attr = state.seg[n].attr.with_dpl(3);
+        state.seg[n].selector |= 3;
+    }
+    state.refresh();
+    assert!(rig.vcpu.can_enter());
+    assert_eq!(level(&mut rig, 0), 0);
+}

@@ -65,6 +65,9 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     #[inline(never)]
     fn settle(&mut self, common: &Common<P>, root: Root, vmcs: &mut Current<I>, changed: Groups) {
         (self.unsettled, self.root) = (false, root);
+        if changed.any(Groups::SEGMENTS.and(Groups::CONTROL)) {
+            self.levels = None;
+        }
         let processor = &common.processor;
         self.fields.start(common, vmcs, self.virtual_apic.as_ref().map(Frames::hpa));
         let state = &*self.state;
