@@ -222,10 +222,10 @@ mod tests {
     use hv::backend::{BackendVcpu, Exit, FlushTlb, Groups, GuestDebug};
     use platform::hardware::Mitigations;
     use std::vec::Vec;
-    use x86::{Cr0, Cr4, Efer, msr};
+    use x86::{Efer, msr};
 
     use super::*;
-    use Step::{DebugAddresses, FpuReady, GuestBegins, GuestEnded, IrqsOff, IrqsOn, MachineCheck, SetXcr0, WriteMsr};
+    use Step::{DebugAddresses, FpuReady, GuestBegins, GuestEnded, IrqsOff, IrqsOn, MachineCheck, WriteMsr};
 
     const LOAD_HOST: Step = Step::Own("load host", 0);
 
@@ -266,127 +266,6 @@ mod tests {
         let steps = take_steps();
         let barrier = steps.iter().position(|s| *s == WriteMsr(msr::PRED_CMD, 1)).unwrap();
         assert!(barrier < steps.iter().position(|s| *s == GuestBegins).unwrap(), "{steps:?}");
-    }
-
-    /// A guest in long mode that uses SYSCALL.
-    fn long_mode(rig: &mut Rig) {
-        let state = rig.vcpu.registers_mut(Groups::ALL);
-        state.cr0 |= (Cr0::PE | Cr0::PG).bits();
-        state.cr4 |= (Cr4::PAE | Cr4::OSXSAVE).bits();
-        state.efer = (Efer::LME | Efer::LMA | Efer::SCE).bits();
-        (state.star, state.lstar, state.sfmask, state.kernel_gs_base) = (1, 2, 0, 4);
-        (state.xcr0, state.tsc_aux) = (3, 5);
-        (state.dr, state.dr7) = ([1, 2, 3, 4], 0x401);
-    }
-
-    const LOADED: [Step; 4] =
-        [WriteMsr(msr::TSC_AUX, 5), WriteMsr(msr::STAR, 1), WriteMsr(msr::LSTAR, 2), WriteMsr(msr::KERNEL_GS_BASE, 4)];
-    const UNLOADED: [Step; 5] = [
-        WriteMsr(msr::TSC_AUX, 0),
-        WriteMsr(msr::STAR, 0),
-        WriteMsr(msr::LSTAR, 0),
-        WriteMsr(msr::KERNEL_GS_BASE, 0),
-        LOAD_HOST,
-    ];
-
-    /// A guest in long mode that has been entered, and the steps while it had the processor.
-    fn entered() -> (Rig, Vec<Step>) {
-        script(|s| s.cpuid.get_mut(&0x8000_0001).unwrap()[3] |= 1 << 27);
-        let mut rig = Rig::new();
-        long_mode(&mut rig);
-        rig.halt();
-        let steps = middle(&take_steps()).to_vec();
-        (rig, steps)
-    }
-
-    #[test]
-    fn registers_that_the_kernel_uses_too_are_the_hosts_outside() {
-        let (_rig, steps) = entered();
-        let before = [GuestBegins, DebugAddresses([1, 2, 3, 4]), SetXcr0(3)];
-        assert_eq!(steps, [&before[..], &LOADED, &[run(false, false), SetXcr0(7), GuestEnded]].concat());
-    }
-
-    #[test]
-    fn registers_that_only_user_mode_uses_stay_until_the_thread_goes_there() {
-        let (mut rig, _) = entered();
-        for _ in 0..2 {
-            rig.halt();
-            let between =
-                [GuestBegins, DebugAddresses([1, 2, 3, 4]), SetXcr0(3), run(true, false), SetXcr0(7), GuestEnded];
-            assert_eq!(middle(&take_steps()), between);
-        }
-        rig.vcpu.put(&Atomic::at_entry());
-        assert_eq!(take_steps(), [&[IrqsOff], &UNLOADED[..], &[IrqsOn, Step::Watch(false), Step::FpuPut]].concat());
-        rig.vcpu.load(&Atomic::at_entry());
-        assert_eq!(take_steps(), [Step::FpuLoad, Step::Watch(true)]);
-        rig.halt();
-        let steps = take_steps();
-        assert!(LOADED.iter().all(|step| steps.contains(step)), "{steps:?}");
-        // Nothing has been taken yet.
-        rig.vcpu.put(&Atomic::at_entry());
-        take_steps();
-        rig.vcpu.load(&Atomic::at_entry());
-        rig.vcpu.put(&Atomic::at_entry());
-        assert!(!take_steps().contains(&LOAD_HOST));
-    }
-
-    #[test]
-    fn they_are_the_hosts_when_the_thread_loses_its_processor() {
-        let (mut rig, _) = entered();
-        set_msr(msr::KERNEL_GS_BASE, 9);
-        rig.loses_processor();
-        assert_eq!(take_steps(), UNLOADED);
-        // SWAPGS of the guest's is seen, then and later.
-        assert_eq!(rig.vcpu.registers(Groups::MSRS).kernel_gs_base, 9);
-        rig.loses_processor();
-        assert_eq!(take_steps(), [IrqsOff, IrqsOn]);
-        rig.halt();
-        assert!(take_steps().contains(&WriteMsr(msr::KERNEL_GS_BASE, 9)));
-        rig.guest(|s| {
-            set_msr(msr::KERNEL_GS_BASE, 10);
-            put(s, crate::fields::EXIT_REASON, crate::exit::reason::HLT);
-        });
-        rig.run();
-        assert_eq!(rig.vcpu.registers(Groups::MSRS).kernel_gs_base, 10);
-        // Entered again without anybody having asked.
-        rig.guest(|s| {
-            set_msr(msr::KERNEL_GS_BASE, 11);
-            put(s, crate::fields::EXIT_REASON, crate::exit::reason::HLT);
-        });
-        rig.run();
-        rig.loses_processor();
-        rig.halt();
-        assert_eq!(rig.vcpu.registers(Groups::MSRS).kernel_gs_base, 11);
-    }
-
-    #[test]
-    fn what_the_core_writes_to_them_is_loaded() {
-        let (mut rig, _) = entered();
-        let state = rig.vcpu.registers_mut(Groups::MSRS);
-        (state.lstar, state.kernel_gs_base) = (7, 8);
-        rig.halt();
-        let steps = take_steps();
-        for step in [WriteMsr(msr::LSTAR, 7), WriteMsr(msr::KERNEL_GS_BASE, 8)] {
-            assert!(steps.contains(&step), "{steps:?}");
-        }
-        rig.vcpu.put(&Atomic::at_entry());
-        assert!(take_steps().ends_with(&[LOAD_HOST, IrqsOn, Step::Watch(false), Step::FpuPut]));
-        assert_eq!(script(|s| [s.msrs[&msr::LSTAR], s.msrs[&msr::KERNEL_GS_BASE]]), [0, 0]);
-    }
-
-    #[test]
-    fn a_guest_without_long_mode_only_gets_what_it_sees() {
-        script(|s| s.cpuid.get_mut(&0x8000_0001).unwrap()[3] |= 1 << 27);
-        let mut rig = Rig::new();
-        let state = rig.vcpu.registers_mut(Groups::MSRS);
-        (state.star, state.kernel_gs_base, state.tsc_aux) = (1, 4, 5);
-        rig.halt();
-        let written: Vec<_> = take_steps().into_iter().filter(|s| matches!(s, WriteMsr(..))).collect();
-        assert_eq!(written, [WriteMsr(msr::TSC_AUX, 5)]);
-        // It switches to long mode.
-        long_mode(&mut rig);
-        rig.halt();
-        assert_eq!(script(|s| [s.msrs[&msr::STAR], s.msrs[&msr::KERNEL_GS_BASE]]), [1, 4]);
     }
 
     #[test]

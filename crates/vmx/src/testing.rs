@@ -8,7 +8,7 @@ use std::{
     vec::Vec,
 };
 
-use hv::backend::{Backend, BackendVcpu, Env, Exit};
+use hv::backend::{Backend, BackendVcpu, Env, Exit, Groups};
 use mmu::{AddressSpace, shadow::Root};
 use platform::{
     Atomic, MaySleep,
@@ -17,6 +17,8 @@ use platform::{
 
 pub(crate) use hardware::testing::{Recorder, Step, TestFrames, TestHost, script, take_steps};
 use hardware::testing::{between, note};
+
+use x86::{Cr0, Cr4, Efer};
 
 use crate::{
     Intel, IntelVcpu, Options,
@@ -315,4 +317,15 @@ impl Rig {
     pub(crate) fn seen<W: Width>(&self, field: Field<W>) -> W::Value {
         intels(|i| get(&i.seen, field))
     }
+}
+
+/// A guest in long mode that uses SYSCALL.
+pub(crate) fn long_mode(rig: &mut Rig) {
+    let state = rig.vcpu.registers_mut(Groups::ALL);
+    state.cr0 |= (Cr0::PE | Cr0::PG).bits();
+    state.cr4 |= (Cr4::PAE | Cr4::OSXSAVE).bits();
+    state.efer = (Efer::LME | Efer::LMA | Efer::SCE).bits();
+    (state.star, state.lstar, state.sfmask, state.kernel_gs_base) = (1, 2, 0, 4);
+    (state.xcr0, state.tsc_aux) = (3, 5);
+    (state.dr, state.dr7) = ([1, 2, 3, 4], 0x401);
 }
