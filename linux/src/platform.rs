@@ -2,7 +2,8 @@
 use core::{arch::asm, fmt, fmt::Write, marker::PhantomData};
 
 use platform::{
-    Atomic, BadAddress, Hardware, HostFrame, Hva, Level, MaySleep, Platform, TimerCallback, hardware::{LosesProcessor, Mitigations},
+    Atomic, BadAddress, Hardware, HostFrame, Hva, Level, MaySleep, Platform, TimerCallback,
+    hardware::{LosesProcessor, Mitigations},
 };
 
 use crate::{

@@ -9,9 +9,10 @@
 //! # One entry
 //! `enter` ([`vcpu`]) switches interrupts off, looks a last time whether anybody wants the vCPU outside, makes its control
 //! structure the current one, writes what has changed, crosses over (`switch`), and reads what every exit needs. The
-//! rest is read when somebody asks. Between two entries nothing of the guest is on the processor but its FPU, which the host's
-//! scheduler keeps like any other thread's, and what the processor keeps of the control structure. A thread that is scheduled away
-//! needs no care: who finds the control structure active on another processor has it cleared there first ([`region`]).
+//! rest is read when somebody asks. Between two entries the processor has of the guest's its FPU, which the host's scheduler keeps like
+//! any other thread's, what only user mode would miss ([`user_mode`]), and what it keeps of the control structure. When the thread is
+//! scheduled away, user mode's registers become the host's again; who finds the control structure active on another processor has it
+//! cleared there first ([`region`]).
 //!
 //! # Parts
 //! Everything that is data is a small module without hardware, tested on any machine: [`segment`], [`control`], [`guest_state`]
@@ -52,7 +53,7 @@ mod switch;
 mod sync;
 #[cfg(test)]
 mod testing;
-mod user_mode;
+pub mod user_mode;
 pub mod vcpu;
 pub mod vmcs;
 
