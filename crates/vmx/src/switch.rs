@@ -16,7 +16,7 @@ use crate::{
     },
     instructions::{Entry, Forget, Instructions},
     local::Resident,
-    vcpu::{Crossed, Guest, Left},
+    vcpu::{Crossed, Guest},
     vmcs::Current,
 };
 
@@ -33,6 +33,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             self.take_processor(common, resident, cpu, root, &mut vmcs);
             self.fpu.ready(cx);
             P::guest_begins(cx);
+            let launched = self.region.node().launched();
             // SAFETY: VMX is switched on, which is what `with` has looked at, and the control structure is complete. Whatever is
             // the guest's from here on is the host's again behind `load_host`, but for what `user_mode` keeps.
             let entry = unsafe {
@@ -47,7 +48,6 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
                 if common.mitigations.clear_buffers {
                     I::clear_buffers();
                 }
-                let launched = self.region.node().launched();
                 let entry = I::run(&mut self.state.gpr, launched, &mut self.host_stack, common.mitigations.fill_rsb);
                 self.load_host(resident, &exchanged);
                 host.load_host::<I>(&mut self.state, kept);
@@ -57,12 +57,12 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             match entry {
                 Entry::Refused => Crossed::Refused(vmcs.read(INSTRUCTION_ERROR)),
                 Entry::Left => {
-                    let left = self.read(&common.processor, &vmcs);
-                    if !left.entry_failed() {
+                    self.read(&common.processor, &vmcs);
+                    if !launched && !self.left.entry_failed() {
                         self.region.node().set_launched();
                     }
-                    self.serve_host(&left, cx);
-                    Crossed::Left(left)
+                    self.serve_host(cx);
+                    Crossed::Left
                 }
             }
         });
@@ -177,12 +177,12 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     }
 
     /// What ended the guest's stay, and is the host's to handle.
-    fn serve_host(&self, left: &Left, cx: &Atomic) {
-        if left.is_nmi() {
+    fn serve_host(&self, cx: &Atomic) {
+        if self.left.is_nmi() {
             // SAFETY: interrupts are off, and the exit has blocked NMIs.
             unsafe { I::nmi() };
         }
-        if left.is_machine_check() {
+        if self.left.is_machine_check() {
             P::machine_check(cx);
         }
     }

@@ -42,12 +42,14 @@ struct Taken {
     ldtr: u16,
 }
 
-impl<I: Instructions> UserMode<I> {
+impl<I> Default for UserMode<I> {
     /// Nothing is taken.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self { taken: UnsafeCell::new(Taken::default()), instructions: PhantomData }
     }
+}
 
+impl<I: Instructions> UserMode<I> {
     /// Whether the guest's registers are on the processor, those of long mode if it is in `long` mode.
     ///
     /// # Safety

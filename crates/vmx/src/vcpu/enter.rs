@@ -6,7 +6,7 @@ use hv::backend::{Env, Exit, Groups};
 use mmu::shadow::Root;
 use platform::{Atomic, Hardware, Level};
 
-use super::{Guest, leave::Left};
+use super::Guest;
 use crate::{
     backend::Common,
     failure,
@@ -17,8 +17,8 @@ use crate::{
 /// How a crossing ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Crossed {
-    /// The guest ran, or the processor did not like its state.
-    Left(Left),
+    /// The guest ran, or the processor did not like its state: [`super::Left`] has what it says.
+    Left,
     /// The processor refused the control structure, with this error.
     Refused(u32),
     /// The control structure is active on another processor.
@@ -40,11 +40,8 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         if let Some(exit) = self.before_nmi(&common.processor) {
             return exit;
         }
-        if self.changed.any(Groups::FPU) {
-            if !fpu::restore(&mut self.fpu, &self.state.fpu, common.processor.offer.xcr0) {
-                return Exit::FailEntry { reason: 0 };
-            }
-            self.changed = self.changed.without(Groups::FPU);
+        if self.changed.any(Groups::FPU) && !self.restore_fpu(common) {
+            return Exit::FailEntry { reason: 0 };
         }
         let cx = Atomic::at_entry();
         let crossed = loop {
@@ -64,7 +61,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         };
         P::irqs_on(&cx);
         match crossed {
-            Crossed::Left(left) => self.left(common, &left),
+            Crossed::Left => self.left(common),
             Crossed::Refused(error) => {
                 self.tell(format_args!("VM entry refused: {} (error {error})", failure::refused(error)));
                 Exit::FailEntry { reason: error.into() }
@@ -73,13 +70,27 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         }
     }
 
+    /// What the core has written to the FPU gets there. False: the host refuses it.
+    #[inline(never)]
+    fn restore_fpu(&mut self, common: &Common<P>) -> bool {
+        let restored = fpu::restore(&mut self.fpu, &self.state.fpu, common.processor.offer.xcr0);
+        if restored {
+            self.changed = self.changed.without(Groups::FPU);
+        }
+        restored
+    }
+
     /// Tells the log once for each vCPU: a client can have any number of entries fail.
+    #[cold]
+    #[inline(never)]
     fn tell(&mut self, why: core::fmt::Arguments<'_>) {
         if !core::mem::replace(&mut self.told, true) {
             P::log(Level::Warning, why);
         }
     }
 
+    #[cold]
+    #[inline(never)]
     pub(super) fn tell_state(&mut self, common: &Common<P>, qualification: u64) {
         let what = failure::invalid_state(qualification);
         let known = if common.nested { Ok(()) } else { guest_state::check(&self.state) };

@@ -65,14 +65,15 @@ const LAZY: Groups = Groups::SEGMENTS.and(Groups::PAGING).and(Groups::FPU);
 
 impl<P: Hardware, I: Instructions> Guest<P, I> {
     /// Reads what every exit needs, and what belongs to its reason.
-    pub(crate) fn read(&mut self, processor: &Processor, vmcs: &Current<I>) -> Left {
+    pub(crate) fn read(&mut self, processor: &Processor, vmcs: &Current<I>) {
         let reason = vmcs.read(EXIT_REASON);
         let mut report = Report { reason, ..Report::default() };
         if Report::has_qualification(reason) {
             report.qualification = vmcs.read(QUALIFICATION);
         }
         if reason & reason::ENTRY_FAILED != 0 {
-            return Left { report, ..Left::default() };
+            self.left = Left { report, ..Left::default() };
+            return;
         }
         if Report::has_len(reason) {
             report.len = vmcs.read(EXIT_LENGTH) as u8;
@@ -127,13 +128,13 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         if unsafe { self.user_mode.told().is_loaded(true) } {
             self.stale = self.stale.and(Groups::MSRS);
         }
-        Left { report, vectoring, vectoring_code }
+        self.left = Left { report, vectoring, vectoring_code };
     }
 
     /// What the exit means.
-    pub(super) fn left(&mut self, common: &Common<P>, left: &Left) -> Exit {
-        let Left { report, vectoring, vectoring_code } = *left;
-        if !left.entry_failed() {
+    pub(super) fn left(&mut self, common: &Common<P>) -> Exit {
+        let Left { report, vectoring, vectoring_code } = self.left;
+        if !self.left.entry_failed() {
             self.asked.injected = None;
         }
         let cut_short = event::decode(vectoring, vectoring_code, self.state.cr2, self.state.dr6);

@@ -68,6 +68,8 @@ pub(crate) struct Guest<P: Hardware, I: Instructions> {
     root: Root,
     /// Something else has changed of what depends on neither registers nor the root.
     unsettled: bool,
+    /// Of the last exit.
+    pub(crate) left: Left,
     /// What `state` has its mode and privilege level from, as far as nobody has changed it since.
     levels: Option<Levels>,
     /// Which vCPU this is, among all of the host.
@@ -115,13 +117,14 @@ impl<P: Hardware, I: Instructions> IntelVcpu<P, I> {
             primary: 0,
             root: Root::NONE,
             unsettled: true,
+            left: Left::default(),
             levels: None,
             number: common.number(),
             tag: Tag::default(),
             last_cpu: usize::MAX,
             host_stack: 0,
             thread: HostThread::default(),
-            user_mode: P::Watch::new(UserMode::new(), cx)?,
+            user_mode: P::Watch::new(UserMode::default(), cx)?,
             flush: Flush::default(),
             asked: Asked::default(),
             traps: 0,
