@@ -88,7 +88,7 @@ impl<P: Platform> SoftVcpu<P> {
         if self.window_interrupt && interrupts && state.shadow == Shadow::None {
             return Some(Exit::InterruptWindow);
         }
-        if self.window_nmi && !self.nmi_blocked && state.shadow != Shadow::MovSs {
+        if self.window_nmi && !self.nmi_blocked && state.shadow == Shadow::None {
             return Some(Exit::NmiWindow);
         }
         let waiting = (self.window_interrupt && interrupts || self.window_nmi) && state.shadow != Shadow::None;

@@ -91,14 +91,20 @@ fn the_tsc_can_be_written_and_adjusted() {
     assert_eq!(read_msr(&m, msr::TSC), 1520);
 }
 
-#[test]
-fn a_tsc_deadline_fires_when_the_counter_is_there() {
+/// With the local APIC's timer in TSC-deadline mode.
+fn with_deadline_timer() -> Machine {
     let m = Machine::with_irqchip();
     let mut lapic: KvmLapicState = m.get(KVM_GET_LAPIC);
     lapic.regs[0xf0..0xf4].copy_from_slice(&0x1ffu32.to_le_bytes());
     lapic.regs[0x320..0x324].copy_from_slice(&0x4_0052u32.to_le_bytes());
     m.ioctl(KVM_SET_LAPIC, &mut lapic).unwrap();
     m.state(|s| s.flags.set(x86::flags::IF));
+    m
+}
+
+#[test]
+fn a_tsc_deadline_fires_when_the_counter_is_there() {
+    let m = with_deadline_timer();
     let now = read_msr(&m, msr::TSC);
     write_msr(&m, msr::TSC_DEADLINE, now + 2_000);
     m.script.take_notes();
@@ -107,6 +113,19 @@ fn a_tsc_deadline_fires_when_the_counter_is_there() {
     assert_eq!(m.script.take_injected(), []);
     host::advance(1);
     m.run().unwrap();
+    assert_eq!(m.script.take_injected().len(), 1);
+    assert_eq!(read_msr(&m, msr::TSC_DEADLINE), 0);
+}
+
+#[test]
+fn a_tsc_deadline_that_has_passed_needs_no_timer_of_the_platforms() {
+    let m = with_deadline_timer();
+    // 0 would be no deadline.
+    host::advance(1000);
+    let now = read_msr(&m, msr::TSC);
+    m.script.take_notes();
+    write_msr(&m, msr::TSC_DEADLINE, now);
+    // Behind the instruction that has written it.
     assert_eq!(m.script.take_injected().len(), 1);
     assert_eq!(read_msr(&m, msr::TSC_DEADLINE), 0);
 }

@@ -181,11 +181,21 @@ fn no_window_is_asked_for_that_could_never_be_used() {
     m.set_run_field(KVM_RUN_REQUEST_INTERRUPT_WINDOW_OFFSET as u64, 1u8);
     assert_eq!(m.run(), Ok(KVM_EXIT_UNKNOWN));
     assert_eq!(m.script.take_notes()[0], Note::Window { interrupt: false, nmi: false });
-    // An NMI is not held back by STI.
-    m.vcpu.ioctl(KVM_NMI, 0, &crate::testing::cx()).unwrap();
-    m.state(|s| s.shadow = Shadow::Sti);
-    m.run().unwrap();
-    assert_eq!(m.script.take_injected(), [Event { kind: EventKind::Nmi }]);
+}
+
+#[test]
+fn an_nmi_waits_behind_sti_and_mov_ss() {
+    for shadow in [Shadow::Sti, Shadow::MovSs] {
+        let m = Machine::with_irqchip();
+        open(&m, true);
+        m.vcpu.ioctl(KVM_NMI, 0, &crate::testing::cx()).unwrap();
+        m.state(|s| s.shadow = shadow);
+        m.run().unwrap();
+        assert_eq!(m.script.take_notes()[0], Note::Window { interrupt: false, nmi: true });
+        m.state(|s| s.shadow = Shadow::None);
+        m.run().unwrap();
+        assert_eq!(m.script.take_injected(), [Event { kind: EventKind::Nmi }]);
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use platform::{
 use super::{Tsc, request};
 use crate::{
     cpuid::Cpuid,
+    stats::Counter,
     vm::{Irqchip, VmShared},
 };
 
@@ -87,8 +88,9 @@ impl<P: Platform> LocalApic<P> {
             }
             vm.chips.eoi(&vm.vcpus, eoi);
         }
-        if effects.timer {
-            self.arm(tsc);
+        // A deadline that has passed already interrupts behind this instruction, and not when the platform's timer gets to it.
+        if effects.timer && self.timer_expired(tsc) {
+            vm.vcpu(self.index).stats.count(Counter::TimerExpirations);
         }
     }
 

@@ -80,13 +80,14 @@ impl<B: Backend> Run<'_, B> {
         }
         let state = self.inner.cpu.registers(Groups::GENERAL);
         let (shadow, interruptible) = (state.shadow, interruptible(state));
-        // STI holds back maskable interrupts only.
-        if shadow != Shadow::MovSs && !nmi_blocked && self.shared.lapic.take_nmi() {
+        // STI holds NMIs back too, as on Linux: processors may want no NMI there (SDM vol. 3, 27.3.1.5).
+        let takes_nmi = shadow == Shadow::None && !nmi_blocked;
+        if takes_nmi && self.shared.lapic.take_nmi() {
             stats.count(Counter::NmiInjections);
             return Some(Event { kind: EventKind::Nmi });
         }
         if let Some(event) = self.inner.events.deferred
-            && (if event.kind == EventKind::Nmi { shadow != Shadow::MovSs && !nmi_blocked } else { interruptible })
+            && (if event.kind == EventKind::Nmi { takes_nmi } else { interruptible })
         {
             self.inner.events.deferred = None;
             stats.count(Counter::Reinjections);

@@ -21,10 +21,12 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         self.asked.nmi_blocked && (processor.virtual_nmis || !interruptible)
     }
 
-    /// The windows that the core waits for, as primary controls.
+    /// The windows that the core waits for, as primary controls. Behind STI that for NMIs may open at once (SDM vol. 3, 26.2), and that
+    /// for interrupts opens when both can be taken.
     pub(super) fn windows(&self, processor: &Processor) -> u32 {
         let window = self.asked.window;
-        let nmi = if processor.virtual_nmis { primary::NMI_WINDOW } else { primary::INTERRUPT_WINDOW };
+        let tells = processor.virtual_nmis && self.state.shadow != Shadow::Sti;
+        let nmi = if tells { primary::NMI_WINDOW } else { primary::INTERRUPT_WINDOW };
         (if window.interrupt { primary::INTERRUPT_WINDOW } else { 0 }) | if window.nmi { nmi } else { 0 }
     }
 

@@ -265,6 +265,17 @@ fn windows_are_asked_for_and_reported() {
 }
 
 #[test]
+fn behind_sti_an_nmi_waits_for_the_window_of_interrupts() {
+    let mut rig = Rig::new();
+    rig.vcpu.request_window(false, true);
+    for (shadow, window) in [(Shadow::Sti, primary::INTERRUPT_WINDOW), (Shadow::None, primary::NMI_WINDOW)] {
+        general(&mut rig).shadow = shadow;
+        rig.halt();
+        assert_eq!(rig.seen(PRIMARY_CONTROLS) & (primary::INTERRUPT_WINDOW | primary::NMI_WINDOW), window);
+    }
+}
+
+#[test]
 fn what_an_instruction_holds_back_agrees_with_the_flags() {
     let (on, traced) = (flags::IF, flags::IF | flags::TF);
     for (shadow, rflags, traps, injected, expected) in [

@@ -138,6 +138,28 @@ pub(in crate::cases) fn timer(device: &Device) {
     assert!(exit.is_err());
 }
 
+pub(in crate::cases) fn deadline(device: &Device) {
+    let machine = machine(device, |a| {
+        store(a, 0x320, 0x4_0041)?;
+        a.sti()?;
+        // TSC, and IA32_TSC_DEADLINE with what it was.
+        a.mov(ecx, 0x10)?;
+        a.rdmsr()?;
+        a.mov(ecx, 0x6e0)?;
+        a.wrmsr()?;
+        a.nop()?;
+        a.mov(esi, 1)?;
+        a.rdmsr()?;
+        a.or(eax, edx)?;
+        a.out(0x82, al)
+    });
+    machine.vcpu.edit_regs(|regs| regs.rsi = 0);
+    assert_eq!(machine.vcpu.run(), Exit::out8(0x81, 0x41));
+    assert_eq!(machine.vcpu.regs().rsi, 0, "the guest went on");
+    // It is disarmed.
+    assert_eq!(machine.vcpu.run(), Exit::out8(0x82, 0));
+}
+
 pub(in crate::cases) fn x2apic(device: &Device) {
     let machine = machine(device, |a| {
         // IA32_APIC_BASE: x2APIC mode.

@@ -29,6 +29,9 @@ pub(super) const CASES: &[Case] = &[
     case("apic-self-ipi", "E01", apic::self_ipi).needs(KVM_CAP_IRQCHIP),
     case("apic-priorities", "E01 A13", apic::priorities).needs(KVM_CAP_IRQCHIP),
     case("apic-timer", "E01", apic::timer).needs(KVM_CAP_IRQCHIP),
+    case("a-deadline-that-has-passed-interrupts-at-once", "E01 A12", apic::deadline)
+        .needs(KVM_CAP_IRQCHIP)
+        .needs(KVM_CAP_TSC_DEADLINE_TIMER),
     case("accesses-to-the-task-priority-are-told", "A05 A13 E01", tpr::accesses)
         .needs(KVM_CAP_VAPIC)
         .restricted("Linux emulates this code, and tells of accesses that the processor has left the guest for"),

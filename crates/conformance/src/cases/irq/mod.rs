@@ -5,7 +5,7 @@ use iced_x86::code_asm::*;
 use crate::{
     device::{Device, Errno, Memory},
     runner::{Case, case},
-    vm::{CODE, Exit, RealMode, at, while_running},
+    vm::{CODE, Exit, RealMode, at, in_shadow, while_running},
 };
 
 mod window;
@@ -26,6 +26,7 @@ pub(super) const CASES: &[Case] = &[
     case("popf-has-no-shadow", "A12", window::popf),
     case("an-open-window-does-not-wait", "A12", window::open_at_once),
     case("nmi", "A12", nmi).needs(KVM_CAP_USER_NMI),
+    case("nmi-waits-behind-sti", "A12", nmi_behind_sti).needs(KVM_CAP_USER_NMI).needs(KVM_CAP_VCPU_EVENTS),
     case("nmi-takes-no-argument", "A12", nmi_argument).needs(KVM_CAP_USER_NMI),
     case("one-nmi-waits-for-iret", "A12", nmi_waits)
         .needs(KVM_CAP_USER_NMI)
@@ -210,6 +211,23 @@ fn nmi(device: &Device) {
     assert_eq!((machine.memory.u16(0x602), machine.memory.u16(0x7ffa), vcpu.regs().rbx), (1, 0x1000, 0));
     vcpu.run_to_hlt();
     assert_eq!((machine.memory.u16(0x602), vcpu.regs().rbx), (1, 1));
+}
+
+/// The guest has executed STI, and not the instruction behind it.
+fn nmi_behind_sti(device: &Device) {
+    let start = || {
+        let machine = with_nmi_handler(device);
+        let vcpu = &machine.vcpu;
+        vcpu.edit_regs(|regs| regs.rflags |= 1 << 9);
+        let mut events = vcpu.events();
+        (events.flags, events.interrupt.shadow) = (KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI);
+        vcpu.fd.put(KVM_SET_VCPU_EVENTS, &events).expect("KVM_SET_VCPU_EVENTS");
+        vcpu.fd.number(KVM_NMI, 0).expect("KVM_NMI");
+        assert_eq!(vcpu.run(), Exit::out8(0x20, 0));
+        machine
+    };
+    let machine = in_shadow(device, start, |machine| machine.memory.u16(0x7ffa) == 0x1001);
+    assert_eq!((machine.memory.u16(0x7ffa), machine.vcpu.regs().rbx), (0x1001, 1));
 }
 
 /// What stands there is not looked at.
