@@ -119,9 +119,19 @@ fn arguments(test: &Test, flat: &Path, accel: &str) -> Vec<String> {
     words.extend(["-machine".into(), format!("accel={accel}"), "-kernel".into(), flat.display().to_string()]);
     words.extend(["-smp".into(), test.smp.to_string()]);
     if !test.args.is_empty() {
-        words.extend(["-append".into(), test.args.clone()]);
+        words.extend(["-append".into(), test.command_line()]);
     }
     words.extend(test.qemu.iter().cloned());
+    words
+}
+
+/// The guests of Linux's kvm-amd had AMD's processor, and some test something else on another. QEMU would tell them of this machine's.
+fn of_the_peers_vendor(mut words: Vec<String>) -> Vec<String> {
+    const VENDOR: &str = ",vendor=AuthenticAMD";
+    match words.iter().position(|word| word == "-cpu").and_then(|at| words.get_mut(at + 1)) {
+        Some(model) => model.push_str(VENDOR),
+        None => words.extend(["-cpu".to_owned(), format!("qemu64{VENDOR}")]),
+    }
     words
 }
 
@@ -135,7 +145,7 @@ fn run(options: &Options, test: &Test, flat: &Path, bits: u32, log: &Path) -> Re
         }
         Some(_) => Command::new("qemu-system-x86_64"),
     };
-    command.args(arguments(test, flat, options.accel.as_deref().unwrap_or("kvm")));
+    command.args(of_the_peers_vendor(arguments(test, flat, options.accel.as_deref().unwrap_or("kvm"))));
     let out = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     let mut head = out.try_clone()?;
     writeln!(head, "# {} bits: {}", bits, crate::process::show(&command))?;
