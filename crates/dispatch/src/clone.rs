@@ -198,8 +198,10 @@ fn thread(trap: &mut Trap<'_>, own: &Slot, flags: u64) -> isize {
 /// Bare.
 fn process(own: &Slot, numbers: Numbers) -> isize {
     let forked = world::visit(own, None, || {
+        let making = world::nobody_makes();
         // SAFETY: in our world, whose C library this is.
         let pid = unsafe { libc::fork() };
+        drop(making);
         if pid == 0 {
             slot::only(own);
             world::only(own);

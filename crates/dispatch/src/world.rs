@@ -6,7 +6,10 @@
 use std::{
     arch::global_asm,
     io, mem, ptr,
-    sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+    },
     thread,
 };
 
@@ -226,10 +229,17 @@ fn crossing_of<F: FnOnce() -> R, R>(_: &Crossing<F, R>) -> extern "C" fn(*mut Cr
     cross::<F, R>
 }
 
+/// Held while there may be a lender that is not ready yet.
+static MAKING: Mutex<()> = Mutex::new(());
+
+/// No lender is being made while this lives, not even over a fork.
+pub(crate) fn nobody_makes() -> MutexGuard<'static, ()> {
+    MAKING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// There is always one more than is borrowed.
 fn replenish() {
-    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _making = nobody_makes();
     if !LENDERS.iter().take(COUNT.load(Ordering::Acquire)).any(|lender| lender.free.load(Ordering::Acquire)) {
         // Without memory for a thread, the client's next threads wait until one of them ends.
         let _ = add();

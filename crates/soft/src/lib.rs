@@ -85,10 +85,12 @@ impl<P: Platform> Soft<P> {
         Self::with_options(Options::default())
     }
 
-    /// Looks at what the host's processor can do, and makes the decoder's tables.
+    /// Looks at what the host's processor can do, and makes the decoder's and the encoder's tables.
     pub fn with_options(options: Options) -> Self {
-        // The decoder allocates its tables when it is first used: not while a guest runs.
+        // They allocate them when they are first used: not while a guest runs. And who comes second meanwhile spins, in a child of
+        // fork for ever.
         let _ = emulate::decode::<SoftVcpu<P>>(&[0x90], Mode::Long64, Features::empty());
+        native::prepare();
         let (vector, xcr0) = native::offered();
         let features = match options.paging {
             PagingKind::Slots | PagingKind::Nested => INTEGER | vector,

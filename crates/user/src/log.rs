@@ -1,7 +1,7 @@
 //! The operator's log, through `tracing`, with a limit so that a guest cannot fill a disk.
 use std::{
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use platform::Level;
@@ -38,10 +38,18 @@ impl Bucket {
 
 static BUCKET: Mutex<Bucket> = Mutex::new(Bucket { tokens: BURST, refilled_ns: 0, dropped: 0 });
 
+/// No line is written while this lives, not even over a fork.
+pub(crate) struct Held(MutexGuard<'static, Bucket>);
+
+/// See [`Held`].
+pub(crate) fn lock() -> Held {
+    Held(BUCKET.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
 /// Writes a line unless there were too many of late.
 pub(crate) fn log(level: Level, message: fmt::Arguments<'_>) {
     let now = time::monotonic_ns();
-    let Some(dropped) = BUCKET.lock().unwrap_or_else(PoisonError::into_inner).take(now) else { return };
+    let Some(dropped) = lock().0.take(now) else { return };
     if dropped > 0 {
         tracing::warn!("{dropped} messages were dropped");
     }

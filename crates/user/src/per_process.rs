@@ -33,8 +33,9 @@ impl<T: Sync> PerProcess<T> {
         Self(AtomicPtr::new(ptr::null_mut()))
     }
 
-    /// The running process's, which `make` makes if there is none.
-    pub(crate) fn get(&self, make: fn() -> T) -> Result<&'static T, OutOfMemory> {
+    /// The running process's, which `make` makes if there is none. Nobody waits here, for a child of fork might wait for a thread
+    /// that it does not have: of two that make it at once, one makes it in vain.
+    pub(crate) fn get<E: From<OutOfMemory>>(&self, make: impl FnOnce() -> Result<T, E>) -> Result<&'static T, E> {
         let present = self.0.load(Ordering::Acquire);
         // SAFETY: null, or made below and never freed.
         if let Some(made) = unsafe { present.as_ref() }
@@ -42,7 +43,7 @@ impl<T: Sync> PerProcess<T> {
         {
             return Ok(&made.value);
         }
-        let new = Box::into_raw(try_box(Made { epoch: epoch(), value: make() })?);
+        let new = Box::into_raw(try_box(Made { epoch: epoch(), value: make()? })?);
         match self.0.compare_exchange(present, new, Ordering::AcqRel, Ordering::Acquire) {
             // SAFETY: made above, and nobody will free it.
             Ok(_) => Ok(unsafe { &(*new).value }),

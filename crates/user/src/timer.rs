@@ -170,7 +170,7 @@ impl<C> fmt::Debug for ThreadTimer<C> {
 
 impl<C: TimerCallback> Timer<C> for ThreadTimer<C> {
     fn new(callback: C) -> Result<Self, OutOfMemory> {
-        let service = SERVICE.get(Service::new)?;
+        let service = SERVICE.get(|| Ok(Service::new()))?;
         service.start().map_err(|_| OutOfMemory)?;
         let callback: Box<dyn Expire> = try_box(Callback(callback))?;
         let callback = Shared::try_new(callback)?;

@@ -7,9 +7,10 @@ use crate::vm::scaled;
 /// A child, killed and waited for when it goes.
 pub struct Child(libc::pid_t);
 
-/// Runs `act` in a copy of this process, which ends with what it returns.
+/// Runs `act` in a copy of this process, which ends with what it returns. Of other threads it has only the locks that they hold:
+/// those of the allocator and of the device are free in the copy, and `act` needs no others.
 pub fn in_child(act: impl FnOnce() -> i32) -> Child {
-    // SAFETY: cases call this from their only thread.
+    // SAFETY: as said above.
     match unsafe { libc::fork() } {
         -1 => panic!("fork: {}", Errno::last()),
         0 => {

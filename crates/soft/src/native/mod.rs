@@ -73,6 +73,11 @@ impl std::fmt::Display for NativeError {
 
 impl std::error::Error for NativeError {}
 
+/// Makes the tables that all vector units share.
+pub(crate) fn prepare() {
+    let _ = iced_x86::Encoder::try_new(64);
+}
+
 /// The vector unit of one guest processor: its stubs and the buffers that they use.
 #[derive(Debug)]
 pub struct Native {

@@ -63,6 +63,18 @@ pub(super) fn identity(fd: RawFd) -> Result<(u64, u64), Errno> {
     }
 }
 
+/// Where the file's next `read` begins, which all its descriptors share.
+pub(super) fn position(fd: RawFd) -> Result<u64, Errno> {
+    // SAFETY: asks only.
+    unsafe { sys::call(libc::SYS_lseek, [fd as usize, 0, libc::SEEK_CUR as usize, 0, 0, 0]) }.map(|at| at as u64)
+}
+
+/// Has it begin at `to`.
+pub(super) fn move_to(fd: RawFd, to: u64) -> Result<(), Errno> {
+    // SAFETY: the file of a descriptor of ours holds nothing.
+    unsafe { sys::call(libc::SYS_lseek, [fd as usize, to as usize, libc::SEEK_SET as usize, 0, 0, 0]) }.map(drop)
+}
+
 /// `close`.
 pub(super) fn close(fd: RawFd) -> Result<(), Errno> {
     // SAFETY: the client's own descriptor, which it gives up.

@@ -10,10 +10,8 @@ mod table;
 
 use std::{
     ffi::CStr,
-    io,
     ops::{Range, RangeInclusive},
     os::fd::RawFd,
-    sync::OnceLock,
 };
 
 use abi::KVM_RUN;
@@ -24,7 +22,8 @@ use soft::Soft;
 pub use soft::{Options, PagingKind, TlbKind};
 use table::{Object, TABLE, VcpuFile};
 
-use crate::{User, fault, pages::map_again, signals::Call};
+use crate::{User, pages::map_again, per_process::PerProcess, signals::Call};
+pub use process::watch;
 
 /// The processor that guests of this device run on.
 type Cpu = Soft<User>;
@@ -50,10 +49,16 @@ pub fn open() -> Result<RawFd, Errno> {
 /// side.
 pub fn open_with(options: Options) -> Result<RawFd, Errno> {
     let _call = Call::begin();
-    process::watch()?;
-    fault::install()
-        .map_err(|error| if error.kind() == io::ErrorKind::OutOfMemory { Errno::ENOMEM } else { Errno::ENODEV })?;
-    static KVM: [[OnceLock<Kvm>; 2]; 3] = [const { [const { OnceLock::new() }; 2] }; 3];
+    let preparing = process::prepare()?;
+    kvm(options)?;
+    drop(preparing);
+    insert(c"rekvm", Object::Device(options))
+}
+
+/// The hypervisor of this process behind devices that were opened with `options`: a child of fork has its own, as locks of its
+/// parent's may be held by threads that it does not have.
+fn kvm(options: Options) -> Result<&'static Kvm, Errno> {
+    static KVM: [[PerProcess<Kvm>; 2]; 3] = [const { [const { PerProcess::new() }; 2] }; 3];
     let [of_slots, of_shadow, of_nested] = &KVM;
     let [normal, adversarial] = match options.paging {
         PagingKind::Slots => of_slots,
@@ -61,14 +66,7 @@ pub fn open_with(options: Options) -> Result<RawFd, Errno> {
         PagingKind::Nested => of_nested,
     };
     let place = if options.tlb == TlbKind::Adversarial { adversarial } else { normal };
-    let kvm = match place.get() {
-        Some(kvm) => kvm,
-        None => {
-            let kvm = Kvm::new(Cpu::with_options(options), &CX)?;
-            place.get_or_init(|| kvm)
-        }
-    };
-    insert(c"rekvm", Object::Device(kvm.clone()))
+    place.get(|| Kvm::new(Cpu::with_options(options), &CX))
 }
 
 /// `ioctl`: `nr` is the full request number.
@@ -79,7 +77,7 @@ pub fn open_with(options: Options) -> Result<RawFd, Errno> {
 pub unsafe fn ioctl(fd: RawFd, nr: u32, arg: u64) -> Result<i32, Errno> {
     let mut call = Call::begin();
     let outcome = match TABLE.own(fd)? {
-        Object::Device(kvm) => kvm.ioctl(nr, arg, &CX),
+        Object::Device(options) => kvm(options)?.ioctl(nr, arg, &CX),
         Object::Vm(vm) => vm.ioctl(nr, arg, &CX),
         Object::Vcpu(file) => {
             // The signal mask of KVM_SET_SIGNAL_MASK is in force during KVM_RUN only.
@@ -197,6 +195,14 @@ pub fn pread(fd: RawFd, buf: &mut [u8], offset: u64) -> Result<usize, Errno> {
         Object::Stats(file) => Ok(file.read_at(offset, buf)),
         _ => Err(Errno::EINVAL),
     }
+}
+
+/// `read` of such a descriptor: the same from where the last one ended.
+pub fn read(fd: RawFd, buf: &mut [u8]) -> Result<usize, Errno> {
+    let offset = fd::position(fd)?;
+    let len = pread(fd, buf, offset)?;
+    fd::move_to(fd, offset.saturating_add(len as u64))?;
+    Ok(len)
 }
 
 /// `dup`: another descriptor of the same object.

@@ -1,9 +1,9 @@
 //! Which process an object belongs to: a VM is the process that made it (row A02). A child that fork made has a copy of
 //! everything, but the guest's memory and the threads in it are its parent's.
 use std::{
-    ptr,
+    io, ptr,
     sync::{
-        MutexGuard, OnceLock, RwLockWriteGuard,
+        Mutex, MutexGuard, OnceLock, PoisonError, RwLockWriteGuard,
         atomic::{AtomicI32, AtomicPtr, Ordering},
     },
 };
@@ -12,9 +12,10 @@ use hv::Errno;
 
 use super::table::{Entries, TABLE};
 use crate::{
+    fault, log,
     per_process::{epoch, next_epoch},
     signals::{self, Call},
-    sys,
+    sys, time,
 };
 
 /// The running process's number.
@@ -24,10 +25,19 @@ static OWNER: AtomicI32 = AtomicI32::new(0);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Process(u32);
 
-/// Locks that a child must find free: their other holders are not there. Dropped in this order.
+/// Held while something is made that all calls need, and that takes its time.
+static PREPARING: Mutex<()> = Mutex::new(());
+
+fn preparing() -> MutexGuard<'static, ()> {
+    PREPARING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Locks that a child must find free: their other holders are not there.
 struct Held {
+    _preparing: MutexGuard<'static, ()>,
     _table: RwLockWriteGuard<'static, Entries>,
     _signals: MutexGuard<'static, ()>,
+    _log: log::Held,
     _call: Call,
 }
 
@@ -36,7 +46,9 @@ static HELD: AtomicPtr<Held> = AtomicPtr::new(ptr::null_mut());
 
 extern "C" fn before() {
     let call = Call::begin();
-    let held = Held { _table: TABLE.lock(), _signals: signals::lock(), _call: call };
+    // In the order in which calls take them.
+    let _preparing = preparing();
+    let held = Held { _preparing, _table: TABLE.lock(), _signals: signals::lock(), _log: log::lock(), _call: call };
     HELD.store(Box::into_raw(Box::new(held)), Ordering::Relaxed);
 }
 
@@ -67,8 +79,20 @@ pub(super) fn shares_memory() -> bool {
     OWNER.load(Ordering::Relaxed) != sys::process_id()
 }
 
-/// Makes children known, once.
-pub(super) fn watch() -> Result<(), Errno> {
+/// Prepares what an open device needs in a process: by one thread at a time, and by none while another forks. That goes on while the
+/// answer lives.
+pub(super) fn prepare() -> Result<MutexGuard<'static, ()>, Errno> {
+    watch()?;
+    let preparing = preparing();
+    fault::install()
+        .map_err(|error| if error.kind() == io::ErrorKind::OutOfMemory { Errno::ENOMEM } else { Errno::ENODEV })?;
+    time::tsc_khz();
+    Ok(preparing)
+}
+
+/// Makes children known, once. Only what happens after that is safe from forks, so that whoever has the time does this before the
+/// client's threads begin.
+pub fn watch() -> Result<(), Errno> {
     static WATCHED: OnceLock<i32> = OnceLock::new();
     let answer = *WATCHED.get_or_init(|| {
         OWNER.store(sys::process_id(), Ordering::Relaxed);

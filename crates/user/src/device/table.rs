@@ -12,7 +12,7 @@ use std::{
 use hv::Errno;
 use platform::fallible::Shared;
 
-use super::{Cpu, Kvm, fd, fd::Pages, process::Process};
+use super::{Cpu, Options, fd, fd::Pages, process::Process};
 
 /// A vCPU's descriptor. Everyone who uses the vCPU through it holds the pages too.
 #[derive(Clone)]
@@ -25,7 +25,7 @@ pub(super) struct VcpuFile {
 /// An open file. Clones share the object.
 #[derive(Clone)]
 pub(super) enum Object {
-    Device(Kvm),
+    Device(Options),
     Vm(hv::Vm<Cpu>),
     Vcpu(VcpuFile),
     Stats(Shared<hv::StatsFile<Cpu>>),

@@ -44,11 +44,13 @@ static WATCHER: PerProcess<Watcher> = PerProcess::new();
 impl Watcher {
     /// The one of this process.
     pub(super) fn own() -> Result<&'static Self, OutOfMemory> {
-        WATCHER.get(|| Self {
-            state: Mutex::new(State { entries: Vec::new(), next: 0, running: None }),
-            returned: Condvar::new(),
-            starting: Mutex::new(()),
-            epoll: OnceLock::new(),
+        WATCHER.get(|| {
+            Ok(Self {
+                state: Mutex::new(State { entries: Vec::new(), next: 0, running: None }),
+                returned: Condvar::new(),
+                starting: Mutex::new(()),
+                epoll: OnceLock::new(),
+            })
         })
     }
 

@@ -1,11 +1,11 @@
-//! Descriptors of VMs and vCPUs: any order of closing, copies, half-built machines, other processes.
-use std::time::Duration;
+//! Descriptors of VMs and vCPUs: any order of closing, copies, half-built machines, other processes ([`processes`]).
+mod processes;
 
 use abi::*;
 use iced_x86::code_asm::*;
 
 use crate::{
-    device::{Device, Errno, Event, Fd, in_child, set_own_group},
+    device::{Device, Errno, Fd},
     runner::{Case, case},
     vm::{CODE, Exit, RealMode, Vm, assemble, until, while_running},
 };
@@ -24,10 +24,12 @@ pub(super) const CASES: &[Case] = &[
     case("one-of-two-threads-gets-the-number", "A02 D01", same_number_at_once),
     case("many-vms", "A02 D04", many_vms),
     case("many-vcpus", "A02 D01", many_vcpus),
-    case("a-killed-process-ends-in-the-guest", "A02", killed),
-    case("a-stopped-process-continues", "A02", stopped),
-    case("another-process-may-not-use-a-vm", "A02", another_process),
-    case("a-process-changes-its-group", "A02 E01", group),
+    case("a-killed-process-ends-in-the-guest", "A02", processes::killed),
+    case("a-stopped-process-continues", "A02", processes::stopped),
+    case("another-process-may-not-use-a-vm", "A02", processes::another_process),
+    case("children-of-a-running-guests-process-begin-anew", "A02", processes::children),
+    case("children-while-vms-come-and-go", "A02 D04", processes::children_meanwhile),
+    case("a-process-changes-its-group", "A02 E01", processes::group),
 ];
 
 /// OUT in a loop.
@@ -235,60 +237,4 @@ fn many_vcpus(device: &Device) {
         vcpu.edit_regs(|r| r.rax = 7);
         assert_eq!(vcpu.run(), Exit::out8(0x10, 7));
     }
-}
-
-fn killed(device: &Device) {
-    let child = in_child(|| {
-        let machine = counter(device);
-        machine.vcpu.try_run().map_or(1, |_| 2)
-    });
-    std::thread::sleep(Duration::from_millis(50));
-    child.signal(libc::SIGKILL);
-    assert_eq!(child.wait(), 128 + libc::SIGKILL);
-}
-
-fn stopped(device: &Device) {
-    let child = in_child(|| {
-        let machine = counter(device);
-        // Stop and continue do not end KVM_RUN with anything but EINTR, after which it can go on.
-        let (exit, ()) = while_running(&machine.vcpu, |running| {
-            until("the guest to count", || machine.memory.u32(0x500) != 0);
-            running.stop();
-        });
-        i32::from(exit != Err(Errno::EINTR))
-    });
-    child.signal(libc::SIGSTOP);
-    std::thread::sleep(Duration::from_millis(20));
-    child.signal(libc::SIGCONT);
-    assert_eq!(child.wait(), 0);
-}
-
-fn another_process(device: &Device) {
-    let machine = RealMode::with_code(device.vm(), &outs());
-    let child = in_child(|| {
-        let answers = [
-            machine.vm.fd.number(KVM_CREATE_VCPU, 1).err(),
-            machine.vcpu.fd.number(KVM_RUN, 0).err(),
-            machine.vcpu.fd.get::<KvmRegs>(KVM_GET_REGS).err(),
-        ];
-        i32::from(answers != [Some(Errno::EIO); 3])
-    });
-    assert_eq!(child.wait(), 0, "the child could use its parent's VM");
-    // The parent goes on.
-    assert_eq!(machine.vcpu.run(), Exit::out8(0x10, 0));
-}
-
-fn group(device: &Device) {
-    // With timers and eventfds, a device may have threads of its own in this process.
-    let child = in_child(|| {
-        let kvm = device.again();
-        let vm = Vm::new(kvm.make(KVM_CREATE_VM, 0).expect("a VM"), device.run_bytes());
-        vm.irqchip();
-        vm.pit();
-        let event = Event::new();
-        let irqfd = KvmIrqfd { fd: event.raw() as u32, gsi: 5, ..KvmIrqfd::default() };
-        vm.fd.put(KVM_IRQFD, &irqfd).expect("KVM_IRQFD");
-        i32::from(set_own_group().is_err())
-    });
-    assert_eq!(child.wait(), 0, "the group could not be set");
 }
