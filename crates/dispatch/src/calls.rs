@@ -4,7 +4,7 @@ use std::{ffi::c_int, sync::atomic::Ordering};
 use abi::KVM_RUN;
 use libc::AT_FDCWD;
 use platform::{Hva, Memory};
-use serve::descriptors;
+use serve::{descriptors, node};
 use user::{ClientMemory, device, signals, signals::Action, sys};
 
 use crate::{
@@ -64,11 +64,8 @@ pub(crate) fn carry_out(trap: &mut Trap<'_>) -> isize {
         libc::SYS_close_range => close_range(trap),
         libc::SYS_dup | libc::SYS_dup2 | libc::SYS_dup3 => copy(trap),
         libc::SYS_fcntl if matches!(b as c_int, libc::F_DUPFD | libc::F_DUPFD_CLOEXEC) => copy(trap),
-        libc::SYS_pread64 if device::owns(fd) => ours(|| {
-            // SAFETY: the client's own buffer.
-            let buffer = unsafe { std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(b), c) };
-            device::pread(fd, buffer, d as u64).map_err(|error| error.0)
-        }),
+        libc::SYS_read if device::owns(fd) => ours(|| descriptors::read(fd, b, c, None)),
+        libc::SYS_pread64 if device::owns(fd) => ours(|| descriptors::read(fd, b, c, Some(d as i64))),
 
         libc::SYS_open => open(trap, here, a, b),
         libc::SYS_creat => open(trap, here, a, 0),
@@ -78,11 +75,11 @@ pub(crate) fn carry_out(trap: &mut Trap<'_>) -> isize {
             open(trap, a, b, flags as usize)
         }
         libc::SYS_access if Path::copy(a).is_device(here) => answer(access(b)),
-        libc::SYS_faccessat | FACCESSAT2 if Path::copy(b).is_device(a) => answer(access(c)),
-        libc::SYS_stat | libc::SYS_lstat if Path::copy(a).is_device(here) => answer(files::stat(b)),
-        libc::SYS_fstat if is_node(a) => answer(files::stat(b)),
-        libc::SYS_newfstatat if is_device_at(a, b, d) => answer(files::stat(c)),
-        libc::SYS_statx if is_device_at(a, b, c) => answer(files::statx(e)),
+        libc::SYS_faccessat | node::FACCESSAT2 if Path::copy(b).is_device(a) => answer(access(c)),
+        libc::SYS_stat | libc::SYS_lstat if Path::copy(a).is_device(here) => answer(node::tell_stat(b)),
+        libc::SYS_fstat if is_node(a) => answer(node::tell_stat(b)),
+        libc::SYS_newfstatat if is_device_at(a, b, d) => answer(node::tell_stat(c)),
+        libc::SYS_statx if is_device_at(a, b, c) => answer(node::tell_statx(e)),
         libc::SYS_readlink if Path::copy(a).myself().is_some() => answer(files::read_myself(b, c)),
         libc::SYS_readlinkat if Path::copy(b).myself().is_some() => answer(files::read_myself(c, d)),
         libc::SYS_execve => files::execute(a, b, c),
@@ -111,9 +108,6 @@ pub(crate) fn carry_out(trap: &mut Trap<'_>) -> isize {
     }
 }
 
-/// faccessat2, which the C library's headers do not name everywhere.
-const FACCESSAT2: i64 = 439;
-
 /// A request of KVM's to a descriptor that we do not know: it may have come over a socket.
 fn adopted(trap: &mut Trap<'_>) -> isize {
     let fd = trap.args[0] as c_int;
@@ -122,7 +116,7 @@ fn adopted(trap: &mut Trap<'_>) -> isize {
 
 /// Bare.
 fn access(mode: usize) -> Result<usize, c_int> {
-    serve::node::access(mode as c_int).map(|value| value as usize)
+    node::access(mode as c_int).map(|value| value as usize)
 }
 
 /// Whether a descriptor is of the device itself.

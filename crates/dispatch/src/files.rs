@@ -82,22 +82,6 @@ pub(crate) fn read_myself(to: usize, len: usize) -> Result<usize, i32> {
     Ok(part.len())
 }
 
-/// `stat` of the device. Bare.
-pub(crate) fn stat(to: usize) -> Result<usize, i32> {
-    let stat = node::stat();
-    // SAFETY: plain data without padding that matters.
-    let bytes = unsafe { std::slice::from_raw_parts((&raw const stat).cast::<u8>(), size_of_val(&stat)) };
-    ClientMemory::copy_to(Hva(to as u64), bytes).map(|()| 0).map_err(|_| libc::EFAULT)
-}
-
-/// `statx` of the device. Bare.
-pub(crate) fn statx(to: usize) -> Result<usize, i32> {
-    let statx = node::statx();
-    // SAFETY: as above.
-    let bytes = unsafe { std::slice::from_raw_parts((&raw const statx).cast::<u8>(), size_of_val(&statx)) };
-    ClientMemory::copy_to(Hva(to as u64), bytes).map(|()| 0).map_err(|_| libc::EFAULT)
-}
-
 /// Arguments of a child program that we can put ours in front of.
 const WORDS: usize = 1024;
 

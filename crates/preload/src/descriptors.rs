@@ -1,7 +1,7 @@
 //! Calls that take a descriptor: `ioctl`, `mmap`, `close`, `dup` and their kin.
 use std::ffi::{c_int, c_uint, c_ulong, c_void};
 
-use libc::{off_t, size_t, ssize_t};
+use libc::{off_t, size_t};
 use serve::descriptors::{self, asks_the_device, is_of_kvm};
 use user::device;
 
@@ -154,25 +154,3 @@ macro_rules! fcntls {
     )*};
 }
 fcntls!(fcntl fcntl64);
-
-macro_rules! preads {
-    ($($name:ident)*) => {$(
-        /// The C library's function of this name.
-        ///
-        /// # Safety
-        /// As there.
-        #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name(fd: c_int, to: *mut c_void, len: size_t, offset: off_t) -> ssize_t {
-            if device::owns(fd) {
-                // SAFETY: the client's own buffer.
-                let buffer = unsafe { std::slice::from_raw_parts_mut(to.cast(), len) };
-                return match device::pread(fd, buffer, offset as u64) {
-                    Ok(len) => len as ssize_t,
-                    Err(error) => fail(error.0) as ssize_t,
-                };
-            }
-            next!($name: unsafe extern "C" fn(c_int, *mut c_void, size_t, off_t) -> ssize_t, fd, to, len, offset)
-        }
-    )*};
-}
-preads!(pread pread64);

@@ -140,13 +140,8 @@ pub unsafe extern "C" fn faccessat(dir: c_int, path: *const c_char, mode: c_int,
 }
 
 /// What `stat` says of the device.
-///
-/// # Safety
-/// `to` is the client's structure.
-unsafe fn stat_of_device(to: *mut libc::stat) -> c_int {
-    // SAFETY: as the caller promises.
-    unsafe { to.write_unaligned(node::stat()) };
-    0
+fn stat_of_device(to: *mut libc::stat) -> c_int {
+    answer(node::tell_stat(to.addr()).map(|_| 0))
 }
 
 macro_rules! stats {
@@ -157,11 +152,9 @@ macro_rules! stats {
         /// As there.
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name(path: *const c_char, to: *mut libc::stat) -> c_int {
-            // SAFETY: the client's own path and structure.
-            unsafe {
-                if is_device(AT_FDCWD, path) {
-                    return stat_of_device(to);
-                }
+            // SAFETY: the client's own path.
+            if unsafe { is_device(AT_FDCWD, path) } {
+                return stat_of_device(to);
             }
             next!($name: unsafe extern "C" fn(*const c_char, *mut libc::stat) -> c_int, path, to)
         }
@@ -178,11 +171,9 @@ macro_rules! old_stats {
         /// As there.
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name(version: c_int, path: *const c_char, to: *mut libc::stat) -> c_int {
-            // SAFETY: the client's own path and structure.
-            unsafe {
-                if is_device(AT_FDCWD, path) {
-                    return stat_of_device(to);
-                }
+            // SAFETY: the client's own path.
+            if unsafe { is_device(AT_FDCWD, path) } {
+                return stat_of_device(to);
             }
             next!($name: unsafe extern "C" fn(c_int, *const c_char, *mut libc::stat) -> c_int, version, path, to)
         }
@@ -194,7 +185,7 @@ old_stats!(__xstat __xstat64 __lxstat __lxstat64);
 ///
 /// # Safety
 /// `path` is null or a C string.
-unsafe fn is_device_at(dir: c_int, path: *const c_char, flags: c_int) -> bool {
+pub(crate) unsafe fn is_device_at(dir: c_int, path: *const c_char, flags: c_int) -> bool {
     // SAFETY: as the caller promises.
     unsafe {
         let empty = path.is_null() || *path == 0;
@@ -210,11 +201,9 @@ macro_rules! stats_at {
         /// As there.
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name(dir: c_int, path: *const c_char, to: *mut libc::stat, flags: c_int) -> c_int {
-            // SAFETY: the client's own path and structure.
-            unsafe {
-                if is_device_at(dir, path, flags) {
-                    return stat_of_device(to);
-                }
+            // SAFETY: the client's own path.
+            if unsafe { is_device_at(dir, path, flags) } {
+                return stat_of_device(to);
             }
             next!($name: unsafe extern "C" fn(c_int, *const c_char, *mut libc::stat, c_int) -> c_int,
                 dir, path, to, flags)
@@ -232,8 +221,7 @@ macro_rules! stats_of_descriptors {
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name(fd: c_int, to: *mut libc::stat) -> c_int {
             if user::device::is_device(fd) {
-                // SAFETY: the client's own structure.
-                return unsafe { stat_of_device(to) };
+                return stat_of_device(to);
             }
             next!($name: unsafe extern "C" fn(c_int, *mut libc::stat) -> c_int, fd, to)
         }
@@ -253,12 +241,9 @@ pub unsafe extern "C" fn statx(
     mask: c_uint,
     to: *mut libc::statx,
 ) -> c_int {
-    // SAFETY: the client's own path and structure.
-    unsafe {
-        if is_device_at(dir, path, flags) {
-            to.write_unaligned(node::statx());
-            return 0;
-        }
+    // SAFETY: the client's own path.
+    if unsafe { is_device_at(dir, path, flags) } {
+        return answer(node::tell_statx(to.addr()).map(|_| 0));
     }
     next!(statx: unsafe extern "C" fn(c_int, *const c_char, c_int, c_uint, *mut libc::statx) -> c_int,
         dir, path, flags, mask, to)

@@ -10,6 +10,7 @@
 mod descriptors;
 mod files;
 mod next;
+mod reads;
 mod signals;
 mod start;
 mod syscall;

@@ -2,9 +2,14 @@
 use std::ffi::{c_char, c_int, c_long};
 
 use libc::AT_FDCWD;
+use serve::node;
 use user::{device, sys};
 
-use crate::{descriptors, fail, files::is_device, signals};
+use crate::{
+    descriptors, fail,
+    files::{is_device, is_device_at},
+    signals,
+};
 
 /// The C library's function of this name. What is not ours goes to the kernel as there.
 ///
@@ -38,6 +43,7 @@ pub unsafe extern "C" fn syscall(number: c_long, a: usize, b: usize, c: usize, d
 unsafe fn ours(number: c_long, [a, b, c, d, e, f]: [usize; 6]) -> Option<Result<usize, c_int>> {
     let fd = a as c_int;
     let open = |flags: usize| serve::open(flags as c_int).map(|fd| fd as usize);
+    let access = |mode: usize| node::access(mode as c_int).map(|value| value as usize);
     // SAFETY: the client's own arguments.
     unsafe {
         match number {
@@ -47,6 +53,13 @@ unsafe fn ours(number: c_long, [a, b, c, d, e, f]: [usize; 6]) -> Option<Result<
             libc::SYS_openat2 if is_device(fd, b as *const c_char) => {
                 Some((c as *const u64).as_ref().ok_or(libc::EFAULT).and_then(|flags| open(*flags as usize)))
             }
+            libc::SYS_creat if is_device(AT_FDCWD, a as *const c_char) => Some(open(0)),
+            libc::SYS_access if is_device(AT_FDCWD, a as *const c_char) => Some(access(b)),
+            libc::SYS_faccessat | node::FACCESSAT2 if is_device(fd, b as *const c_char) => Some(access(c)),
+            libc::SYS_stat | libc::SYS_lstat if is_device(AT_FDCWD, a as *const c_char) => Some(node::tell_stat(b)),
+            libc::SYS_fstat if device::is_device(fd) => Some(node::tell_stat(b)),
+            libc::SYS_newfstatat if is_device_at(fd, b as *const c_char, d as c_int) => Some(node::tell_stat(c)),
+            libc::SYS_statx if is_device_at(fd, b as *const c_char, c as c_int) => Some(node::tell_statx(e)),
             libc::SYS_ioctl if descriptors::takes(fd, b as u32) => {
                 Some(descriptors::ioctl_ours(fd, b as u32, c as u64).map(|value| value as usize))
             }
@@ -54,6 +67,8 @@ unsafe fn ours(number: c_long, [a, b, c, d, e, f]: [usize; 6]) -> Option<Result<
                 let mapped = device::mmap_at(a, e as c_int, b, c as c_int, d as c_int, f as u64);
                 Some(mapped.map(|at| at.addr()).map_err(|error| error.0))
             }
+            libc::SYS_read if device::owns(fd) => Some(serve::descriptors::read(fd, b, c, None)),
+            libc::SYS_pread64 if device::owns(fd) => Some(serve::descriptors::read(fd, b, c, Some(d as i64))),
             libc::SYS_close if device::owns(fd) => Some(descriptors::close_ours(fd).map(|_| 0)),
             libc::SYS_close_range => {
                 serve::descriptors::close_range(a as u32, b as u32, c as u32);

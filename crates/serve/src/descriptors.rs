@@ -3,7 +3,8 @@
 //! [`asks_the_device`] and [`is_of_kvm`] touch nothing of the thread and allocate nothing.
 use std::ffi::{c_int, c_uint};
 
-use user::{device, sys};
+use platform::{Hva, Memory};
+use user::{ClientMemory, device, sys};
 
 /// Requests that the kernel itself answers for every descriptor.
 const OF_EVERY_FILE: [u32; 4] =
@@ -19,6 +20,32 @@ pub fn asks_the_device(fd: c_int, request: u32) -> bool {
 /// Whether a request is KVM's: a descriptor that takes it may have come over a socket (`device::adopt`).
 pub fn is_of_kvm(request: u32) -> bool {
     request >> 8 & 0xff == OF_KVM
+}
+
+/// What a read takes at a time.
+const PART: usize = 512;
+
+/// `pread` of a descriptor of ours, or `read` without an offset, into the client's memory.
+///
+/// # Errors
+/// The error number.
+pub fn read(fd: c_int, to: usize, len: usize, offset: Option<i64>) -> Result<usize, c_int> {
+    let offset = offset.map(u64::try_from).transpose().map_err(|_| libc::EINVAL)?;
+    let (mut part, mut done) = ([0; PART], 0);
+    loop {
+        let room = &mut part[..PART.min(len - done)];
+        let read = match offset {
+            Some(offset) => device::pread(fd, room, offset.saturating_add(done as u64)),
+            None => device::read(fd, room),
+        };
+        let read = read.map_err(|error| error.0)?;
+        let there = Hva((to as u64).wrapping_add(done as u64));
+        ClientMemory::copy_to(there, &room[..read]).map_err(|_| libc::EFAULT)?;
+        done += read;
+        if read < PART || done == len {
+            return Ok(done);
+        }
+    }
 }
 
 /// `close_range`, before the kernel does it: forgets what is closed, unless it is only marked for exec.

@@ -8,10 +8,14 @@ use std::{
 };
 
 use libc::mode_t;
-use user::sys;
+use platform::{Hva, Memory};
+use user::{ClientMemory, sys};
 
 /// Where clients look for the device.
 const DEVICE: [&[u8]; 2] = [b"dev", b"kvm"];
+
+/// The number of `faccessat2`, which the C library's headers do not name everywhere.
+pub const FACCESSAT2: i64 = 439;
 
 /// Longer paths are somebody else's.
 pub const LONGEST: usize = 128;
@@ -74,8 +78,24 @@ pub fn access(mode: c_int) -> Result<c_int, c_int> {
     if mode & libc::X_OK != 0 { Err(libc::EACCES) } else { Ok(0) }
 }
 
+/// Writes what `stat` says of the device to the client's memory: 0, or the error number.
+pub fn tell_stat(to: usize) -> Result<usize, c_int> {
+    tell(&stat(), to)
+}
+
+/// The same for `statx`.
+pub fn tell_statx(to: usize) -> Result<usize, c_int> {
+    tell(&statx(), to)
+}
+
+fn tell<T>(plain: &T, to: usize) -> Result<usize, c_int> {
+    // SAFETY: structures of the kernel's, which leave no byte undefined.
+    let bytes = unsafe { std::slice::from_raw_parts(std::ptr::from_ref(plain).cast::<u8>(), size_of::<T>()) };
+    ClientMemory::copy_to(Hva(to as u64), bytes).map(|()| 0).map_err(|_| libc::EFAULT)
+}
+
 /// `stat` of the device.
-pub fn stat() -> libc::stat {
+fn stat() -> libc::stat {
     // SAFETY: plain data, for which all zeroes are valid.
     let mut stat: libc::stat = unsafe { mem::zeroed() };
     (stat.st_mode, stat.st_nlink, stat.st_blksize) = (MODE, 1, 4096);
@@ -84,7 +104,7 @@ pub fn stat() -> libc::stat {
 }
 
 /// `statx` of the device.
-pub fn statx() -> libc::statx {
+fn statx() -> libc::statx {
     // SAFETY: plain data, for which all zeroes are valid.
     let mut statx: libc::statx = unsafe { mem::zeroed() };
     statx.stx_mask = libc::STATX_TYPE | libc::STATX_MODE | libc::STATX_NLINK;

@@ -2,6 +2,7 @@
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Result, ensure};
+use serde_json::{Value, json};
 
 use super::{Accel, Irqchip, LOGS, Machine, emulator::Emulator, qemu};
 use crate::process::{output, release_binary, target_dir};
@@ -69,9 +70,26 @@ fn statistics() -> Result<()> {
     let heading = text.lines().next().unwrap_or_default();
     ensure!(heading.contains("software CPU") && heading.contains("rekvm exec"), "who serves is not told: {heading}");
     ensure!(row(&text, "vcpus") == Some(2), "the guest's processors are not told: {text}");
+    queried(&mut client)?;
     client.quit()?;
     let left = fs::read_dir(folder.join("rekvm"))?.count();
     ensure!(left == 0, "{left} sockets are left in {}", folder.display());
+    Ok(())
+}
+
+/// QEMU, which reads the same from KVM_GET_STATS_FD, tells it by its monitor.
+fn queried(client: &mut Emulator) -> Result<()> {
+    let said = client.execute("query-stats", json!({ "target": "vcpu" }))?;
+    let exits = |vcpu: &Value| {
+        let stat = vcpu["stats"].as_array()?.iter().find(|stat| stat["name"] == "io_exits")?;
+        stat["value"].as_u64()
+    };
+    let exits: Vec<_> = said.as_array().into_iter().flatten().map(exits).collect();
+    // The second vCPU has not been started.
+    ensure!(
+        exits.len() == 2 && exits[0] > Some(0) && exits[1] == Some(0),
+        "QEMU does not tell of its guest's exits: {said}"
+    );
     Ok(())
 }
 

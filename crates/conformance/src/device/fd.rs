@@ -126,6 +126,17 @@ impl Fd {
         self.sys.pread(self.fd, buf, offset)
     }
 
+    /// `read`.
+    pub fn read(&self, buf: &mut [u8]) -> Result<usize, Errno> {
+        self.sys.read(self.fd, buf)
+    }
+
+    /// Whether it is closed by exec.
+    pub fn closes_on_exec(&self) -> bool {
+        // SAFETY: asks only.
+        unsafe { libc::fcntl(self.fd, libc::F_GETFD) & libc::FD_CLOEXEC != 0 }
+    }
+
     /// `mmap` with MAP_SHARED. The mapping stays until the process ends.
     pub fn map(&self, len: usize, offset: u64) -> Result<super::Memory, Errno> {
         let at = self.sys.mmap(self.fd, len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, offset)?;

@@ -1,5 +1,9 @@
 //! A device node of the kernel.
-use std::{ffi::CString, os::fd::RawFd, ptr};
+use std::{
+    ffi::{CStr, CString},
+    os::fd::RawFd,
+    ptr,
+};
 
 use super::{Errno, Sys};
 
@@ -43,6 +47,12 @@ impl Sys for Kernel {
         usize::try_from(read).map_err(|_| Errno::last())
     }
 
+    fn read(&self, fd: RawFd, buf: &mut [u8]) -> Result<usize, Errno> {
+        // SAFETY: the buffer is as long as told.
+        let read = unsafe { libc::read(fd, buf.as_mut_ptr().cast(), buf.len()) };
+        usize::try_from(read).map_err(|_| Errno::last())
+    }
+
     fn dup(&self, fd: RawFd) -> Result<RawFd, Errno> {
         // SAFETY: a plain call.
         check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })
@@ -57,6 +67,10 @@ impl Sys for Kernel {
         // By number: not every C library has the function.
         // SAFETY: as the caller promises.
         check(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } as i32).map(drop)
+    }
+
+    fn path(&self) -> Option<&CStr> {
+        Some(&self.0)
     }
 
     fn on_signal(&self) -> extern "C" fn(libc::c_int) {

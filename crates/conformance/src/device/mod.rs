@@ -8,6 +8,7 @@ mod event;
 mod fd;
 mod kernel;
 mod memory;
+mod node;
 mod process;
 #[cfg(feature = "soft")]
 mod soft;
@@ -18,6 +19,7 @@ pub use errno::Errno;
 pub use event::Event;
 pub use fd::Fd;
 pub use memory::{Address, Memory, PAGE, fenced};
+pub use node::Node;
 pub use process::{Child, in_child, set_own_group};
 pub use sys::Sys;
 pub use thread::{Hears, Thread, block, install, install_counting, processors, take_pending, unblock};
@@ -67,6 +69,11 @@ impl Device {
     /// Opens the same device once more.
     pub fn again(&self) -> Fd {
         Fd::new(self.sys, self.sys.open().expect("the device opens again"))
+    }
+
+    /// The device as a name in the file system, if it has one.
+    pub fn node(&self) -> Option<Node> {
+        self.sys.path().map(|path| Node::new(self.sys, path))
     }
 
     /// Takes over a descriptor that a call on the device has made.

@@ -1,5 +1,5 @@
 //! The device inside this process, on the software CPU.
-use std::os::fd::RawFd;
+use std::{ffi::CStr, os::fd::RawFd};
 
 use user::device;
 
@@ -41,6 +41,10 @@ impl Sys for InProcess {
         plain!(device::pread(fd, buf, offset))
     }
 
+    fn read(&self, fd: RawFd, buf: &mut [u8]) -> Result<usize, Errno> {
+        plain!(device::read(fd, buf))
+    }
+
     fn dup(&self, fd: RawFd) -> Result<RawFd, Errno> {
         plain!(device::dup(fd))
     }
@@ -56,6 +60,10 @@ impl Sys for InProcess {
         // SAFETY: as the caller promises.
         let answer = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
         if answer < 0 { Err(Errno::last()) } else { Ok(()) }
+    }
+
+    fn path(&self) -> Option<&CStr> {
+        None
     }
 
     fn on_signal(&self) -> extern "C" fn(libc::c_int) {

@@ -1,5 +1,5 @@
 //! The system calls that reach a device: the kernel's own, or the in-process device's functions of the same shape.
-use std::os::fd::RawFd;
+use std::{ffi::CStr, os::fd::RawFd};
 
 use super::Errno;
 
@@ -26,6 +26,9 @@ pub trait Sys: Sync {
     /// `pread`.
     fn pread(&self, fd: RawFd, buf: &mut [u8], offset: u64) -> Result<usize, Errno>;
 
+    /// `read`.
+    fn read(&self, fd: RawFd, buf: &mut [u8]) -> Result<usize, Errno>;
+
     /// `dup`.
     fn dup(&self, fd: RawFd) -> Result<RawFd, Errno>;
 
@@ -37,6 +40,9 @@ pub trait Sys: Sync {
     /// # Safety
     /// The numbers belong to the caller.
     unsafe fn close_range(&self, first: RawFd, last: RawFd, flags: u32) -> Result<(), Errno>;
+
+    /// Where the device is in the file system, if it is there.
+    fn path(&self) -> Option<&CStr>;
 
     /// What a signal handler has to call, so that the device notices the signal.
     fn on_signal(&self) -> extern "C" fn(libc::c_int);

@@ -10,6 +10,7 @@ use crate::{
 pub(super) const CASES: &[Case] = &[
     case("api-version-is-12", "A01", api_version),
     case("misc-minor-232", "A01", misc_minor),
+    case("every-call-finds-the-node", "A01", node),
     case("no-argument-means-zero", "A03", no_argument),
     case("unknown-capabilities-are-zero", "A01", unknown_capabilities),
     case("a-vm-answers-for-capabilities-too", "A01", vm_capabilities).needs(KVM_CAP_CHECK_EXTENSION_VM),
@@ -32,6 +33,26 @@ fn misc_minor(device: &Device) {
         Some(number) => assert_eq!(number, (10, 232)),
         None => not_applicable("the in-process device has no node"),
     }
+}
+
+fn node(device: &Device) {
+    let Some(node) = device.node() else { not_applicable("the in-process device has no node") };
+    for cloexec in [false, true] {
+        for (call, opened) in node.open(cloexec) {
+            let fd = opened.unwrap_or_else(|errno| panic!("{call}: {errno}"));
+            assert_eq!(fd.closes_on_exec(), cloexec, "{call}");
+            assert_eq!(fd.number(KVM_GET_API_VERSION, 0), Ok(12), "{call}");
+            assert_eq!(fd.close(), Ok(()), "{call}");
+        }
+    }
+    for mode in [libc::F_OK, libc::R_OK | libc::W_OK] {
+        node.access(mode).into_iter().for_each(|(call, answer)| assert_eq!(answer, Ok(0), "{call}, {mode}"));
+    }
+    node.access(libc::X_OK).into_iter().for_each(|(call, answer)| assert_eq!(answer, Err(Errno::EACCES), "{call}"));
+    for (call, kind) in node.kind(&device.fd) {
+        assert_eq!(kind, Ok((libc::S_IFCHR, 10, 232)), "{call}");
+    }
+    assert_eq!(node.kind_to_nowhere(), [Err(Errno::EFAULT); 2]);
 }
 
 fn no_argument(device: &Device) {

@@ -12,6 +12,7 @@ pub(super) const CASES: &[Case] = &[
     case("the-file-is-well-formed", "A20", well_formed).needs(KVM_CAP_BINARY_STATS_FD),
     case("exits-are-counted", "A20", counted).needs(KVM_CAP_BINARY_STATS_FD),
     case("reads-anywhere", "A20", reads).needs(KVM_CAP_BINARY_STATS_FD),
+    case("reads-go-on-where-they-ended", "A20", reads_on).needs(KVM_CAP_BINARY_STATS_FD),
     case("the-file-outlives-its-vcpu", "A20 A02", outlives).needs(KVM_CAP_BINARY_STATS_FD),
     case("it-is-no-other-descriptor", "A20", no_other).needs(KVM_CAP_BINARY_STATS_FD),
 ];
@@ -111,6 +112,27 @@ fn reads(device: &Device) {
     for offset in [len as u64, len as u64 + 1000, 1 << 40] {
         assert_eq!(file.read_at(&mut [0; 8], offset), Ok(0), "offset {offset}");
     }
+}
+
+fn reads_on(device: &Device) {
+    let machine = machine(device);
+    let file = machine.vcpu.fd.make(KVM_GET_STATS_FD, 0).expect("KVM_GET_STATS_FD");
+    let mut all = vec![0; 1 << 20];
+    let len = file.read_at(&mut all, 0).expect("a read");
+    // Where it ended is the file's, whichever descriptor it is read by.
+    let copy = file.dup().expect("dup");
+    let mut said = Vec::new();
+    for n in 0.. {
+        let mut part = vec![0; 24 + 700 * n];
+        let read = if n % 2 == 0 { &file } else { &copy }.read(&mut part).expect("a read");
+        assert!(read == part.len() || read == len - said.len(), "{read} bytes");
+        said.extend_from_slice(&part[..read]);
+        if read == 0 {
+            break;
+        }
+    }
+    assert_eq!(said, all[..len]);
+    assert_eq!(machine.vcpu.fd.read(&mut [0; 8]), Err(Errno::EINVAL));
 }
 
 fn outlives(device: &Device) {
