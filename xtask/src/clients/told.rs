@@ -84,12 +84,10 @@ fn queried(client: &mut Emulator) -> Result<()> {
         let stat = vcpu["stats"].as_array()?.iter().find(|stat| stat["name"] == "io_exits")?;
         stat["value"].as_u64()
     };
-    let exits: Vec<_> = said.as_array().into_iter().flatten().map(exits).collect();
-    // The second vCPU has not been started.
-    ensure!(
-        exits.len() == 2 && exits[0] > Some(0) && exits[1] == Some(0),
-        "QEMU does not tell of its guest's exits: {said}"
-    );
+    let mut exits: Vec<_> = said.as_array().into_iter().flatten().filter_map(exits).collect();
+    exits.sort_unstable();
+    // One vCPU has not been started.
+    ensure!(exits.len() == 2 && exits[0] == 0 && exits[1] > 0, "QEMU does not tell of its guest's exits: {said}");
     Ok(())
 }
 
