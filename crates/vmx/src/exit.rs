@@ -188,7 +188,9 @@ impl Report {
     fn control(&self, gpr: &[u64; 16]) -> Exit {
         let register = (self.qualification >> 8 & 15) as u8;
         let op = match (self.qualification & 15, self.qualification >> 4 & 3) {
-            (8, cr::TO) => CrOp::Write { number: 8, value: gpr[usize::from(register)] },
+            (number @ (0 | 3 | 4 | 8), cr::TO) => {
+                CrOp::Write { number: number as u8, value: gpr[usize::from(register)] }
+            }
             (8, cr::FROM) => CrOp::ReadCr8 { gpr: register },
             _ => CrOp::Other,
         };
@@ -291,12 +293,16 @@ mod tests {
     }
 
     #[test]
-    fn accesses_to_cr8_are_known_and_others_emulated() {
+    fn what_is_written_to_control_registers_is_known_and_others_emulated() {
         let op = |op| Exit::Cr { op, len: 2 };
         assert_eq!(decode(with(28, 9 << 8 | 8)), op(CrOp::Write { number: 8, value: 0x109 }));
         assert_eq!(decode(with(28, 9 << 8 | 1 << 4 | 8)), op(CrOp::ReadCr8 { gpr: 9 }));
-        // mov cr0, mov from cr3, clts, lmsw.
-        for qualification in [0, 1 << 4 | 3, 2 << 4, 3 << 4 | 0x11 << 16] {
+        for number in [0, 3, 4] {
+            let written = op(CrOp::Write { number, value: 0x109 });
+            assert_eq!(decode(with(28, 9 << 8 | u64::from(number))), written);
+        }
+        // mov from cr3, clts, lmsw.
+        for qualification in [1 << 4 | 3, 2 << 4, 3 << 4 | 0x11 << 16] {
             assert_eq!(decode(with(28, qualification)), op(CrOp::Other), "{qualification:#x}");
         }
     }

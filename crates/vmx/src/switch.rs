@@ -57,7 +57,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             match entry {
                 Entry::Refused => Crossed::Refused(vmcs.read(INSTRUCTION_ERROR)),
                 Entry::Left => {
-                    self.read(&common.processor, &vmcs);
+                    self.read(common, &vmcs);
                     if !launched && !self.left.entry_failed() {
                         self.region.node().set_launched();
                     }

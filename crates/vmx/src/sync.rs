@@ -47,9 +47,37 @@ pub fn read_segments_8086<I: Instructions>(vmcs: &Current<I>, state: &mut CpuSta
     }
 }
 
-/// Segment and descriptor-table registers. `unrestricted`: the processor takes those of real mode.
-pub fn write_segments<I: Instructions>(vmcs: &mut Current<I>, state: &CpuState, unrestricted: bool) {
+/// Segment and descriptor-table registers, as they are in the control structure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segments {
+    seg: [Segment; 6],
+    tables: [Segment; 2],
+    /// GDTR and IDTR.
+    descriptors: [Table; 2],
+    cpl: u8,
+}
+
+impl Segments {
+    /// Those of `state`, which have been read or written there.
+    pub fn of(state: &CpuState) -> Self {
+        let tables = [state.ldtr, state.tr];
+        Self { seg: state.seg, tables, descriptors: [state.gdtr, state.idtr], cpl: state.cpl }
+    }
+}
+
+/// Segment and descriptor-table registers. `unrestricted`: the processor takes those of real mode. What `known` says is there
+/// already is not written.
+pub fn write_segments<I: Instructions>(
+    vmcs: &mut Current<I>,
+    state: &CpuState,
+    unrestricted: bool,
+    known: Option<&Segments>,
+) {
     for (n, segment) in state.seg.iter().enumerate() {
+        // That of SS shows the level.
+        if known.is_some_and(|known| known.seg[n] == *segment && known.cpl == state.cpl) {
+            continue;
+        }
         let segment = match n {
             n if n == Seg::Cs as usize => {
                 write_segment(vmcs, n as u32, segment, segment::code_rights(segment));
@@ -62,7 +90,11 @@ pub fn write_segments<I: Instructions>(vmcs: &mut Current<I>, state: &CpuState, 
         };
         write_segment(vmcs, n as u32, &segment, segment::data_rights(&segment));
     }
-    write_tables(vmcs, state);
+    let same =
+        |known: &Segments| known.tables == [state.ldtr, state.tr] && known.descriptors == [state.gdtr, state.idtr];
+    if !known.is_some_and(same) {
+        write_tables(vmcs, state);
+    }
 }
 
 fn write_tables<I: Instructions>(vmcs: &mut Current<I>, state: &CpuState) {
@@ -124,7 +156,7 @@ mod tests {
             let mut from = CpuState::reset(0);
             (from.gdtr, from.idtr) = (Table { base: 0x5000, limit: 0x27 }, Table { base: 0x6000, limit: 0x7ff });
             for unrestricted in [false, true] {
-                write_segments(vmcs, &from, unrestricted);
+                write_segments(vmcs, &from, unrestricted, None);
                 let mut to = CpuState::reset(0);
                 to.seg = [Segment::default(); 6];
                 read_segments(vmcs, &mut to);
@@ -139,9 +171,9 @@ mod tests {
         with_vmcs(|vmcs: &mut Current<Recorder>| {
             let mut state = CpuState::reset(0);
             state.seg[Seg::Fs as usize] = Segment::real(0xc803, 0);
-            write_segments(vmcs, &state, true);
+            write_segments(vmcs, &state, true, None);
             assert_eq!(vmcs.read(GUEST_RIGHTS.nth(4)), 0x93);
-            write_segments(vmcs, &state, false);
+            write_segments(vmcs, &state, false, None);
             assert_eq!(vmcs.read(GUEST_RIGHTS.nth(4)), 0xf3);
         });
     }

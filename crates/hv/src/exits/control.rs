@@ -16,8 +16,8 @@ impl<B: Backend> Run<'_, B> {
             CrOp::Write { number: 8, value } => self.write_cr8(value, len),
             CrOp::ReadCr8 { gpr } => {
                 self.inner.show_cr8();
-                let state = self.inner.cpu.registers_mut(Groups::GENERAL.and(Groups::CONTROL));
-                state.gpr[usize::from(gpr & 15)] = state.cr8;
+                let cr8 = self.inner.cpu.registers(Groups::SWITCHES).cr8;
+                self.inner.cpu.registers_mut(Groups::GENERAL).gpr[usize::from(gpr & 15)] = cr8;
                 self.skip(len);
                 Ok(Step::Continue)
             }
@@ -54,7 +54,7 @@ impl<B: Backend> Run<'_, B> {
             return self.refuse();
         }
         let inner = &mut *self.inner;
-        let state = inner.cpu.registers_mut(Groups::CONTROL);
+        let state = inner.cpu.registers_mut(Groups::SWITCHES);
         let lowered = value < state.cr8;
         state.cr8 = value;
         self.skip(len);

@@ -182,8 +182,11 @@ impl<B: Backend> Inner<B> {
 
     /// The task priority register may have changed: CR8 shows it.
     pub(crate) fn show_cr8(&mut self) {
-        if let Some(apic) = &self.apic {
-            self.cpu.registers_mut(Groups::SWITCHES).cr8 = apic.lapic.cr8();
+        let Some(apic) = &self.apic else { return };
+        let cr8 = apic.lapic.cr8();
+        // A back end takes its time for what has been written.
+        if self.cpu.registers(Groups::SWITCHES).cr8 != cr8 {
+            self.cpu.registers_mut(Groups::SWITCHES).cr8 = cr8;
         }
     }
 

@@ -10,7 +10,6 @@ use x86::{Exception, Shadow, Vector, debug, flags};
 use super::{Guest, held, held::blocked};
 use crate::{
     backend::Common,
-    detect::Processor,
     exit::{Decoded, Report, reason},
     fields::{
         EXIT_ERROR_CODE, EXIT_EVENT, EXIT_LENGTH, EXIT_REASON, GUEST_PHYSICAL, QUALIFICATION, VECTORING_ERROR_CODE,
@@ -61,11 +60,11 @@ pub(super) struct Levels {
 }
 
 /// What the control structure has, and `state` only if somebody asks.
-const LAZY: Groups = Groups::SEGMENTS.and(Groups::PAGING).and(Groups::FPU);
+const LAZY: Groups = Groups::SEGMENTS.and(Groups::FPU);
 
 impl<P: Hardware, I: Instructions> Guest<P, I> {
     /// Reads what every exit needs, and what belongs to its reason.
-    pub(crate) fn read(&mut self, processor: &Processor, vmcs: &Current<I>) {
+    pub(crate) fn read(&mut self, common: &Common<P>, vmcs: &Current<I>) {
         let reason = vmcs.read(EXIT_REASON);
         let mut report = Report { reason, ..Report::default() };
         if Report::has_qualification(reason) {
@@ -122,8 +121,15 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
                 sync::take_rights(levels.rights, state);
             }
         }
-        self.note_nmi(processor, held);
+        self.note_nmi(&common.processor, held);
+        self.known = None;
         self.stale = self.stale.and(LAZY);
+        if common.nested {
+            self.stale = self.stale.and(Groups::PAGING);
+        } else {
+            // The core asks for it before each entry.
+            self.take_cr0(common, vmcs);
+        }
         // SAFETY: as in `settle`.
         if unsafe { self.user_mode.told().is_loaded(true) } {
             self.stale = self.stale.and(Groups::MSRS);

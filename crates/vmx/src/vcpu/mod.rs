@@ -1,5 +1,6 @@
 //! One guest processor: its registers, what the core has asked for, and the way from one entry to the exit behind it.
 mod enter;
+mod fetch;
 mod fields;
 mod held;
 mod leave;
@@ -13,7 +14,7 @@ use alloc::boxed::Box;
 use hardware::{
     asked::{Asked, Tsc, Window},
     control::Registers,
-    fpu, reset,
+    reset,
     tags::Tag,
 };
 use hv::backend::{BackendVcpu, Env, Event, Exit, FlushTlb, Groups, GuestDebug};
@@ -27,20 +28,16 @@ use x86::{CpuState, Features};
 
 use crate::{
     backend::Common,
-    guest_state::{self, Form},
+    guest_state::Form,
     instructions::{HostThread, Instructions},
     region::Region,
-    sync,
+    sync::Segments,
     user_mode::UserMode,
 };
 pub(crate) use enter::Crossed;
 use fields::Fields;
 pub(crate) use leave::Left;
 use leave::Levels;
-
-/// EPT pointer: the tables are cached as write-back memory and have four levels; entries have accessed and dirty bits.
-const EPT_FORM: u64 = 6 | 3 << 3;
-const EPT_ACCESSED: u64 = 1 << 6;
 
 /// A guest processor.
 pub struct IntelVcpu<P: Hardware, I: Instructions> {
@@ -62,12 +59,16 @@ pub(crate) struct Guest<P: Hardware, I: Instructions> {
     changed: Groups,
     /// How the processor would enter the guest with the segments and control registers of `state`.
     form: Form,
+    /// The mode that `form` is for.
+    formed: Option<[u64; 3]>,
     /// What the control structure has been given besides: control registers, primary controls but for windows, and the root.
     pub(crate) registers: Registers,
     primary: u32,
     root: Root,
     /// Something else has changed of what depends on neither registers nor the root.
     unsettled: bool,
+    /// The segments in the control structure, from when they were read until the next entry.
+    known: Option<Segments>,
     /// Of the last exit.
     pub(crate) left: Left,
     /// What `state` has its mode and privilege level from, as far as nobody has changed it since.
@@ -113,10 +114,12 @@ impl<P: Hardware, I: Instructions> IntelVcpu<P, I> {
             stale: Groups(0),
             changed: Groups::ALL,
             form: if common.nested { Form::Itself } else { Form::None },
+            formed: None,
             registers: Registers::default(),
             primary: 0,
             root: Root::NONE,
             unsettled: true,
+            known: None,
             left: Left::default(),
             levels: None,
             number: common.number(),
@@ -146,81 +149,6 @@ impl<P: Hardware, I: Instructions> Drop for IntelVcpu<P, I> {
     fn drop(&mut self) {
         // The page goes: no processor may keep anything of it.
         self.common.locals.recall::<P, I>(self.guest.region.node(), true);
-    }
-}
-
-impl<P: Hardware, I: Instructions> Guest<P, I> {
-    /// Brings the groups in `need` up to date.
-    #[inline]
-    fn fetch(&mut self, common: &Common<P>, need: Groups) {
-        let wanted = Groups(self.stale.0 & need.0);
-        if wanted.0 != 0 {
-            self.fetch_stale(common, wanted);
-        }
-    }
-
-    #[inline(never)]
-    fn fetch_stale(&mut self, common: &Common<P>, wanted: Groups) {
-        self.stale = self.stale.without(wanted);
-        if wanted.any(Groups::FPU) {
-            fpu::save(&mut self.fpu, &mut self.state.fpu);
-        }
-        if wanted.any(Groups::MSRS) {
-            let cx = Atomic::at_entry();
-            P::irqs_off(&cx);
-            // SAFETY: interrupts are off, and only the thread that runs the vCPU has it between two entries.
-            self.state.kernel_gs_base = unsafe { self.user_mode.told().kernel_gs_base() };
-            P::irqs_on(&cx);
-        }
-        if !wanted.any(Groups::SEGMENTS.and(Groups::PAGING)) {
-            return;
-        }
-        // The thread may have been anywhere since the exit.
-        let _pin = P::pin();
-        let cx = Atomic::at_entry();
-        common.locals.recall::<P, I>(self.region.node(), false);
-        P::irqs_off(&cx);
-        common.locals.with::<P, _>(&cx, |resident, cpu| {
-            // Active nowhere else any more.
-            let Some(vmcs) = resident.current::<I>(self.region.node(), cpu) else { return };
-            if wanted.any(Groups::SEGMENTS) {
-                if self.form == Form::Virtual8086 {
-                    sync::read_segments_8086(&vmcs, &mut self.state);
-                } else {
-                    sync::read_segments(&vmcs, &mut self.state);
-                }
-            }
-            if wanted.any(Groups::PAGING) {
-                let free = common.cr0_free();
-                self.state.cr0 = self.state.cr0 & !free | self.fields.cr0.get(&vmcs) & free;
-                if common.nested {
-                    self.state.cr3 = self.fields.cr3.get(&vmcs);
-                }
-            }
-        });
-        P::irqs_on(&cx);
-    }
-
-    /// What the processor is told of nested tables.
-    pub(crate) fn ept_pointer(&self, common: &Common<P>, root: Root) -> u64 {
-        root.hpa | EPT_FORM | if common.processor.accessed_bits { EPT_ACCESSED } else { 0 }
-    }
-
-    /// Whether the processor can be entered; if not, the core goes on with the guest by itself.
-    fn can_enter(&mut self, common: &Common<P>) -> bool {
-        if common.nested {
-            return true;
-        }
-        if self.changed.any(Groups::SEGMENTS.and(Groups::CONTROL)) {
-            self.fetch(common, Groups::ALL_BUT_FPU);
-            let form = guest_state::form(&self.state);
-            if form != self.form {
-                // What is in the control structure is of another form.
-                self.changed = self.changed.and(Groups::SEGMENTS);
-                self.form = form;
-            }
-        }
-        self.form != Form::None
     }
 }
 

@@ -636,3 +636,49 @@ fn mode_and_level_follow_the_guest_and_the_core() {
     assert!(rig.vcpu.can_enter());
     assert_eq!(level(&mut rig, 0), 0);
 }
+
+#[test]
+fn segments_are_looked_at_again_only_when_they_or_the_mode_have_changed() {
+    let mut rig = shadow();
+    assert!(rig.vcpu.can_enter());
+    rig.halt();
+    rig.guest(|s| {
+        // The guest has loaded something; the processor has checked it.
+        put(s, GUEST_SELECTORS.nth(3), 0x28);
+        put(s, EXIT_REASON, reason::HLT);
+    });
+    rig.run();
+    take_steps();
+    rig.vcpu.registers_mut(Groups::CONTROL).cr3 = 0x9000;
+    take_steps();
+    assert!(rig.vcpu.can_enter() && take_steps().is_empty());
+    assert_eq!(rig.vcpu.registers(Groups::SEGMENTS).seg[3].selector, 0x28);
+    let state = rig.vcpu.registers_mut(Groups::CONTROL);
+    state.cr0 &= !Cr0::PE.bits();
+    state.refresh();
+    assert!(!rig.vcpu.can_enter(), "flat segments are none of virtual-8086 mode");
+}
+
+#[test]
+fn only_segments_that_the_core_has_changed_are_written_again() {
+    let mut rig = shadow();
+    assert!(rig.vcpu.can_enter());
+    rig.halt();
+    let fields =
+        |n| [GUEST_SELECTORS.nth(n).encoding(), GUEST_LIMITS.nth(n).encoding(), GUEST_RIGHTS.nth(n).encoding()];
+    let segments = |writes: &[u32]| {
+        let is_written = |n: &u32| fields(*n).iter().all(|field| writes.contains(field));
+        (0..8).filter(is_written).collect::<Vec<_>>()
+    };
+    rig.vcpu.registers_mut(Groups::ALL_BUT_FPU).rip += 1;
+    take_writes();
+    assert!(rig.vcpu.can_enter());
+    rig.halt();
+    assert!(segments(&take_writes()).is_empty());
+    rig.vcpu.registers_mut(Groups::SEGMENTS).seg[3].limit = 0x1234;
+    rig.vcpu.registers_mut(Groups::SEGMENTS).gdtr.limit = 0x77;
+    assert!(rig.vcpu.can_enter());
+    rig.halt();
+    assert_eq!(segments(&take_writes()), [3, 6, 7]);
+    assert_eq!((rig.seen(GUEST_LIMITS.nth(3)), rig.seen(GUEST_GDTR_LIMIT)), (0x1234, 0x77));
+}

@@ -68,14 +68,14 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         if changed.any(Groups::SEGMENTS.and(Groups::CONTROL)) {
             self.levels = None;
         }
-        let processor = &common.processor;
+        let (processor, known) = (&common.processor, self.known.take());
         self.fields.start(common, vmcs, self.virtual_apic.as_ref().map(Frames::hpa));
         let state = &*self.state;
         if changed.any(Groups::SEGMENTS) {
             if self.form == Form::Virtual8086 {
                 sync::write_segments_8086(vmcs, state);
             } else {
-                sync::write_segments(vmcs, state, common.nested);
+                sync::write_segments(vmcs, state, common.nested, known.as_ref());
             }
         }
         if changed.any(Groups::MSRS) {
@@ -91,8 +91,6 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         let fields = &mut *self.fields;
         if !self.stale.any(Groups::PAGING) {
             fields.cr0.put(vmcs, registers.cr0);
-            fields.cr3.put(vmcs, registers.cr3);
-        } else if !common.nested {
             fields.cr3.put(vmcs, registers.cr3);
         }
         fields.cr0_shadow.put(vmcs, state.cr0);
