@@ -63,7 +63,7 @@ const PROCESSORS: &str = r#"
 online=/sys/devices/system/cpu/cpu1/online
 guests --filter host/smp/ &
 times=0
-while [ $times -lt 40 ]; do
+while [ $times -lt $rounds ]; do
     echo 0 > $online || fail "the processor stays"
     [ $(cat $online) = 0 ] || fail "the processor is still there"
     usleep $((times % 4 * 100000))
