@@ -12,7 +12,7 @@ use platform::hardware::Processors;
 use std::vec::Vec;
 use x86::{Cr0, Cr4, Efer, Exception, Mode, Seg, Segment, Shadow, Vector, debug, flags};
 
-use super::held::held_back;
+use super::held::{blocked, held_back};
 
 fn general(rig: &mut Rig) -> &mut CpuState {
     rig.vcpu.registers_mut(Groups::GENERAL)
@@ -681,4 +681,29 @@ fn only_segments_that_the_core_has_changed_are_written_again() {
     rig.halt();
     assert_eq!(segments(&take_writes()), [3, 6, 7]);
     assert_eq!((rig.seen(GUEST_LIMITS.nth(3)), rig.seen(GUEST_GDTR_LIMIT)), (0x1234, 0x77));
+}
+
+#[test]
+fn no_interrupt_comes_before_an_int_that_was_cut_short() {
+    let mut rig = Rig::new();
+    rig.vcpu.registers_mut(Groups::GENERAL).flags.set(2 | flags::IF);
+    rig.guest(|s| {
+        put(s, GUEST_RFLAGS, 2 | flags::IF);
+        put(s, EXIT_REASON, reason::EPT_VIOLATION);
+        put(s, VECTORING_EVENT, 0x8000_0421);
+    });
+    rig.run();
+    assert_eq!(rig.vcpu.registers(Groups::GENERAL).shadow, Shadow::Sti);
+    rig.vcpu.request_window(true, false);
+    rig.halt();
+    assert_eq!(rig.seen(GUEST_INTERRUPTIBILITY), blocked::STI);
+    // Without interrupts there is nothing to hold back.
+    rig.guest(|s| {
+        put(s, GUEST_RFLAGS, 2);
+        put(s, GUEST_INTERRUPTIBILITY, 0);
+        put(s, EXIT_REASON, reason::EPT_VIOLATION);
+        put(s, VECTORING_EVENT, 0x8000_0421);
+    });
+    rig.run();
+    assert_eq!(rig.vcpu.registers(Groups::GENERAL).shadow, Shadow::None);
 }
