@@ -40,6 +40,8 @@ impl What {
 /// What all of them begin with: the module `$0` has been loaded, and guests run in the background until `enough` says so.
 const GUESTS: &str = r#"
 fail() { echo "failed: $1"; dmesg | tail -n 20; exit 1; }
+# The console is to have what the module says when it goes.
+dmesg -n 7
 : > /tmp/rounds
 guests() {
     while [ ! -e /tmp/enough ]; do
