@@ -109,6 +109,12 @@ impl<C> Op<C> {
         matches!(self.code, Code::Vmcall | Code::Vmmcall)
     }
 
+    /// SYSCALL or SYSENTER, or what returns from them: whether they exist in a mode depends on the vendor.
+    pub fn is_system_call(&self) -> bool {
+        let ways = [Code::Syscall, Code::Sysenter, Code::Sysretd, Code::Sysretq, Code::Sysexitd, Code::Sysexitq];
+        ways.contains(&self.code)
+    }
+
     /// INT3.
     pub fn is_int3(&self) -> bool {
         self.code == Code::Int3

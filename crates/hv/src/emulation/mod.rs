@@ -38,10 +38,13 @@ enum End {
 }
 
 /// What the run loop wants to know of an instruction.
-struct Seen {
-    hypercall: bool,
+pub(crate) struct Seen {
+    /// VMCALL or VMMCALL.
+    pub(crate) hypercall: bool,
+    /// A system call or the return from one.
+    pub(crate) system_call: bool,
     int3: bool,
-    len: u8,
+    pub(crate) len: u8,
 }
 
 impl<B: Backend> Run<'_, B> {
@@ -175,26 +178,21 @@ impl<B: Backend> Run<'_, B> {
         self.instruction().map_or(0, |seen| seen.len)
     }
 
-    /// The length of the instruction at CS:RIP, if it is VMCALL or VMMCALL.
-    pub(crate) fn hypercall_len(&mut self) -> Option<u8> {
-        self.instruction().and_then(|seen| seen.hypercall.then_some(seen.len))
-    }
-
     /// Whether the instruction at CS:RIP is INT3.
     fn is_int3(&mut self) -> bool {
         self.instruction().is_some_and(|seen| seen.int3)
     }
 
     /// The instruction at CS:RIP, if it can be read.
-    fn instruction(&mut self) -> Option<Seen> {
+    pub(crate) fn instruction(&mut self) -> Option<Seen> {
         if let Some(Plain { len, hypercall }) = self.first_bytes().and_then(Plain::of) {
-            return Some(Seen { hypercall, int3: false, len });
+            return Some(Seen { hypercall, system_call: false, int3: false, len });
         }
         let inner = &mut *self.inner;
         // All that decoding reads, and nothing of it changes.
         inner.cpu.registers(Groups::ALL_BUT_FPU);
         let mut guest = Guest::new(inner, Groups::GENERAL, self.vm, self.shared, self.index, self.page);
         let op = emulate::fetch_decode(&mut guest).ok()?;
-        Some(Seen { hypercall: op.is_hypercall(), int3: op.is_int3(), len: op.len })
+        Some(Seen { hypercall: op.is_hypercall(), system_call: op.is_system_call(), int3: op.is_int3(), len: op.len })
     }
 }

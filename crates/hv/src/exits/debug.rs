@@ -1,5 +1,6 @@
 //! Exceptions that were intercepted, and traps that the client's debugger wants to see (row A14).
 use abi::*;
+use platform::MaySleep;
 use x86::{Exception, Seg, Vector, debug};
 
 use crate::{
@@ -10,15 +11,16 @@ use crate::{
 
 impl<B: Backend> Run<'_, B> {
     /// An exception that was intercepted. #BP for the client's breakpoints goes to the client, all others to the guest. But
-    /// the hypercall instruction of the other vendor, which this processor does not know, is one here too (row A18).
-    pub(super) fn exception(&mut self, exception: Exception) -> Result<Step, Errno> {
+    /// the hypercall instruction of the other vendor, which this processor does not know, is one here too (row A18), and a guest
+    /// that is told to be on the other vendor's has its system calls in the same modes as there.
+    pub(super) fn exception(&mut self, exception: Exception, cx: &MaySleep) -> Result<Step, Errno> {
         match exception.vector {
             Vector::BP if self.inner.debug.software_breakpoints => return self.debug_exit(Vector::BP, 0),
-            Vector::UD => {
-                if let Some(len) = self.hypercall_len() {
-                    return self.hypercall(len);
-                }
-            }
+            Vector::UD => match self.instruction() {
+                Some(seen) if seen.hypercall => return self.hypercall(seen.len),
+                Some(seen) if seen.system_call => return self.emulate(cx),
+                _ => {}
+            },
             _ => {}
         }
         self.raise(exception);

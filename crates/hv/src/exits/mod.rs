@@ -63,7 +63,7 @@ pub(crate) fn handle<B: Backend>(run: &mut Run<'_, B>, exit: Exit, cx: &MaySleep
         Exit::Cr { op, len } => run.control(op, len, cx),
         Exit::NestedPageFault { gpa, access, .. } => run.nested_page_fault(gpa, access, cx),
         Exit::PageFault { gva, code, implicit } => run.page_fault(gva, code, implicit, cx),
-        Exit::Exception { exception } => run.exception(exception),
+        Exit::Exception { exception } => run.exception(exception, cx),
         Exit::Debug { dr6 } => run.debug(dr6),
         Exit::Shutdown => {
             run.page.reason(KVM_EXIT_SHUTDOWN)?;

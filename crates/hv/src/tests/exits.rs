@@ -86,6 +86,26 @@ fn either_vendors_hypercall_is_one() {
     }
 }
 
+/// AMD's processors have SYSENTER outside of long mode only, Intel's SYSCALL in 64-bit mode only: what the guest's has is executed.
+#[test]
+fn system_calls_that_the_processor_does_not_know_are_the_guests() {
+    let exception = Exception::plain(Vector::UD);
+    // SYSENTER; and SYSCALL, which is not switched on.
+    for (code, has, rip) in [(0x34, true, 0x7000), (0x05, false, CODE)] {
+        let m = Machine::new();
+        m.poke(CODE, &[0x0f, code]);
+        m.state(|s| {
+            s.cr0 |= x86::Cr0::PE.bits();
+            (s.sysenter_cs, s.sysenter_eip) = (8, 0x7000);
+            s.refresh();
+        });
+        m.script.exit(Exit::Exception { exception });
+        m.script.exit(Exit::Shutdown);
+        m.run().unwrap();
+        assert_eq!((m.state(|s| s.rip), m.script.take_injected().is_empty()), (rip, has));
+    }
+}
+
 /// A register that is rarely changed by instructions is not fetched, nor written back, for those that leave it alone.
 #[test]
 fn the_fpu_is_asked_for_by_instructions_that_use_it() {
