@@ -31,6 +31,7 @@ pub(crate) struct Fields {
     pub(crate) efer: Known<Bits64>,
     pub(crate) dr7: Known<Natural>,
     pub(crate) primary: Known<Bits32>,
+    pub(crate) secondary: Known<Bits32>,
     pub(crate) entry: Known<Bits32>,
     pub(crate) exceptions: Known<Bits32>,
     pub(crate) event: Known<Bits32>,
@@ -61,6 +62,7 @@ impl Fields {
             efer: Known::new(GUEST_EFER),
             dr7: Known::new(GUEST_DR7),
             primary: Known::new(PRIMARY_CONTROLS),
+            secondary: Known::new(SECONDARY_CONTROLS),
             entry: Known::new(ENTRY_CONTROLS),
             exceptions: Known::new(EXCEPTIONS),
             event: Known::new(ENTRY_EVENT),
@@ -87,9 +89,6 @@ impl Fields {
         let processor = &common.processor;
         vmcs.write(PIN_CONTROLS, processor.pin_controls());
         vmcs.write(EXIT_CONTROLS, processor.exit);
-        if processor.has_secondary() {
-            vmcs.write(SECONDARY_CONTROLS, common.secondary);
-        }
         if processor.pause_loops {
             vmcs.write(PAUSE_GAP, PAUSE_DISTANCE);
             vmcs.write(PAUSE_WINDOW, PAUSE_CYCLES);

@@ -84,6 +84,8 @@ pub(crate) struct Guest<P: Hardware, I: Instructions> {
     pub(crate) user_mode: P::Watch<UserMode<I>>,
     pub(crate) flush: Flush,
     pub(crate) asked: Asked,
+    /// What CPUID offers; everything, until the client has said what.
+    features: Features,
     /// Data breakpoints that wait for the end of the instruction behind MOV SS.
     traps: u64,
     /// Since when an NMI waits for the end of another one that the processor will not tell of.
@@ -130,6 +132,7 @@ impl<P: Hardware, I: Instructions> IntelVcpu<P, I> {
             user_mode: P::Watch::new(UserMode::default(), cx)?,
             flush: Flush::default(),
             asked: Asked::default(),
+            features: Features::all(),
             traps: 0,
             nmi_waits: None,
             told: false,
@@ -171,8 +174,11 @@ impl<P: Hardware, I: Instructions> BackendVcpu<P> for IntelVcpu<P, I> {
         (self.registers_mut(change), None)
     }
 
-    /// What a guest may use is the same for all: exits keep it from what it is not offered.
-    fn set_features(&mut self, _features: Features, _xcr0: u64, _physical_bits: u32) {}
+    /// Exits keep the guest from most of what it is not offered.
+    fn set_features(&mut self, features: Features, _xcr0: u64, _physical_bits: u32) {
+        self.guest.features = features;
+        self.guest.unsettled = true;
+    }
 
     fn set_tsc(&mut self, offset: u64, ratio: u64) {
         self.guest.asked.tsc = Tsc { offset, ratio };

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     Options,
-    controls::{entry, pin, primary},
+    controls::{entry, pin, primary, secondary},
     exit::reason,
     fields::*,
     testing::*,
@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering::SeqCst;
 use hv::backend::{Backend, CrOp, EventKind, Translation};
 use platform::hardware::Processors;
 use std::vec::Vec;
-use x86::{Cr0, Cr4, Efer, Exception, Mode, Seg, Segment, Shadow, Vector, debug, flags};
+use x86::{Cr0, Cr4, Efer, Exception, Features, Mode, Seg, Segment, Shadow, Vector, debug, flags};
 
 use super::held::{blocked, held_back};
 
@@ -706,4 +706,22 @@ fn no_interrupt_comes_before_an_int_that_was_cut_short() {
     });
     rig.run();
     assert_eq!(rig.vcpu.registers(Groups::GENERAL).shadow, Shadow::None);
+}
+
+#[test]
+fn instructions_that_cpuid_does_not_offer_are_undefined() {
+    let mut rig = Rig::new();
+    let both = secondary::INVPCID | secondary::RDTSCP;
+    rig.halt();
+    assert_eq!(rig.seen(SECONDARY_CONTROLS) & both, both);
+    for (features, expected) in [
+        (Features::INVPCID, secondary::INVPCID),
+        (Features::RDPID, secondary::RDTSCP),
+        (Features::RDTSCP, secondary::RDTSCP),
+        (Features::PCID, 0),
+    ] {
+        rig.vcpu.set_features(features, 0, 36);
+        rig.halt();
+        assert_eq!(rig.seen(SECONDARY_CONTROLS) & both, expected);
+    }
 }

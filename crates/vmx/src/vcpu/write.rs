@@ -11,7 +11,7 @@ use platform::{
     Hardware,
     hardware::{Frames, Watch},
 };
-use x86::{Cr0, Vector, flags};
+use x86::{Cr0, Features, Vector, flags};
 
 use super::{
     Guest, held,
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     backend::Common,
     control,
-    controls::{entry, primary},
+    controls::{entry, primary, secondary},
     detect::Processor,
     fields::{ENTRY_ERROR_CODE, ENTRY_LENGTH},
     guest_state::Form,
@@ -121,6 +121,13 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             | on(!common.nested || pae, primary::CR3_LOAD)
             | on(!common.nested, primary::CR3_STORE)
             | on(scaled, primary::RDTSC);
+        if processor.has_secondary() {
+            // What CPUID does not offer is #UD.
+            let has = |features: Features| self.features.intersects(features);
+            let refused = on(!has(Features::INVPCID), secondary::INVPCID)
+                | on(!has(Features::RDTSCP.union(Features::RDPID)), secondary::RDTSCP);
+            self.fields.secondary.put(vmcs, common.secondary & !refused);
+        }
         self.fields.entry.put(vmcs, processor.entry | on(registers.long_mode(), entry::LONG_MODE));
         let bit = |vector: Vector| 1u32 << vector.0;
         // #DB and #AC: a guest can raise them without end while one is delivered, and must not hold the processor by that.
