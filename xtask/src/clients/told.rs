@@ -57,6 +57,8 @@ fn firmware(name: &str, code: &[u8]) -> Result<Command> {
 /// `rekvm stat` shows the guest of a client, and its socket goes with it.
 fn statistics() -> Result<()> {
     let folder = std::path::absolute(target_dir().join(LOGS).join("runtime"))?;
+    // A client that was killed has left its socket.
+    let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder)?;
     // Writes to a port of nobody's for ever.
     let mut command = firmware("stat", &[0xe6, 0x80, 0xeb, 0xfc])?;

@@ -125,10 +125,12 @@ fn arguments(test: &Test, flat: &Path, accel: &str) -> Vec<String> {
     words
 }
 
-/// The guests of Linux's kvm-amd had AMD's processor, and some test something else on another. QEMU would tell them of this machine's.
+/// The guests of Linux's kvm-amd had AMD's processor, unless they ask for another, and some test something else on another. QEMU
+/// would tell them of this machine's.
 fn of_the_peers_vendor(mut words: Vec<String>) -> Vec<String> {
     const VENDOR: &str = ",vendor=AuthenticAMD";
     match words.iter().position(|word| word == "-cpu").and_then(|at| words.get_mut(at + 1)) {
+        Some(model) if model.contains("vendor=") => {}
         Some(model) => model.push_str(VENDOR),
         None => words.extend(["-cpu".to_owned(), format!("qemu64{VENDOR}")]),
     }
