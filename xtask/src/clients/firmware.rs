@@ -111,6 +111,8 @@ fn image() -> Result<PathBuf> {
 fn start(image: &Path, machine: Machine, accel: Accel, log: &str) -> Result<Emulator> {
     let mut command = qemu(machine, accel, 1, MEMORY);
     command.args(["-vga", "std", "-snapshot"]);
+    // By itself, QEMU tells guests of /dev/kvm that the processor is of this machine's vendor, and those of TCG that it is AMD's.
+    command.args(["-cpu", "qemu64,vendor=AuthenticAMD"]);
     command.arg("-drive").arg(format!("format=raw,if=none,id=disk,file={}", image.display()));
     command.args(["-device", "ide-hd,drive=disk"]);
     Emulator::start(command, LOGS, log)
