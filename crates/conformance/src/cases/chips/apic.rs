@@ -4,7 +4,7 @@ use iced_x86::{IcedError, code_asm::*};
 
 use crate::{
     device::Device,
-    vm::{CODE, Exit, RealMode, assemble},
+    vm::{CODE, Exit, RealMode, assemble, cpuid2},
 };
 
 /// Writes a register of the local APIC. DS reaches all of memory.
@@ -153,6 +153,10 @@ pub(in crate::cases) fn deadline(device: &Device) {
         a.or(eax, edx)?;
         a.out(0x82, al)
     });
+    // That the timer has this mode is told by a capability; the client has to say it to the guest.
+    let mut entries = cpuid2(&device.fd, KVM_GET_SUPPORTED_CPUID);
+    entries.iter_mut().filter(|entry| entry.function == 1).for_each(|entry| entry.ecx |= 1 << 24);
+    machine.vcpu.set_cpuid(&entries).expect("KVM_SET_CPUID2");
     machine.vcpu.edit_regs(|regs| regs.rsi = 0);
     assert_eq!(machine.vcpu.run(), Exit::out8(0x81, 0x41));
     assert_eq!(machine.vcpu.regs().rsi, 0, "the guest went on");
