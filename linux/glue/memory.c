@@ -147,12 +147,12 @@ struct page *rekvm_client_page(u64 at, bool write)
 	return get_user_pages_unlocked(at, 1, &page, write ? FOLL_WRITE : 0) == 1 ? page : NULL;
 }
 
-/* The same if it is there and writable, without waiting for anything. */
-struct page *rekvm_client_page_writable(u64 at)
+/* The same if it is there and, for `write`, writable, without waiting for anything. */
+struct page *rekvm_client_page_now(u64 at, bool write)
 {
 	struct page *page;
 
-	return get_user_page_fast_only(at, FOLL_WRITE, &page) ? page : NULL;
+	return get_user_page_fast_only(at, write ? FOLL_WRITE : 0, &page) ? page : NULL;
 }
 
 void rekvm_put_page(struct page *page)
@@ -163,6 +163,42 @@ void rekvm_put_page(struct page *page)
 u64 rekvm_page_hpa(struct page *page)
 {
 	return page_to_phys(page);
+}
+
+bool rekvm_page_is_compound(struct page *page)
+{
+	return PageCompound(page);
+}
+
+/* Whether the client's tables map `at` by an entry for 2 MiB or more. Tables that are walked stay while interrupts are off. */
+bool rekvm_client_page_is_large(u64 at)
+{
+	unsigned long flags;
+	bool large = false;
+	pgd_t *pgd;
+	p4d_t *p4d;
+	pud_t *pud, seen_pud;
+	pmd_t seen_pmd;
+
+	local_irq_save(flags);
+	pgd = pgd_offset(current->mm, at);
+	if (!pgd_present(READ_ONCE(*pgd)))
+		goto out;
+	p4d = p4d_offset(pgd, at);
+	if (!p4d_present(READ_ONCE(*p4d)))
+		goto out;
+	pud = pud_offset(p4d, at);
+	seen_pud = READ_ONCE(*pud);
+	if (!pud_present(seen_pud))
+		goto out;
+	large = pud_leaf(seen_pud);
+	if (!large) {
+		seen_pmd = READ_ONCE(*pmd_offset(&seen_pud, at));
+		large = pmd_present(seen_pmd) && pmd_leaf(seen_pmd);
+	}
+out:
+	local_irq_restore(flags);
+	return large;
 }
 
 bool rekvm_page_is_anonymous(struct page *page)

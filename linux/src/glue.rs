@@ -82,9 +82,11 @@ glue! {
         fn rekvm_copy_from_client(to: *mut u8, at: u64, bytes: usize) -> usize;
         fn rekvm_copy_to_client(at: u64, from: *const u8, bytes: usize) -> usize;
         safe rekvm_client_page(at: u64, write: bool) -> *mut Opaque;
-        safe rekvm_client_page_writable(at: u64) -> *mut Opaque;
+        safe rekvm_client_page_now(at: u64, write: bool) -> *mut Opaque;
+        safe rekvm_client_page_is_large(at: u64) -> bool;
         fn rekvm_put_page(page: *mut Opaque);
         fn rekvm_page_hpa(page: *mut Opaque) -> u64;
+        fn rekvm_page_is_compound(page: *mut Opaque) -> bool;
         fn rekvm_page_is_anonymous(page: *mut Opaque) -> bool;
         fn rekvm_page_dirty(page: *mut Opaque);
         safe rekvm_client_frame(at: u64, write: bool, hpa: &mut u64, writable: &mut bool) -> i32;

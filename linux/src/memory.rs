@@ -266,6 +266,26 @@ impl Page {
         // SAFETY: a page with a reference.
         unsafe { glue::rekvm_page_hpa(self.0) }
     }
+
+    /// What is behind `at`, where this page is.
+    fn frame(&self, at: u64, writable: bool) -> HostFrame {
+        // SAFETY: a page with a reference.
+        let large = unsafe { glue::rekvm_page_is_compound(self.0) } && glue::rekvm_client_page_is_large(at);
+        HostFrame { hpa: self.hpa(), writable, shift: if large { LARGE_SHIFT } else { PAGE_SHIFT } }
+    }
+
+    /// Whether this page, which the client can write, may be given to the guest to be written although nobody has asked for that.
+    /// Only anonymous memory, which may count as changed before it is.
+    fn may_be_written(&self) -> bool {
+        // SAFETY: a page with a reference.
+        unsafe {
+            let anonymous = glue::rekvm_page_is_anonymous(self.0);
+            if anonymous {
+                glue::rekvm_page_dirty(self.0);
+            }
+            anonymous
+        }
+    }
 }
 
 impl Drop for Page {
@@ -282,9 +302,13 @@ pub fn host_frame(hva: Hva, write: bool, _cx: &MaySleep) -> Result<HostFrame, Ba
         // SAFETY: the memory is there as long as the VM that owns it.
         return Ok(HostFrame { hpa: unsafe { glue::rekvm_vmalloc_hpa(at) }, writable: true, shift: PAGE_SHIFT });
     }
-    if let Some(page) = Page::new(glue::rekvm_client_page(at, write)) {
-        let hpa = page.hpa();
-        return Ok(HostFrame { hpa, writable: write || writable_now(at, hpa), shift: PAGE_SHIFT });
+    // A page that can be written as it is: then the guest's first write need not ask.
+    if let Some(page) = Page::new(glue::rekvm_client_page_now(at, true)) {
+        return Ok(page.frame(at, write || page.may_be_written()));
+    }
+    let page = if write { None } else { Page::new(glue::rekvm_client_page_now(at, false)) };
+    if let Some(page) = page.or_else(|| Page::new(glue::rekvm_client_page(at, write))) {
+        return Ok(page.frame(at, write));
     }
     let (mut hpa, mut writable) = (0, false);
     // The place in the client's tables may change a few times before it stays.
@@ -298,22 +322,10 @@ pub fn host_frame(hva: Hva, write: bool, _cx: &MaySleep) -> Result<HostFrame, Ba
     Err(BadAddress)
 }
 
-/// Every page for itself, however large the host's mapping of it is.
+/// A page for itself.
 const PAGE_SHIFT: u32 = 12;
+/// A page of 2 MiB or more.
+const LARGE_SHIFT: u32 = 21;
 
 /// EAGAIN, negative.
 const AGAIN: i32 = -11;
-
-/// Whether the page at `hpa`, that is behind `at`, can be written as it is: then the guest's first write need not ask. Only
-/// anonymous memory, which may count as changed before it is.
-fn writable_now(at: u64, hpa: u64) -> bool {
-    let Some(page) = Page::new(glue::rekvm_client_page_writable(at)) else { return false };
-    // SAFETY: a page with a reference.
-    unsafe {
-        if page.hpa() != hpa || !glue::rekvm_page_is_anonymous(page.0) {
-            return false;
-        }
-        glue::rekvm_page_dirty(page.0);
-    }
-    true
-}
