@@ -26,6 +26,8 @@ pub struct Offer {
     pub xcr0: u64,
     /// What guests may be offered.
     pub features: Features,
+    /// REP MOVSB and REP STOSB are fast (CPUID leaf 7 EBX, bit 9).
+    pub fast_strings: bool,
 }
 
 impl Offer {
@@ -42,7 +44,8 @@ impl Offer {
         if !xsave {
             features = features.difference(XSAVE);
         }
-        Self { tsc_aux: features.intersects(Features::RDTSCP.union(Features::RDPID)), xcr0, features }
+        let fast_strings = I::cpuid(0, 0)[0] >= 7 && I::cpuid(7, 0)[1] & 1 << 9 != 0;
+        Self { tsc_aux: features.intersects(Features::RDTSCP.union(Features::RDPID)), xcr0, features, fast_strings }
     }
 
     /// What guests may be offered with or without nested paging.
@@ -71,6 +74,15 @@ mod tests {
         script(|s| s.cpuid.get_mut(&1).unwrap()[2] &= !(1 << 27));
         let none = Offer::detect::<Recorder>();
         assert!(!none.features.intersects(XSAVE) && none.xcr0 == 0);
+    }
+
+    #[test]
+    fn a_processor_whose_strings_are_slow_does_not_have_guests_use_them() {
+        script(|s| s.cpuid.insert(7, [0, 1 << 9, 0, 0]));
+        for (highest, expected) in [(7, true), (6, false)] {
+            script(|s| s.cpuid.entry(0).or_default()[0] = highest);
+            assert_eq!(Offer::detect::<Recorder>().fast_strings, expected);
+        }
     }
 
     #[test]

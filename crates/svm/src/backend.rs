@@ -105,6 +105,10 @@ impl<P: Hardware, I: Instructions> Backend for Amd<P, I> {
         self.common.processor.offer.guest_xcr0()
     }
 
+    fn fast_strings(&self) -> bool {
+        self.common.processor.offer.fast_strings
+    }
+
     fn create_vm(&self, _cx: &MaySleep) -> Result<(), OutOfMemory> {
         Ok(())
     }

@@ -117,6 +117,10 @@ impl<P: Hardware, I: Instructions> Backend for Intel<P, I> {
         self.common.processor.offer.guest_xcr0()
     }
 
+    fn fast_strings(&self) -> bool {
+        self.common.processor.offer.fast_strings
+    }
+
     fn arch_capabilities(&self) -> u64 {
         self.common.processor.arch_capabilities
     }

@@ -128,6 +128,10 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn arch_capabilities(&self) -> u64 {
         0
     }
+    /// REP MOVSB and REP STOSB are as fast as any other way to move bytes: guests then use them wherever they can.
+    fn fast_strings(&self) -> bool {
+        true
+    }
     /// A new VM.
     fn create_vm(&self, cx: &MaySleep) -> Result<Self::Vm, OutOfMemory>;
     /// A new vCPU, in reset state.

@@ -14,10 +14,25 @@ pub(crate) use supported::{Offer, PV_ASYNC_PF, PV_CLOCK, PV_CLOCK_NEW, supported
 /// Most entries of a table, as Linux has it.
 pub(crate) const MAX_ENTRIES: usize = 256;
 
+/// Where leaves begin: the processor's, its hypervisor's, and the extended ones.
+const CLASSES: [u32; 3] = [0, 0x4000_0000, 0x8000_0000];
+/// So many leaves of each class are found at once.
+const NEAR: usize = 32;
+/// There is no entry of this leaf.
+const NONE: u16 = u16::MAX;
+
 /// The table of one vCPU.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Cpuid {
     entries: Vec<KvmCpuidEntry2>,
+    /// For each near leaf the place of its first entry.
+    firsts: [[u16; NEAR]; CLASSES.len()],
+}
+
+impl Default for Cpuid {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
 }
 
 /// EAX, EBX, ECX and EDX.
@@ -25,7 +40,13 @@ pub(crate) type Answer = [u32; 4];
 
 impl Cpuid {
     pub(crate) fn new(entries: Vec<KvmCpuidEntry2>) -> Self {
-        Self { entries }
+        let mut new = Self { entries, firsts: [[NONE; NEAR]; CLASSES.len()] };
+        for (place, entry) in new.entries.iter().enumerate().rev() {
+            if let Some(first) = near(entry.function).and_then(|(class, n)| new.firsts.get_mut(class)?.get_mut(n)) {
+                *first = place as u16;
+            }
+        }
+        new
     }
 
     /// 2007's table, whose leaves have no sub-leaves.
@@ -43,7 +64,12 @@ impl Cpuid {
     }
 
     fn find(&self, leaf: u32, sub: u32) -> Option<&KvmCpuidEntry2> {
+        let first = match near(leaf) {
+            Some((class, n)) => usize::from(*self.firsts.get(class)?.get(n)?),
+            None => 0,
+        };
         self.entries
+            .get(first..)?
             .iter()
             .find(|e| e.function == leaf && (e.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX == 0 || e.index == sub))
     }
@@ -169,6 +195,13 @@ impl Cpuid {
     }
 }
 
+/// The class of a near leaf, and which of it this is.
+fn near(leaf: u32) -> Option<(usize, usize)> {
+    let n = (leaf & 0xffff) as usize;
+    let class = CLASSES.iter().position(|class| *class == leaf & 0xffff_0000)?;
+    (n < NEAR).then_some((class, n))
+}
+
 /// Bytes of an XSAVE area that holds `components`.
 pub(crate) fn xsave_size(components: u64) -> u32 {
     if components & xcr0::AVX != 0 { 832 } else { 576 }
@@ -179,7 +212,8 @@ mod tests {
     use super::*;
 
     fn offered(features: Features, tsc_khz: u32) -> Cpuid {
-        Cpuid::new(supported(&Offer { features, xcr0: 7, tsc_khz, arch_capabilities: 1 }).unwrap())
+        let offer = Offer { features, xcr0: 7, tsc_khz, arch_capabilities: 1, fast_strings: true };
+        Cpuid::new(supported(&offer).unwrap())
     }
 
     fn table() -> Cpuid {
@@ -198,6 +232,30 @@ mod tests {
     fn a_processor_without_a_table_has_a_signature() {
         assert_eq!(Cpuid::default().signature(), 0x600);
         assert_eq!(table().signature(), table().execute(1, 0, &CpuState::reset(0), true)[0]);
+    }
+
+    #[test]
+    fn fast_strings_are_offered_where_they_are() {
+        for fast_strings in [false, true] {
+            let offer = Offer { features: Features::all(), fast_strings, ..Offer::default() };
+            let cpuid = Cpuid::new(supported(&offer).unwrap());
+            assert_eq!(cpuid.register(7, 0, Reg::Ebx) >> 9 & 1, fast_strings.into());
+        }
+    }
+
+    #[test]
+    fn of_entries_for_the_same_leaf_the_first_counts() {
+        let entry = |function, flags, index, eax| KvmCpuidEntry2 { function, index, flags, eax, ..Default::default() };
+        let leaves = [0x8000_0001, 0x8000_001f, 0x8000_0020, 4, 0, 0x1f, 0x20, 0x4000_0001, 0x4000_0100, u32::MAX];
+        let (first, second) = (entry(9, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, 1, 1), entry(9, 0, 0, 2));
+        let mut entries = Vec::from([first, second, entry(9, 0, 0, 3)]);
+        entries.extend(leaves.map(|leaf| entry(leaf, 0, 0, leaf)));
+        entries.extend(leaves.map(|leaf| entry(leaf, 0, 0, 7)));
+        let cpuid = Cpuid::new(entries);
+        let eax = |leaf, sub| cpuid.find(leaf, sub).map(|e| e.eax);
+        assert_eq!([eax(9, 0), eax(9, 1), eax(9, 2)], [Some(2), Some(1), Some(2)]);
+        assert_eq!(leaves.map(|leaf| eax(leaf, 5)), leaves.map(Some));
+        assert_eq!([1, 8, 0x21, 0x4000_0000, 0x8000_0000, 0x8001_0001].map(|leaf| eax(leaf, 0)), [None; 6]);
     }
 
     #[test]

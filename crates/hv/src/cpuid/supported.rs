@@ -87,11 +87,13 @@ pub(crate) struct Offer {
     pub(crate) tsc_khz: u32,
     /// IA32_ARCH_CAPABILITIES; 0 does not offer it.
     pub(crate) arch_capabilities: u64,
+    /// REP MOVSB and STOSB are fast.
+    pub(crate) fast_strings: bool,
 }
 
 /// The table for a back end.
 pub(crate) fn supported(offer: &Offer) -> Result<Vec<KvmCpuidEntry2>, OutOfMemory> {
-    let Offer { features, xcr0, tsc_khz, arch_capabilities } = *offer;
+    let Offer { features, xcr0, tsc_khz, arch_capabilities, fast_strings } = *offer;
     let amd = features.contains(Features::AMD);
     let mut t = Table { features, entries: Vec::new() };
     let [b, d, c] = if amd { AMD } else { INTEL };
@@ -115,9 +117,9 @@ pub(crate) fn supported(offer: &Offer) -> Result<Vec<KvmCpuidEntry2>, OutOfMemor
     t.leaf(5, [0; 4])?;
     // ARAT: the APIC timer never stops.
     t.leaf(6, [1 << 2, 0, 0, 0])?;
-    // TSC_ADJUST; REP MOVSB and STOSB are fast.
+    // TSC_ADJUST, and fast strings.
     let speculation = if arch_capabilities != 0 && !amd { SPEC_CTRL | ARCH_CAPABILITIES } else { 0 };
-    t.sub(7, 0, [0, 1 << 1 | 1 << 9, 0, speculation])?;
+    t.sub(7, 0, [0, 1 << 1 | u32::from(fast_strings) << 9, 0, speculation])?;
     t.leaf(0xa, [0; 4])?;
     t.sub(0xb, 0, [0; 4])?;
     let size = super::xsave_size(xcr0);

@@ -67,6 +67,7 @@ impl<B: Backend> Kvm<B> {
             xcr0: backend.xcr0(),
             tsc_khz: B::Platform::tsc_khz(),
             arch_capabilities: backend.arch_capabilities(),
+            fast_strings: backend.fast_strings(),
         })?;
         self.put_cpuid(arg, &entries)
     }

@@ -15,7 +15,7 @@ struct Vcpu {
 
 impl Vcpu {
     fn new(features: Features) -> Self {
-        let offer = Offer { features, xcr0: 7, tsc_khz: 0, arch_capabilities: 0 };
+        let offer = Offer { features, xcr0: 7, tsc_khz: 0, arch_capabilities: 0, fast_strings: true };
         Self::with(Cpuid::new(supported(&offer).unwrap()))
     }
 
