@@ -20,7 +20,7 @@ impl Default for Tsc {
 }
 
 /// What the core waits for.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Window {
     pub interrupt: bool,

@@ -60,6 +60,9 @@ pub(crate) struct Guest<P: Hardware, I> {
     pub(crate) last_cpu: usize,
     /// Its translations are to be forgotten.
     pub(crate) flush: bool,
+    /// The root with which all but the general registers is in the control block, as it is to be; none if something of it may have
+    /// changed.
+    settled: Option<Root>,
     pub(crate) asked: Asked,
     instructions: PhantomData<fn() -> I>,
 }
@@ -88,6 +91,7 @@ impl<P: Hardware, I: Instructions> AmdVcpu<P, I> {
             asid: Tag::default(),
             last_cpu: usize::MAX,
             flush: false,
+            settled: None,
             asked: Asked::default(),
             instructions: PhantomData,
         };
@@ -121,7 +125,19 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     }
 
     /// Writes what has changed into the control block. False: the guest's FPU state cannot be loaded.
+    #[inline]
     fn write(&mut self, common: &Common<P>, root: Root) -> bool {
+        if self.settled != Some(root) || self.changed.any(Groups::ALL.without(Groups::GENERAL)) {
+            return self.write_all(common, root);
+        }
+        self.changed = Groups(0);
+        sync::write_general(self.block.get_mut(), &self.state, self.state.flags.get());
+        true
+    }
+
+    /// The same, whatever it is.
+    #[inline(never)]
+    fn write_all(&mut self, common: &Common<P>, root: Root) -> bool {
         let changed = core::mem::replace(&mut self.changed, Groups(0));
         if changed.any(Groups::FPU) && !fpu::restore(&mut self.fpu, &self.state.fpu, common.processor.offer.xcr0) {
             self.changed = changed;
@@ -168,6 +184,9 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         put(&mut vmcb.control.tsc_offset, self.asked.tsc.offset, clean::INTERCEPTS, &mut dirty);
         vmcb.control.event_inject = self.asked.injected.as_ref().map_or(0, inject::encode);
         vmcb.control.clean &= !dirty;
+        // An event is delivered once, and flags that the core adds for the debugger or for an event are taken away again.
+        let lasts = self.asked.injected.is_none() && !self.asked.debug.single_step;
+        self.settled = lasts.then_some(root);
         true
     }
 
@@ -235,10 +254,21 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             // INT n through a task gate: the emulator executes all of it.
             Decoded::Exit(Exit::TaskSwitch) if cut_short == CutShort::Instruction => Exit::Emulate,
             Decoded::Exit(exit) => exit,
-            Decoded::Window => Exit::InterruptWindow,
+            Decoded::Window => {
+                // The virtual interrupt is no longer as it was written.
+                self.settled = None;
+                Exit::InterruptWindow
+            }
             Decoded::MachineCheck => Exit::Interrupted,
-            Decoded::Debug if self.asked.is_debugged() => Exit::Debug { dr6 },
-            Decoded::Debug => Exit::Exception { exception: Exception::debug(dr6 ^ debug::DR6_FIXED) },
+            Decoded::Debug => {
+                // Nor is DR6.
+                self.settled = None;
+                if self.asked.is_debugged() {
+                    Exit::Debug { dr6 }
+                } else {
+                    Exit::Exception { exception: Exception::debug(dr6 ^ debug::DR6_FIXED) }
+                }
+            }
         }
     }
 }
@@ -271,14 +301,17 @@ impl<P: Hardware, I: Instructions> BackendVcpu<P> for AmdVcpu<P, I> {
 
     fn set_tsc(&mut self, offset: u64, ratio: u64) {
         self.guest.asked.tsc = Tsc { offset, ratio };
+        self.guest.settled = None;
     }
 
     fn set_debug(&mut self, debug: GuestDebug) {
         self.guest.asked.debug = debug;
+        self.guest.settled = None;
     }
 
     fn inject(&mut self, event: Event) {
         self.guest.asked.injected = Some(event);
+        self.guest.settled = None;
     }
 
     fn take_unfinished_event(&mut self) -> Option<Event> {
@@ -286,7 +319,11 @@ impl<P: Hardware, I: Instructions> BackendVcpu<P> for AmdVcpu<P, I> {
     }
 
     fn request_window(&mut self, interrupt: bool, nmi: bool) {
-        self.guest.asked.window = Window { interrupt, nmi };
+        let window = Window { interrupt, nmi };
+        if self.guest.asked.window != window {
+            self.guest.asked.window = window;
+            self.guest.settled = None;
+        }
     }
 
     fn nmi_blocked(&self) -> bool {
@@ -295,6 +332,7 @@ impl<P: Hardware, I: Instructions> BackendVcpu<P> for AmdVcpu<P, I> {
 
     fn set_nmi_blocked(&mut self, blocked: bool) {
         self.guest.asked.nmi_blocked = blocked;
+        self.guest.settled = None;
     }
 
     fn flush(&mut self, _what: FlushTlb) {
