@@ -110,7 +110,8 @@ mod tests {
     use x86::Features;
 
     fn vcpu(features: Features) -> (Msrs, CpuState, Cpuid) {
-        let offer = crate::cpuid::Offer { features, xcr0: 7, tsc_khz: 2_000_000, arch_capabilities: 1, fast_strings: true };
+        let offer =
+            crate::cpuid::Offer { features, xcr0: 7, tsc_khz: 2_000_000, arch_capabilities: 1, fast_strings: true };
         let cpuid = Cpuid::new(crate::cpuid::supported(&offer).unwrap());
         (Msrs::default(), CpuState::reset(0), cpuid)
     }
