@@ -48,31 +48,31 @@ void rekvm_irqs_off(void)
 	local_irq_disable();
 }
 
+/* A tick that has come in the guest is the guest's time, which ends behind it. */
 void rekvm_irqs_on(void)
 {
 	local_irq_enable();
+	if (current->flags & PF_VCPU) {
+		local_irq_disable();
+		vtime_account_guest_exit();
+		local_irq_enable();
+	}
 }
 
-bool rekvm_in_guest_time(void)
-{
-	return current->flags & PF_VCPU;
-}
+/* When this processor has last told that it uses nothing of the kernel's that needs a grace period. */
+static DEFINE_PER_CPU(unsigned long, told);
 
-void rekvm_guest_time_begins(void)
-{
-	vtime_account_guest_enter();
-}
-
-void rekvm_guest_time_ends(void)
-{
-	vtime_account_guest_exit();
-}
-
-/* The kernel knows that this processor uses nothing of its own that needs a grace period. */
+/*
+ * The kernel knows that time is the guest's, and that this processor uses nothing of its own that needs a grace period. Once a tick is
+ * enough: nobody waits for less.
+ */
 void rekvm_guest_begins(void)
 {
-	if (!context_tracking_guest_enter())
+	vtime_account_guest_enter();
+	if (!context_tracking_guest_enter() && __this_cpu_read(told) != jiffies) {
+		__this_cpu_write(told, jiffies);
 		rcu_virt_note_context_switch(smp_processor_id());
+	}
 }
 
 void rekvm_guest_ended(void)

@@ -158,9 +158,6 @@ glue! {
         safe rekvm_change_cr4(bits: u64, set: bool);
         safe rekvm_irqs_off();
         safe rekvm_irqs_on();
-        safe rekvm_in_guest_time() -> bool;
-        safe rekvm_guest_time_begins();
-        safe rekvm_guest_time_ends();
         safe rekvm_guest_begins();
         safe rekvm_guest_ended();
         safe rekvm_machine_check();

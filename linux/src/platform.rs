@@ -159,12 +159,6 @@ impl Hardware for Linux {
     #[inline]
     fn irqs_on(_cx: &Atomic) {
         glue::rekvm_irqs_on();
-        // A tick that has just come is the guest's time.
-        if glue::rekvm_in_guest_time() {
-            glue::rekvm_irqs_off();
-            glue::rekvm_guest_time_ends();
-            glue::rekvm_irqs_on();
-        }
     }
 
     #[inline]
@@ -174,7 +168,6 @@ impl Hardware for Linux {
 
     #[inline]
     fn guest_begins(_cx: &Atomic) {
-        glue::rekvm_guest_time_begins();
         glue::rekvm_guest_begins();
     }
 

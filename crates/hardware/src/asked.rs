@@ -47,6 +47,9 @@ pub struct Asked {
 impl Asked {
     /// The event that did not get in, or was cut short: the core injects it again.
     pub fn take_unfinished(&mut self) -> Option<Event> {
+        if self.unfinished.is_none() && self.injected.is_none() {
+            return None;
+        }
         self.unfinished.take().or_else(|| self.injected.take())
     }
 

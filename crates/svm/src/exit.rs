@@ -106,6 +106,7 @@ impl Report {
         if (1..=15).contains(&len) { len as u8 } else { 0 }
     }
 
+    #[inline]
     fn port_io(&self) -> PioExit {
         PioExit {
             port: (self.info_1 >> 16) as u16,
@@ -130,6 +131,10 @@ impl Report {
 
     /// The exit. `gpr` are the guest's general registers, `assists` says whether the processor decodes MOV CR.
     pub fn decode(&self, gpr: &[u64; 16], assists: bool) -> Decoded {
+        if self.code == code::IO {
+            // The commonest by far.
+            return Decoded::Exit(Exit::Pio(self.port_io()));
+        }
         let len = self.len(self.next_rip);
         Decoded::Exit(match self.code {
             code::WRITE_CR8 if assists && self.info_1 & MOV_CR != 0 => {
@@ -156,7 +161,6 @@ impl Report {
             code::INVD | code::WBINVD => Exit::CacheFlush { len },
             code::PAUSE => Exit::Pause { len },
             code::HLT => Exit::Hlt { len },
-            code::IO => Exit::Pio(self.port_io()),
             code::MSR if self.info_1 & 1 != 0 => Exit::MsrWrite { len },
             code::MSR => Exit::MsrRead { len },
             code::TASK_SWITCH => Exit::TaskSwitch,

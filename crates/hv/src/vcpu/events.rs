@@ -103,7 +103,10 @@ impl Events {
     #[inline]
     pub(crate) fn are_none(&self) -> bool {
         let told = self.triple_fault || self.stepped;
-        !told && !self.occupied() && self.deferred.is_none() && self.client_irqs == [0; 4]
+        !told
+            && !self.occupied()
+            && self.deferred.is_none()
+            && self.client_irqs.iter().fold(0, |all, word| all | word) == 0
     }
 
     /// Whether an entry will deliver something in any case.

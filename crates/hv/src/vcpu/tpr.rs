@@ -87,6 +87,7 @@ impl<B: Backend> Run<'_, B> {
         }
     }
 
+    #[inline(never)]
     fn show_word(&mut self) {
         let (Some(gpa), Some(apic)) = (self.inner.tpr.word, &self.inner.apic) else { return };
         let lapic = &apic.lapic;
@@ -104,6 +105,7 @@ impl<B: Backend> Run<'_, B> {
         }
     }
 
+    #[inline(never)]
     fn take_word(&mut self) {
         let (Some(gpa), Some(apic)) = (self.inner.tpr.word, &mut self.inner.apic) else { return };
         let word = self.vm.memory.view(self.index).and_then(|view| view.load::<u32>(gpa).ok());
