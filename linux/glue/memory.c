@@ -155,6 +155,12 @@ struct page *rekvm_client_page_now(u64 at, bool write)
 	return get_user_page_fast_only(at, write ? FOLL_WRITE : 0, &page) ? page : NULL;
 }
 
+/* How many pages from the client's address on are there and writable, each with a reference that is the caller's. */
+int rekvm_client_pages_now(u64 at, int count, struct page **pages)
+{
+	return get_user_pages_fast_only(at, count, FOLL_WRITE, pages);
+}
+
 void rekvm_put_page(struct page *page)
 {
 	put_page(page);

@@ -83,6 +83,7 @@ glue! {
         fn rekvm_copy_to_client(at: u64, from: *const u8, bytes: usize) -> usize;
         safe rekvm_client_page(at: u64, write: bool) -> *mut Opaque;
         safe rekvm_client_page_now(at: u64, write: bool) -> *mut Opaque;
+        fn rekvm_client_pages_now(at: u64, count: i32, pages: *mut *mut Opaque) -> i32;
         safe rekvm_client_page_is_large(at: u64) -> bool;
         fn rekvm_put_page(page: *mut Opaque);
         fn rekvm_page_hpa(page: *mut Opaque) -> u64;

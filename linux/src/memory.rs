@@ -1,6 +1,6 @@
 //! The client's memory by the kernel's accessors, which fail where there is none, and the hypervisor's own memory that
 //! belongs to VMs (bit 63 of the address), which is always there.
-use core::arch::asm;
+use core::{arch::asm, ptr};
 
 use platform::{BadAddress, HostFrame, Hva, MaySleep, Memory, Word};
 
@@ -268,10 +268,10 @@ impl Page {
     }
 
     /// What is behind `at`, where this page is.
-    fn frame(&self, at: u64, writable: bool) -> HostFrame {
+    fn frame(&self, at: u64, writable: bool, there: bool) -> HostFrame {
         // SAFETY: a page with a reference.
         let large = unsafe { glue::rekvm_page_is_compound(self.0) } && glue::rekvm_client_page_is_large(at);
-        HostFrame { hpa: self.hpa(), writable, shift: if large { LARGE_SHIFT } else { PAGE_SHIFT } }
+        HostFrame { hpa: self.hpa(), writable, shift: if large { LARGE_SHIFT } else { PAGE_SHIFT }, there }
     }
 
     /// Whether this page, which the client can write, may be given to the guest to be written although nobody has asked for that.
@@ -300,26 +300,55 @@ pub fn host_frame(hva: Hva, write: bool, _cx: &MaySleep) -> Result<HostFrame, Ba
     let at = hva.0 & !0xfff;
     if is_own(hva) {
         // SAFETY: the memory is there as long as the VM that owns it.
-        return Ok(HostFrame { hpa: unsafe { glue::rekvm_vmalloc_hpa(at) }, writable: true, shift: PAGE_SHIFT });
+        return Ok(HostFrame {
+            hpa: unsafe { glue::rekvm_vmalloc_hpa(at) },
+            writable: true,
+            shift: PAGE_SHIFT,
+            there: true,
+        });
     }
     // A page that can be written as it is: then the guest's first write need not ask.
     if let Some(page) = Page::new(glue::rekvm_client_page_now(at, true)) {
-        return Ok(page.frame(at, write || page.may_be_written()));
+        return Ok(page.frame(at, write || page.may_be_written(), true));
     }
     let page = if write { None } else { Page::new(glue::rekvm_client_page_now(at, false)) };
     if let Some(page) = page.or_else(|| Page::new(glue::rekvm_client_page(at, write))) {
-        return Ok(page.frame(at, write));
+        return Ok(page.frame(at, write, false));
     }
     let (mut hpa, mut writable) = (0, false);
     // The place in the client's tables may change a few times before it stays.
     for _ in 0..4 {
         match glue::rekvm_client_frame(at, write, &mut hpa, &mut writable) {
-            0 if writable || !write => return Ok(HostFrame { hpa, writable, shift: PAGE_SHIFT }),
+            0 if writable || !write => return Ok(HostFrame { hpa, writable, shift: PAGE_SHIFT, there: false }),
             0 | AGAIN => {}
             _ => break,
         }
     }
     Err(BadAddress)
+}
+
+/// Most pages that [`host_frames_now`] looks up at once.
+const AT_ONCE: usize = 8;
+
+/// See `Platform::host_frames_now`.
+pub fn host_frames_now(hva: Hva, hpas: &mut [u64], _cx: &MaySleep) -> usize {
+    if is_own(hva) {
+        return 0;
+    }
+    let mut pages = [ptr::null_mut(); AT_ONCE];
+    let count = hpas.len().min(AT_ONCE);
+    // SAFETY: there is room for so many.
+    let there = unsafe { glue::rekvm_client_pages_now(hva.0 & !0xfff, count as i32, pages.as_mut_ptr()) };
+    let mut good = 0;
+    let mut all_are = true;
+    for page in pages.into_iter().take(usize::try_from(there).unwrap_or(0)).filter_map(Page::new) {
+        all_are &= page.may_be_written();
+        if all_are && let Some(hpa) = hpas.get_mut(good) {
+            *hpa = page.hpa();
+            good += 1;
+        }
+    }
+    good
 }
 
 /// A page for itself.

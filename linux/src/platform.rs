@@ -91,6 +91,10 @@ impl Platform for Linux {
         memory::host_frame(hva, write, cx)
     }
 
+    fn host_frames_now(hva: Hva, hpas: &mut [u64], cx: &MaySleep) -> usize {
+        memory::host_frames_now(hva, hpas, cx)
+    }
+
     fn log(level: Level, message: fmt::Arguments<'_>) {
         let mut line = Line { text: [0; LINE], len: 0 };
         // What does not fit is cut off.

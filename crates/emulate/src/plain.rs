@@ -27,9 +27,27 @@ impl Plain {
     }
 }
 
+/// Whether the instruction that begins with `bytes`, and is known to write memory, is a REP MOVS or REP STOS as compilers and kernels
+/// write it.
+pub const fn is_repeated_write(bytes: [u8; 4]) -> bool {
+    matches!(bytes, [0xf3, 0xa4 | 0xa5 | 0xaa | 0xab, ..] | [0xf3, 0x40..=0x4f, 0xa4 | 0xa5 | 0xaa | 0xab, _])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn string_instructions_repeat_with_and_without_rex() {
+        for bytes in [[0xf3, 0xab, 0, 0], [0xf3, 0x48, 0xa5, 0], [0xf3, 0xa4, 0, 0], [0xf3, 0x48, 0xaa, 0]] {
+            assert!(is_repeated_write(bytes), "{bytes:x?}");
+        }
+        for bytes in
+            [[0xab, 0, 0, 0], [0x48, 0xab, 0, 0], [0xf3, 0xa6, 0, 0], [0xf3, 0x0f, 0xab, 0], [0xf3, 0xac, 0, 0]]
+        {
+            assert!(!is_repeated_write(bytes), "{bytes:x?}");
+        }
+    }
     use crate::{decode, testing::TestCpu};
     use x86::{Features, Mode};
 

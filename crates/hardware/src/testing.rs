@@ -253,6 +253,9 @@ impl Platform for TestHost {
     fn host_frame(hva: Hva, write: bool, cx: &MaySleep) -> Result<HostFrame, BadAddress> {
         Test::host_frame(hva, write, cx)
     }
+    fn host_frames_now(hva: Hva, hpas: &mut [u64], cx: &MaySleep) -> usize {
+        Test::host_frames_now(hva, hpas, cx)
+    }
     fn log(_: Level, _: fmt::Arguments<'_>) {}
 }
 

@@ -83,6 +83,10 @@ pub trait Platform: Sized + Send + Sync + 'static {
     /// set. It stays the page behind that address until the host says otherwise through an invalidation that covers
     /// the address; nothing is pinned.
     fn host_frame(hva: Hva, write: bool, cx: &MaySleep) -> Result<HostFrame, BadAddress>;
+    /// The host's pages behind those of the client's that follow each other from `hva` on: into `hpas` as many as are there,
+    /// and can be written as they are, without waiting for anything; how many. They stay as long as those of
+    /// [`Self::host_frame`].
+    fn host_frames_now(hva: Hva, hpas: &mut [u64], cx: &MaySleep) -> usize;
     /// A line for the operator's log; rate limited by the platform.
     fn log(level: Level, message: core::fmt::Arguments<'_>);
 }

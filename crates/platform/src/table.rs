@@ -45,12 +45,20 @@ pub struct HostFrame {
     /// page, in the middle of which `hpa` is as the address is in the middle of 2 MiB, and all of which is as writable as
     /// this. An invalidation of any part of it tells that this may no longer hold.
     pub shift: u32,
+    /// It was there, and nothing had to be waited for.
+    pub there: bool,
 }
 
 /// In user space the client's memory is the processor's: what is not there is noticed when it is touched. So any two pages
 /// that follow each other in the client do so on the host.
 pub fn identity_frame(hva: Hva) -> Result<HostFrame, BadAddress> {
-    Ok(HostFrame { hpa: hva.0 & !0xfff, writable: true, shift: 21 })
+    Ok(HostFrame { hpa: hva.0 & !0xfff, writable: true, shift: 21, there: true })
+}
+
+/// And all of them are there.
+pub fn identity_frames(hva: Hva, hpas: &mut [u64]) -> usize {
+    let first = hva.0 & !0xfff;
+    hpas.iter_mut().zip(0..).map(|(hpa, n)| *hpa = first + (n << 12)).count()
 }
 
 #[repr(C, align(4096))]

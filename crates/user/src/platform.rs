@@ -2,7 +2,8 @@
 use std::{cell::Cell, fmt, thread};
 
 use platform::{
-    BadAddress, HeapTablePage, HostFrame, Hva, Level, MaySleep, Platform, TimerCallback, table::identity_frame,
+    BadAddress, HeapTablePage, HostFrame, Hva, Level, MaySleep, Platform, TimerCallback,
+    table::{identity_frame, identity_frames},
 };
 
 use crate::{ClientEventFd, ClientMemory, FutexLock, FutexWaiter, SharedPages, ThreadTimer, log, signals, time};
@@ -69,6 +70,10 @@ impl Platform for User {
 
     fn host_frame(hva: Hva, _write: bool, _cx: &MaySleep) -> Result<HostFrame, BadAddress> {
         identity_frame(hva)
+    }
+
+    fn host_frames_now(hva: Hva, hpas: &mut [u64], _cx: &MaySleep) -> usize {
+        identity_frames(hva, hpas)
     }
 
     fn log(level: Level, message: fmt::Arguments<'_>) {

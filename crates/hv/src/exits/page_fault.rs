@@ -1,7 +1,7 @@
 //! Page faults under shadow paging: the shadow's, the guest's, or accesses that have to be emulated.
 use mmu::{Request, shadow::Resolved};
 use platform::MaySleep;
-use x86::{Exception, Seg, exception::pf, flags};
+use x86::{Exception, exception::pf, flags};
 
 use crate::{
     Errno,
@@ -15,7 +15,7 @@ impl<B: Backend> Run<'_, B> {
             return self.unexpected(x86::Vector::PF.0.into());
         };
         let paging = self.inner.paging();
-        let at = self.fault_at();
+        let at = self.linear_rip();
         let inner = &mut *self.inner;
         let state = inner.cpu.registers(Groups::GENERAL.and(Groups::CONTROL));
         let lifted = !implicit && state.cpl != 3 && state.flags.control(flags::AC);
@@ -40,6 +40,11 @@ impl<B: Backend> Run<'_, B> {
             Resolved::Emulate if delivering => self.delivery_failed(gva),
             Resolved::Table { gpa } => {
                 inner.mmu.table_write = Some(gpa);
+                if self.first_bytes().is_some_and(emulate::is_repeated_write) && self.try_unprotected()? {
+                    // What is written all over is no table any more, though nobody has said so.
+                    return Ok(Step::Continue);
+                }
+                self.inner.mmu.table_write = Some(gpa);
                 self.emulate(cx)
             }
             Resolved::Device { .. } | Resolved::Emulate => self.emulate(cx),
@@ -51,7 +56,7 @@ impl<B: Backend> Run<'_, B> {
     /// page is no longer protected. Not twice for the same write: the instruction needs the page as a table.
     pub(crate) fn try_unprotected(&mut self) -> Result<bool, Errno> {
         let Some(gpa) = self.inner.mmu.table_write.take() else { return Ok(false) };
-        let at = Some((self.fault_at(), gpa));
+        let at = Some((self.linear_rip(), gpa));
         if self.inner.mmu.unprotected == at {
             return Ok(false);
         }
@@ -66,12 +71,6 @@ impl<B: Backend> Run<'_, B> {
         let change = shadow.unprotect(&view, gpa);
         drop(view);
         self.vm.settle(shadow, change)
-    }
-
-    /// Linear address of the instruction.
-    fn fault_at(&mut self) -> u64 {
-        let state = self.inner.cpu.registers(Groups::GENERAL.and(Groups::SEGMENTS));
-        state.seg[Seg::Cs as usize].base.wrapping_add(state.rip)
     }
 }
 

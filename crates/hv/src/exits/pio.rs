@@ -99,7 +99,8 @@ impl<B: Backend> Run<'_, B> {
         };
     }
 
-    fn linear_rip(&mut self) -> u64 {
+    /// Linear address of the instruction.
+    pub(super) fn linear_rip(&mut self) -> u64 {
         let state = self.inner.cpu.registers(Groups::GENERAL);
         if state.mode == Mode::Long64 {
             // Code has no base there, and segments take long to fetch.

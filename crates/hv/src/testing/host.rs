@@ -12,7 +12,7 @@ use std::{
 use platform::{
     Atomic, BadAddress, EventCallback, EventFd, EventFdError, HostFrame, Hva, Level, MaySleep, Memory, OutOfMemory,
     Pages, Platform, RawLock, Word, scarce,
-    table::{CheckedTablePage, identity_frame},
+    table::{CheckedTablePage, identity_frame, identity_frames},
     time::{Timer, TimerCallback},
     wait::{WaitEnd, Waiter},
 };
@@ -98,6 +98,11 @@ impl Platform for Host {
     fn host_frame(hva: Hva, _write: bool, _cx: &MaySleep) -> Result<HostFrame, BadAddress> {
         <Client as Memory>::load::<u8>(hva)?;
         identity_frame(hva)
+    }
+    fn host_frames_now(hva: Hva, hpas: &mut [u64], _cx: &MaySleep) -> usize {
+        let there = (0..).take_while(|n| <Client as Memory>::load::<u8>(hva.add(n << 12)).is_ok());
+        let count = hpas.len().min(there.take(hpas.len()).count());
+        identity_frames(hva, hpas.get_mut(..count).unwrap_or_default())
     }
     fn log(_level: Level, _message: core::fmt::Arguments<'_>) {}
 }

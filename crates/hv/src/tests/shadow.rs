@@ -106,6 +106,28 @@ fn a_write_to_a_page_table_is_emulated_and_followed() {
 }
 
 #[test]
+fn a_page_table_that_is_cleared_is_given_up_at_once() {
+    let m = machine();
+    touch(&m, DATA);
+    m.poke(CODE, &[0xf3, 0xab]);
+    m.script.exit(fault(TABLE + 0x20, pf::WRITE));
+    m.script.entry(|state, env| {
+        assert_eq!(state.rip, CODE, "the guest clears it by itself");
+        assert_eq!(entry(env, DATA), 0, "and nothing is left of what was made of it");
+        state.gpr[1] = 2;
+        state.gpr[7] = TABLE + 0x20;
+        fault(TABLE + 0x20, pf::WRITE)
+    });
+    // It needs the table itself, so that the core has to go on.
+    m.script.entry(|state, _| {
+        assert_eq!((state.rip, state.gpr[1], state.gpr[7]), (CODE + 2, 0, TABLE + 0x28));
+        Exit::Shutdown
+    });
+    assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
+    m.in_order();
+}
+
+#[test]
 fn a_page_table_is_given_up_when_its_write_cannot_be_emulated() {
     let m = machine();
     // FIST dword [TABLE + 0x800]: arithmetic of the FPU is the processor's.

@@ -10,8 +10,8 @@ use platform::{Hva, MaySleep, Memory, OutOfMemory, Platform};
 use x86::paging::{LARGE_PAGE_SHIFT, PAGE_SHIFT, PAGE_SIZE};
 
 use super::{
-    Shadow, ShadowError, arena::Corrupt, cache::Cache, life::FlushDue, map::Stop, roots::Space, stats::Counter,
-    tables::Tables,
+    Shadow, ShadowError, ahead::Ahead, arena::Corrupt, cache::Cache, life::FlushDue, map::Stop, roots::Space,
+    stats::Counter, tables::Tables,
 };
 use crate::{
     AddressSpace, Frame, MemoryError, View,
@@ -59,6 +59,8 @@ pub(super) struct Access {
     /// For each entry of the trace: where it is, and that its frame cannot be written.
     pub(super) places: [(Hva, bool); Trace::MOST],
     pub(super) gpa: u64,
+    /// How many pages follow in the guest's page, if that is a large one.
+    pub(super) rest: u64,
 }
 
 /// An access whose page is to be mapped, as far as it is known without the lock.
@@ -68,6 +70,8 @@ pub(super) struct Mapping {
     /// The host's frame.
     pub(super) hpa: u64,
     pub(super) host_writable: bool,
+    /// Nothing had to be waited for.
+    pub(super) there: bool,
     /// The 2 MiB around it can be mapped at once.
     pub(super) large: bool,
     seen: Seen,
@@ -98,13 +102,21 @@ impl<P: Platform> Shadow<P> {
         cx: &MaySleep,
         flush: impl FnMut(),
     ) -> Result<Resolved, ShadowError> {
-        let look = || {
+        let look = |ahead: &mut Option<Ahead>| {
             let seen = self.seen(memory);
             let view = memory.view(vcpu).ok_or(ShadowError::Dead)?;
-            Ok(match Self::walked(&view, gva, request, paging) {
+            let looked = match Self::walked(&view, gva, request, paging) {
                 Ok(access) => Self::find(view, access, seen, cx),
                 Err(resolved) => Err(resolved),
-            })
+            };
+            if let Ok(mapping) = &looked
+                && mapping.there
+            {
+                // Where one had to be brought in, others are not there.
+                let view = memory.view(vcpu).ok_or(ShadowError::Dead)?;
+                *ahead = Ahead::of(&view, mapping, cx);
+            }
+            Ok(looked)
         };
         self.resolve(vcpu, look, memory, cache, cx, flush)
     }
@@ -113,7 +125,7 @@ impl<P: Platform> Shadow<P> {
     pub(super) fn resolve(
         &self,
         vcpu: usize,
-        mut look: impl FnMut() -> Result<Looked, ShadowError>,
+        mut look: impl FnMut(&mut Option<Ahead>) -> Result<Looked, ShadowError>,
         memory: &AddressSpace<P>,
         cache: &mut Cache<P>,
         cx: &MaySleep,
@@ -125,11 +137,14 @@ impl<P: Platform> Shadow<P> {
                 P::relax(cx);
                 continue;
             }
-            let mapping = match look()? {
+            // It is large, and stays where it is.
+            let mut ahead = None;
+            let looked = look(&mut ahead)?;
+            let mapping = match &looked {
                 Ok(mapping) => mapping,
-                Err(resolved) => return Ok(self.counted(resolved)),
+                Err(resolved) => return Ok(self.counted(*resolved)),
             };
-            let (result, due) = self.install(vcpu, &mapping, memory, cache);
+            let (result, due) = self.install(vcpu, mapping, ahead.as_ref(), memory, cache);
             cache.tidy(&self.open);
             self.fulfil(due, &mut flush);
             match result {
@@ -159,6 +174,7 @@ impl<P: Platform> Shadow<P> {
     }
 
     /// Walks the guest's tables.
+    #[inline]
     fn walked(view: &View<'_, P>, gva: u64, request: Request, paging: &Paging) -> Result<Access, Resolved> {
         let (walked, trace) = walk_traced(view, paging, gva, request);
         let translation = match walked {
@@ -174,10 +190,13 @@ impl<P: Platform> Shadow<P> {
             let frame = view.resolve(step.gpa >> PAGE_SHIFT).ok_or(Resolved::Retry)?;
             *place = (frame.hva.add(step.gpa % PAGE_SIZE), frame.read_only);
         }
-        Ok(Access { at: gva, request, space: Space::Linear(*paging), trace, places, gpa: translation.gpa })
+        let gpa = translation.gpa;
+        let rest = (!gpa & ((1 << translation.page_shift) - 1)) >> PAGE_SHIFT;
+        Ok(Access { at: gva, request, space: Space::Linear(*paging), trace, places, gpa, rest })
     }
 
     /// Finds the host's page for an access.
+    #[inline]
     pub(super) fn find(view: View<'_, P>, access: Access, seen: Seen, cx: &MaySleep) -> Looked {
         let (gpa, write, fetch) = (access.gpa, access.request.is_write(), access.request.is_fetch());
         let gfn = gpa >> PAGE_SHIFT;
@@ -191,7 +210,8 @@ impl<P: Platform> Shadow<P> {
         let host = P::host_frame(frame.hva, write, cx).map_err(|_| Resolved::BadAddress { gpa })?;
         let large =
             large && host.shift >= LARGE_PAGE_SHIFT && (host.hpa >> PAGE_SHIFT) % LARGE_FRAMES == gfn % LARGE_FRAMES;
-        Ok(Mapping { access, frame, hpa: host.hpa, host_writable: host.writable, large, seen })
+        let (hpa, host_writable, there) = (host.hpa, host.writable, host.there);
+        Ok(Mapping { access, frame, hpa, host_writable, there, large, seen })
     }
 
     /// Everything that is done with the lock.
@@ -199,6 +219,7 @@ impl<P: Platform> Shadow<P> {
         &self,
         vcpu: usize,
         mapping: &Mapping,
+        ahead: Option<&Ahead>,
         memory: &AddressSpace<P>,
         cache: &mut Cache<P>,
     ) -> (Result<Resolved, Stop>, FlushDue<P>) {
@@ -217,7 +238,7 @@ impl<P: Platform> Shadow<P> {
             };
             cache.give_room(tables);
             tables.stay_bounded()?;
-            tables.map(root, mapping, &view, cache)
+            tables.map(root, mapping, ahead, &view, cache)
         })
     }
 }

@@ -1,18 +1,20 @@
 //! Putting entries in place, with the lock held: down from the root to the leaf, making the pages that are missing. What
 //! has to go first goes, is flushed outside of the lock, and the fault starts over.
+use core::sync::atomic::Ordering::SeqCst;
+
+use platform::{Platform, TablePage};
 use x86::paging::{self as bits, PAGE_SHIFT};
 
-use platform::Platform;
-
 use super::{
+    ahead::Ahead,
     arena::Corrupt,
     cache::Cache,
     expect::{Expected, Kind, expected, leaf},
     fault::{Access, Mapping, Resolved},
-    page::PageId,
+    page::{PageId, ShadowPage},
     role::{self, Role},
     roots::{Space, expected_pdpte},
-    spte::{LARGE_LEVEL, Leaf},
+    spte::{LARGE_LEVEL, Leaf, is_leaf},
     stats::Counter,
     tables::Tables,
 };
@@ -37,8 +39,7 @@ impl From<Corrupt> for Stop {
 
 impl<P: Platform> Tables<P> {
     /// What entry `index` of `page` has to be for this access.
-    fn wanted(&self, id: PageId, index: usize, access: &Access) -> Result<Expected, Stop> {
-        let page = self.arena.get(id)?;
+    fn wanted(page: &ShadowPage<P>, index: usize, access: &Access) -> Result<Expected, Stop> {
         if page.role.direct() && !page.own_root {
             return Ok(page.expected_direct(index));
         }
@@ -60,6 +61,7 @@ impl<P: Platform> Tables<P> {
         &mut self,
         root: PageId,
         mapping: &Mapping,
+        ahead: Option<&Ahead>,
         view: &View<'_, P>,
         cache: &mut Cache<P>,
     ) -> Result<Resolved, Stop> {
@@ -74,11 +76,29 @@ impl<P: Platform> Tables<P> {
                 return Err(Stop::Again);
             }
             let index = (access.at >> (12 + 9 * (u32::from(level) - 1))) as usize & 511;
-            match self.wanted(id, index, access)? {
+            let (entry, link) = (page.table.entry(index).load(SeqCst), page.links.get(index).copied());
+            let wanted = Self::wanted(page, index, access)?;
+            if let Expected::Child { gfn, role } = &wanted
+                && entry != 0
+                && !(level == LARGE_LEVEL && (mapping.large || is_leaf(level, entry)))
+            {
+                // The usual case: it leads there already.
+                let (child, direct) = (link.ok_or(Corrupt)?.page(), role.direct());
+                let page = self.arena.get(child)?;
+                if page.role == *role && page.gfn == if direct { *gfn } else { view.unalias(*gfn) } {
+                    id = child;
+                    continue;
+                }
+            }
+            match wanted {
                 Expected::Nothing => return Err(Stop::Again),
                 Expected::Page { gfn, access: rights } => {
                     debug_assert_eq!(gfn, access.gpa >> PAGE_SHIFT);
-                    return self.map_leaf(id, index, rights, mapping, view);
+                    let resolved = self.map_leaf(id, index, rights, mapping, view)?;
+                    if let Some(ahead) = ahead {
+                        self.map_ahead(id, index, ahead)?;
+                    }
+                    return Ok(resolved);
                 }
                 Expected::Child { gfn, role }
                     if level == LARGE_LEVEL && self.takes_large(id, index, (gfn, &role), mapping)? =>

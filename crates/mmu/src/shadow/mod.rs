@@ -23,6 +23,7 @@
 //! Pages refer to each other by places and generations, not by pointers. A reference that finds nothing, or an entry that
 //! is not what its neighbours say, ends the VM ([`ShadowError::Dead`], EIO); it cannot harm the host. `audit`
 //! looks whether everything agrees.
+mod ahead;
 mod arena;
 mod audit;
 #[cfg(test)]

@@ -9,6 +9,7 @@ use platform::{Hva, MaySleep, OutOfMemory, Platform};
 
 use super::{
     Shadow, ShadowError,
+    ahead::Ahead,
     cache::Cache,
     fault::{Access, Resolved},
     root::Root,
@@ -65,11 +66,16 @@ impl<P: Platform> Shadow<P> {
             // The tables have no place for it.
             return Ok(Resolved::Device { gpa });
         }
-        let look = || {
+        let look = |_: &mut Option<Ahead>| {
             let seen = self.seen(memory);
             let view = memory.view(vcpu).ok_or(ShadowError::Dead)?;
             let (trace, places) = (Trace::default(), [(Hva(0), false); Trace::MOST]);
-            Ok(Self::find(view, Access { at: gpa, request, space: Space::Physical, trace, places, gpa }, seen, cx))
+            Ok(Self::find(
+                view,
+                Access { at: gpa, request, space: Space::Physical, trace, places, gpa, rest: 0 },
+                seen,
+                cx,
+            ))
         };
         self.resolve(vcpu, look, memory, cache, cx, flush)
     }

@@ -19,6 +19,8 @@ counters! {
     Fixed = "pf_fixed",
     /// Faults that mapped 2 MiB at once.
     Large = "pf_large",
+    /// Leaves that were made before their first use.
+    Ahead = "pf_ahead",
     /// Faults that were the guest's own.
     Guest = "pf_guest",
     /// Faults whose instruction is emulated: device memory, page tables.

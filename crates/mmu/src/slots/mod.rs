@@ -183,6 +183,15 @@ impl<P: Platform> Snapshot<P> {
             })
     }
 
+    /// How many frames of those behind `gfn`, `most` at most, follow it in the client as they do in the guest: in its slot, and no
+    /// alias among them.
+    pub fn behind(&self, gfn: u64, most: u64) -> u64 {
+        if self.aliases.iter().any(|alias| alias.touches(gfn, most + 1)) {
+            return 0;
+        }
+        self.find(gfn, 0).map_or(0, |(_, slot)| most.min(slot.base + slot.pages - gfn - 1))
+    }
+
     /// Marks `gfn` in the dirty log of its slot, if it has one.
     #[inline]
     pub fn mark_dirty(&self, gfn: u64) {

@@ -11,7 +11,7 @@ use iced_x86::code_asm::CodeAssembler;
 use mmu::{AddressSpace, shadow::Root, slots::Region};
 use platform::{
     BadAddress, HostFrame, Hva, Level, MaySleep, Memory, Platform, TablePage, TimerCallback, Word,
-    table::{CheckedTablePage, identity_frame},
+    table::{CheckedTablePage, identity_frame, identity_frames},
     testing::{NoEventFd, NoPages, TestLock, TestTimer, TestWaiter},
 };
 use soft::{Options, Soft, SoftVcpu, SoftVm};
@@ -145,6 +145,9 @@ impl Platform for Test {
     fn pin() {}
     fn host_frame(hva: Hva, _write: bool, _cx: &MaySleep) -> Result<HostFrame, BadAddress> {
         identity_frame(hva)
+    }
+    fn host_frames_now(hva: Hva, hpas: &mut [u64], _cx: &MaySleep) -> usize {
+        identity_frames(hva, hpas)
     }
     fn log(_level: Level, _message: core::fmt::Arguments<'_>) {}
 }
