@@ -91,7 +91,8 @@ fn build(headers: Option<&Path>, out: &Path, features: &str) -> Result<Built> {
     let mut make = Command::new("make");
     make.arg("-C").arg(root().join("linux"));
     make.arg(format!("KDIR={}", headers.display())).arg(format!("OUT={}", out.display()));
-    make.arg(format!("FEATURES={features}"));
+    // The one that Debian's kernels are built with; their own headers name it, others warn of another.
+    make.arg(format!("FEATURES={features}")).arg("CC=gcc-12");
     // Cargo tells what it runs about itself, and that is not what builds this.
     for variable in ["CARGO_TARGET_DIR", "CARGO_ENCODED_RUSTFLAGS", "RUSTFLAGS", "MAKEFLAGS", "RUSTC", "RUSTC_WRAPPER"]
     {
