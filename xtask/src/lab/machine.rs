@@ -62,7 +62,15 @@ fn qemu(job: &Job, kernel: &Path, initrd: &Path, append: &str, work: &Path) -> R
         command.args(["-icount", "shift=0,sleep=off", "-rtc", "clock=vm", "-seed", "1"]);
     }
     // A kernel without ACPI, as the debug kernel is, finds one processor a package.
-    command.args(["-smp", &format!("{0},sockets={0}", job.smp), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    command.args([
+        "-smp",
+        &format!("{0},sockets={0}", job.smp),
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+    ]);
     for port in [&console, &frames] {
         command.arg("-serial").arg(format!("file:{}", port.display()));
     }
