@@ -24,6 +24,18 @@ fn anonymous(len: usize, flags: i32) -> usize {
     at as usize
 }
 
+/// Leaves holes of a page above what is mapped next. The kernel puts a mapping into the highest hole that fits: whoever else in this
+/// process maps a page meanwhile, as the in-process device does, finds one of these, and not the one that a case is about.
+pub fn leave_holes() {
+    const HOLES: usize = 32;
+    let at = anonymous(2 * HOLES * PAGE, libc::MAP_PRIVATE);
+    for hole in 0..HOLES {
+        // SAFETY: the mapping is ours, and nobody uses it.
+        let got = unsafe { libc::munmap((at + (2 * hole + 1) * PAGE) as *mut _, PAGE) };
+        assert_eq!(got, 0, "munmap: {}", Errno::last());
+    }
+}
+
 macro_rules! words {
     ($($get:ident $set:ident $int:ty, $atomic:ty;)*) => {$(
         /// The value at `offset`.

@@ -18,7 +18,7 @@ mod thread;
 pub use errno::Errno;
 pub use event::Event;
 pub use fd::Fd;
-pub use memory::{Address, Memory, PAGE, fenced};
+pub use memory::{Address, Memory, PAGE, fenced, leave_holes};
 pub use node::Node;
 pub use process::{Child, in_child, set_own_group};
 pub use sys::Sys;

@@ -5,7 +5,7 @@ use x86::paging::{P, W};
 use super::{GVA, LINUX_SHADOW, mark};
 use crate::{
     Device, Errno,
-    device::Memory,
+    device::{Memory, leave_holes},
     guest::{Live, Machine, Mode, Paging, layout::DATA},
     runner::{Case, Target, case},
     vm::{until, while_running},
@@ -40,6 +40,7 @@ fn guest(device: &Device, paging: Paging, code: &[u8]) -> (Live, Memory, u64) {
     m.regs.rdi = GVA;
     let at = m.bytes(code);
     let live = m.start(device);
+    leave_holes();
     let memory = live.vm.memory(2, SLOT, BYTES);
     memory.set_u32(0, mark(0));
     (live, memory, at)
