@@ -299,8 +299,8 @@ impl Drop for Page {
 pub fn host_frame(hva: Hva, write: bool, _cx: &MaySleep) -> Result<HostFrame, BadAddress> {
     let at = hva.0 & !0xfff;
     if is_own(hva) {
-        // SAFETY: the memory is there as long as the VM that owns it.
         return Ok(HostFrame {
+            // SAFETY: the memory is there as long as the VM that owns it.
             hpa: unsafe { glue::rekvm_vmalloc_hpa(at) },
             writable: true,
             shift: PAGE_SHIFT,
