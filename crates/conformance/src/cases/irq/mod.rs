@@ -218,7 +218,11 @@ fn nmi_behind_sti(device: &Device) {
     let start = || {
         let machine = with_nmi_handler(device);
         let vcpu = &machine.vcpu;
-        vcpu.edit_regs(|regs| regs.rflags |= 1 << 9);
+        // What Bochs has held back is lost when the code's page is faulted in (VMexit_Event in vmexit.cc), so that this is done before.
+        let mut start = vcpu.regs();
+        vcpu.run_to_hlt();
+        start.rflags |= 1 << 9;
+        vcpu.set_regs(&start);
         let mut events = vcpu.events();
         (events.flags, events.interrupt.shadow) = (KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI);
         vcpu.fd.put(KVM_SET_VCPU_EVENTS, &events).expect("KVM_SET_VCPU_EVENTS");
