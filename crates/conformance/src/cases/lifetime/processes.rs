@@ -54,16 +54,21 @@ pub(super) fn another_process(device: &Device) {
     assert_eq!(machine.vcpu.run(), Exit::out8(0x10, 0));
 }
 
+/// A VM with timers and an eventfd, for which a device may have threads of its own in this process.
+fn busy_vm(kvm: &Fd, device: &Device) -> (Vm, Event) {
+    let vm = Vm::new(kvm.make(KVM_CREATE_VM, 0).expect("a VM"), device.run_bytes());
+    vm.irqchip();
+    vm.pit();
+    let event = Event::new();
+    let irqfd = KvmIrqfd { fd: event.raw() as u32, gsi: 5, ..KvmIrqfd::default() };
+    vm.fd.put(KVM_IRQFD, &irqfd).expect("KVM_IRQFD");
+    (vm, event)
+}
+
 pub(super) fn group(device: &Device) {
-    // With timers and eventfds, a device may have threads of its own in this process.
     let child = in_child(|| {
         let kvm = device.again();
-        let vm = Vm::new(kvm.make(KVM_CREATE_VM, 0).expect("a VM"), device.run_bytes());
-        vm.irqchip();
-        vm.pit();
-        let event = Event::new();
-        let irqfd = KvmIrqfd { fd: event.raw() as u32, gsi: 5, ..KvmIrqfd::default() };
-        vm.fd.put(KVM_IRQFD, &irqfd).expect("KVM_IRQFD");
+        let _vm = busy_vm(&kvm, device);
         i32::from(set_own_group().is_err())
     });
     assert_eq!(child.wait(), 0, "the group could not be set");
@@ -73,12 +78,7 @@ pub(super) fn group(device: &Device) {
 fn begin_anew(device: &Device, inherited: &[&Fd]) -> i32 {
     inherited.iter().for_each(|fd| fd.close().expect("close"));
     let kvm = device.again();
-    let vm = Vm::new(kvm.make(KVM_CREATE_VM, 0).expect("a VM"), device.run_bytes());
-    vm.irqchip();
-    vm.pit();
-    let event = Event::new();
-    let irqfd = KvmIrqfd { fd: event.raw() as u32, gsi: 5, ..KvmIrqfd::default() };
-    vm.fd.put(KVM_IRQFD, &irqfd).expect("KVM_IRQFD");
+    let (vm, _event) = busy_vm(&kvm, device);
     let machine = RealMode::with_code(vm, &outs());
     i32::from(machine.vcpu.run() != Exit::out8(0x10, 0))
 }
