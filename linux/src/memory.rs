@@ -342,7 +342,8 @@ pub fn host_frames_now(hva: Hva, hpas: &mut [u64], _cx: &MaySleep) -> usize {
     let mut good = 0;
     let mut all_are = true;
     for page in pages.into_iter().take(usize::try_from(there).unwrap_or(0)).filter_map(Page::new) {
-        all_are &= page.may_be_written();
+        // The rest is not used, and must not count as changed.
+        all_are = all_are && page.may_be_written();
         if all_are && let Some(hpa) = hpas.get_mut(good) {
             *hpa = page.hpa();
             good += 1;
