@@ -55,9 +55,10 @@ insmod /lab/rekvm.ko 2>/tmp/refused && fail "it was loaded beside Linux's KVM"
 grep -q "resource busy" /tmp/refused || fail "another error than EBUSY: $(cat /tmp/refused)"
 dmesg | grep -q "rekvm: not loaded: " || fail "the kernel's log does not say why it was refused"
 rmmod $linux && rmmod kvm || fail "Linux's KVM stays"
-# KiB of the kernel's slabs, and of all memory that is in use, when nothing is cached.
-slab() { grep ^SUnreclaim: /proc/meminfo | tr -s ' ' | cut -d ' ' -f 2; }
-used() { echo $(($(grep ^MemTotal: /proc/meminfo | tr -s ' ' | cut -d ' ' -f 2) - $(grep ^MemFree: /proc/meminfo | tr -s ' ' | cut -d ' ' -f 2))); }
+# KiB of the kernel's slabs, and of all memory that is in use, when nothing is cached. Tens of MiB of free pages stand in the lists
+# that each processor has of its own, which are not counted as free.
+slab() { awk '/^SUnreclaim:/ { print $2 }' /proc/meminfo; }
+used() { awk '/^MemTotal:/ { used += $2 } /^MemFree:/ { used -= $2 } /^ *count:/ { used -= 4 * $2 } END { print used }' /proc/meminfo /proc/zoneinfo; }
 settled() { echo 3 > /proc/sys/vm/drop_caches; sleep 1; echo 3 > /proc/sys/vm/drop_caches; }
 round=0
 while [ $round -lt $0 ]; do
