@@ -76,8 +76,8 @@ done
 settled
 echo "loaded and unloaded $round times; the kernel's slabs went from $slab to $(slab) KiB, what is in use from $used to $(used) KiB"
 [ $(slab) -le $((slab + 64)) ] || fail "slabs grow"
-# A page or two go with every module, for the kernel's own map of memory, which it divides to protect the code.
-[ $(used) -le $((used + 2048)) ] || fail "memory is lost"
+# Less than a page each time.
+[ $(used) -le $((used + 256)) ] || fail "memory is lost"
 insmod /lab/rekvm.ko || fail "it was not loaded"
 killed=0
 while [ $killed -lt 12 ]; do
