@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /* What a back end for the processor's own virtualization needs: interrupts, accounting, the FPU, mitigations. */
 #include <linux/context_tracking.h>
+#include <linux/entry-kvm.h>
 #include <linux/hw_breakpoint.h>
 #include <linux/irqflags.h>
 #include <linux/preempt.h>
@@ -48,6 +49,16 @@ void rekvm_irqs_off(void)
 	local_irq_disable();
 }
 
+/* Answers this processor's number, with interrupts off, or -1 if the thread has other work. */
+int rekvm_prepare(void)
+{
+	local_irq_disable();
+	if (likely(!__xfer_to_guest_mode_work_pending()))
+		return smp_processor_id();
+	local_irq_enable();
+	return -1;
+}
+
 /* A tick that has come in the guest is the guest's time, which ends behind it. */
 void rekvm_irqs_on(void)
 {
@@ -64,10 +75,12 @@ static DEFINE_PER_CPU(unsigned long, told);
 
 /*
  * The kernel knows that time is the guest's, and that this processor uses nothing of its own that needs a grace period. Once a tick is
- * enough: nobody waits for less.
+ * enough: nobody waits for less. The FPU has what the thread has loaded.
  */
 void rekvm_guest_begins(void)
 {
+	if (test_thread_flag(TIF_NEED_FPU_LOAD))
+		switch_fpu_return();
 	vtime_account_guest_enter();
 	if (!context_tracking_guest_enter() && __this_cpu_read(told) != jiffies) {
 		__this_cpu_write(told, jiffies);
@@ -194,12 +207,6 @@ void rekvm_fpu_destroy(struct rekvm_fpu *fpu)
 void rekvm_fpu_swap(struct rekvm_fpu *fpu, bool to_guest)
 {
 	fpu_swap_kvm_fpstate(&fpu->guest, to_guest);
-}
-
-void rekvm_fpu_ready(void)
-{
-	if (test_thread_flag(TIF_NEED_FPU_LOAD))
-		switch_fpu_return();
 }
 
 /* Before an update of 6.1 the kernel did not ask which components are wanted: it gave all that the guest has. */

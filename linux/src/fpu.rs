@@ -1,6 +1,6 @@
 //! A guest's floating-point registers, kept by the kernel as those of a thread are.
 use platform::{
-    Atomic, MaySleep, OutOfMemory,
+    MaySleep, OutOfMemory,
     hardware::{FpuArea, GuestFpu},
 };
 
@@ -59,11 +59,6 @@ impl GuestFpu for KernelFpu {
         if self.loaded {
             self.swap(false);
         }
-    }
-
-    #[inline]
-    fn ready(&mut self, _cx: &Atomic) {
-        glue::rekvm_fpu_ready();
     }
 
     fn save(&mut self, to: &mut FpuArea) {

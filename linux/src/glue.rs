@@ -157,6 +157,7 @@ glue! {
         safe rekvm_cpus() -> u32;
         fn rekvm_on_cpu(cpu: u32, data: Data);
         safe rekvm_change_cr4(bits: u64, set: bool);
+        safe rekvm_prepare() -> i32;
         safe rekvm_irqs_off();
         safe rekvm_irqs_on();
         safe rekvm_guest_begins();
@@ -173,7 +174,6 @@ glue! {
         fn rekvm_fpu_init(fpu: *mut u8) -> bool;
         fn rekvm_fpu_destroy(fpu: *mut u8);
         fn rekvm_fpu_swap(fpu: *mut u8, to_guest: bool);
-        safe rekvm_fpu_ready();
         fn rekvm_fpu_save(fpu: *mut u8, components: u64);
         fn rekvm_fpu_restore(fpu: *mut u8, components: u64) -> i32;
     }

@@ -166,8 +166,8 @@ impl Hardware for Linux {
     }
 
     #[inline]
-    fn must_leave(_cx: &Atomic) -> bool {
-        glue::rekvm_work_pending()
+    fn prepare(_cx: &Atomic) -> Option<usize> {
+        usize::try_from(glue::rekvm_prepare()).ok()
     }
 
     #[inline]

@@ -28,9 +28,8 @@ pub fn sets_rf(event: &Event) -> bool {
     }
 }
 
-/// RFLAGS with what the client's debugger and the event to be delivered want.
-pub fn rflags_to_run(state: &CpuState, debug: &GuestDebug, injected: Option<&Event>) -> u64 {
-    let mut rflags = state.flags.get();
+/// The guest's RFLAGS with what the client's debugger and the event to be delivered want.
+pub fn rflags_to_run(mut rflags: u64, debug: &GuestDebug, injected: Option<&Event>) -> u64 {
     if debug.single_step {
         rflags |= flags::TF;
     }
@@ -68,7 +67,7 @@ mod tests {
     fn the_debuggers_trap_flag_is_not_the_guests() {
         let mut state = CpuState::reset(0);
         let step = GuestDebug { single_step: true, ..GuestDebug::default() };
-        let run = rflags_to_run(&state, &step, None);
+        let run = rflags_to_run(state.flags.get(), &step, None);
         assert_eq!(run & flags::TF, flags::TF);
         assert_eq!(rflags_of_guest(run, &state, &step) & flags::TF, 0);
         state.flags.set_control(flags::TF, flags::TF);

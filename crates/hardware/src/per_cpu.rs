@@ -31,11 +31,17 @@ impl<T> PerCpu<T> {
     #[inline]
     pub fn with<P: Hardware, R>(&self, cx: &Atomic, f: impl FnOnce(&mut T, usize) -> R) -> Option<R> {
         let cpu = P::cpu(cx);
+        self.here(cpu, |value| f(value, cpu))
+    }
+
+    /// The same, by who knows its number.
+    #[inline]
+    pub fn here<R>(&self, cpu: usize, f: impl FnOnce(&mut T) -> R) -> Option<R> {
         let cell = self.0.get(cpu)?;
         // SAFETY: this processor's own, and with interrupts off nothing else of it runs; `f` is not entered twice, as nothing
         // that it is given leads here.
         let local = unsafe { &mut *cell.get() };
-        local.enabled.then(|| f(&mut local.value, cpu))
+        local.enabled.then(|| f(&mut local.value))
     }
 
     /// Switches the processor that runs this on by `f`. Its number is `cpu`, and interrupts are off.

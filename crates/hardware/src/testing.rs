@@ -21,7 +21,6 @@ pub enum Step {
     IrqsOn,
     FpuLoad,
     FpuPut,
-    FpuReady,
     FpuRestore,
     FpuSave,
     Watch(bool),
@@ -187,9 +186,6 @@ impl GuestFpu for TestFpu {
     fn put(&mut self) {
         note(Step::FpuPut);
     }
-    fn ready(&mut self, _cx: &Atomic) {
-        note(Step::FpuReady);
-    }
     fn save(&mut self, area: &mut FpuArea) {
         note(Step::FpuSave);
         *area = self.area;
@@ -284,8 +280,13 @@ impl Hardware for TestHost {
     fn irqs_on(_cx: &Atomic) {
         note(Step::IrqsOn);
     }
-    fn must_leave(_cx: &Atomic) -> bool {
-        script(|s| s.must_leave)
+    fn prepare(cx: &Atomic) -> Option<usize> {
+        Self::irqs_off(cx);
+        if script(|s| s.must_leave) {
+            Self::irqs_on(cx);
+            return None;
+        }
+        Some(script(|s| s.cpu))
     }
     fn guest_begins(_cx: &Atomic) {
         note(Step::GuestBegins);

@@ -25,10 +25,12 @@ pub trait Hardware: Platform {
     fn irqs_off(cx: &Atomic);
     /// Switches them on again.
     fn irqs_on(cx: &Atomic);
-    /// Asked with interrupts off, right before the guest is entered: whether the host has other work for this thread
-    /// (another thread is due, a signal is pending). Then the back end answers `Exit::Interrupted` instead.
-    fn must_leave(cx: &Atomic) -> bool;
-    /// With interrupts off: the guest is about to run. For the host's accounting of time.
+    /// Switches interrupts off, right before the guest is entered. Answers the number of the processor, or nothing, with interrupts
+    /// on again, if the host has other work for this thread (another thread is due, a signal is pending); then the back end
+    /// answers `Exit::Interrupted` instead.
+    fn prepare(cx: &Atomic) -> Option<usize>;
+    /// With interrupts off: the guest is about to run. For the host's accounting of time. The [`GuestFpu`] that this thread has
+    /// loaded is in the processor's registers afterwards.
     fn guest_begins(cx: &Atomic);
     /// With interrupts off: the guest has left. The host's own breakpoints are in the debug registers again afterwards,
     /// whatever the back end left there.
@@ -76,8 +78,6 @@ pub trait GuestFpu: Sized + Send + 'static {
     fn load(&mut self);
     /// KVM_RUN ends, on the thread that has loaded them.
     fn put(&mut self);
-    /// With interrupts off, right before the guest is entered: they are in the processor's registers afterwards.
-    fn ready(&mut self, cx: &Atomic);
     /// Copies them out, also while they are loaded by the calling thread. XSTATE_BV says which components are not initial.
     fn save(&mut self, area: &mut FpuArea);
     /// Replaces them, also while they are loaded by the calling thread. A component whose bit in XSTATE_BV is clear becomes

@@ -1,7 +1,7 @@
 //! What each processor of the host keeps for its guests, and how it is switched on and off.
 use hardware::{per_cpu::PerCpu, tags::Tags};
 use platform::{
-    Atomic, Hardware, MaySleep, OutOfMemory,
+    MaySleep, OutOfMemory,
     hardware::{Frames, Refusal},
 };
 use x86::{Efer, msr};
@@ -57,10 +57,10 @@ impl<F: Frames> Locals<F> {
         .map(Self)
     }
 
-    /// What is on the processor that runs this, if it is switched on. Interrupts are off.
+    /// What is on the processor that runs this, number `cpu`, if it is switched on. Interrupts are off.
     #[inline]
-    pub fn with<P: Hardware, R>(&self, cx: &Atomic, f: impl FnOnce(&mut Resident, usize) -> R) -> Option<R> {
-        self.0.with::<P, _>(cx, |local, cpu| f(&mut local.resident, cpu))
+    pub fn here<R>(&self, cpu: usize, f: impl FnOnce(&mut Resident) -> R) -> Option<R> {
+        self.0.here(cpu, |local| f(&mut local.resident))
     }
 
     /// Switches SVM on, on this processor, which is as all others.
@@ -101,7 +101,7 @@ impl<F: Frames> Locals<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Recorder, Step, TestFrames, TestHost, script, take_steps};
+    use crate::testing::{Recorder, Step, TestFrames, script, take_steps};
 
     fn locals() -> Locals<TestFrames> {
         Locals::new(2, 16, &MaySleep::at_entry()).unwrap()
@@ -109,18 +109,18 @@ mod tests {
 
     #[test]
     fn svm_goes_on_and_off() {
-        let (locals, cx) = (locals(), Atomic::at_entry());
-        assert!(locals.with::<TestHost, _>(&cx, |_, _| ()).is_none());
+        let locals = locals();
+        assert!(locals.here(0, |_| ()).is_none());
         locals.enable::<Recorder>(0, &Processor::default()).unwrap();
         let svme = Efer::SVME.bits();
-        let save_area = locals.0.with::<TestHost, _>(&cx, |local, _| local.save_area.hpa()).unwrap();
+        let save_area = locals.0.here(0, |local| local.save_area.hpa()).unwrap();
         assert_eq!(take_steps(), [Step::WriteMsr(msr::EFER, svme), Step::WriteMsr(msr::VM_HSAVE_PA, save_area)]);
-        assert_eq!(locals.with::<TestHost, _>(&cx, |_, cpu| cpu), Some(0));
+        assert_eq!(locals.here(0, |_| ()), Some(()));
         locals.disable::<Recorder>(0);
         assert_eq!(take_steps(), [Step::WriteMsr(msr::VM_HSAVE_PA, 0), Step::WriteMsr(msr::EFER, 0)]);
         // Once is enough.
         locals.disable::<Recorder>(0);
-        assert!(take_steps().is_empty() && locals.with::<TestHost, _>(&cx, |_, _| ()).is_none());
+        assert!(take_steps().is_empty() && locals.here(0, |_| ()).is_none());
     }
 
     #[test]
@@ -132,12 +132,12 @@ mod tests {
 
     #[test]
     fn identifiers_from_before_do_not_count_after_a_restart() {
-        let (locals, cx) = (locals(), Atomic::at_entry());
+        let locals = locals();
         locals.enable::<Recorder>(0, &Processor::default()).unwrap();
-        let (asid, _) = locals.with::<TestHost, _>(&cx, |resident, _| resident.asids.give()).unwrap();
+        let (asid, _) = locals.here(0, |resident| resident.asids.give()).unwrap();
         locals.disable::<Recorder>(0);
         locals.enable::<Recorder>(0, &Processor::default()).unwrap();
-        let given = locals.with::<TestHost, _>(&cx, |resident, _| {
+        let given = locals.here(0, |resident| {
             let (_, flush) = resident.asids.give();
             (flush, resident.asids.is_current(asid), resident.vcpu)
         });

@@ -17,7 +17,7 @@ impl Instructions for Native {
         unsafe { asm!("stgi", options(nostack, preserves_flags)) }
     }
 
-    #[inline(never)]
+    #[inline]
     unsafe fn run(guest: u64, host: u64, gpr: &mut [u64; 16], fill_rsb: bool) {
         // SAFETY: by the caller's promise. What VMRUN, VMLOAD and VMSAVE touch is in the two pages; general registers
         // are saved to `gpr` and the host's taken back from the stack.

@@ -1,6 +1,6 @@
 //! The crossing: from the host to the guest and back, with interrupts off.
 use hardware::{keep::Host, predictions};
-use platform::{Atomic, Hardware, hardware::GuestFpu};
+use platform::{Atomic, Hardware};
 
 use crate::{
     backend::Common,
@@ -12,14 +12,13 @@ use crate::{
 };
 
 impl<P: Hardware, I: Instructions> Guest<P, I> {
-    /// Runs the guest once. Interrupts are off. False: this processor is switched off.
-    pub(crate) fn cross(&mut self, common: &Common<P>, cx: &Atomic) -> bool {
-        let crossed = common.locals.with::<P, _>(cx, |resident, cpu| {
+    /// Runs the guest once, on this processor, number `cpu`. Interrupts are off. False: this processor is switched off.
+    pub(crate) fn cross(&mut self, common: &Common<P>, cpu: usize, cx: &Atomic) -> bool {
+        let crossed = common.locals.here(cpu, |resident| {
             self.take_processor(common, resident, cpu);
             let host = Host { xcr0: common.processor.offer.xcr0, tsc_aux: resident.tsc_aux };
-            self.fpu.ready(cx);
             P::guest_begins(cx);
-            // SAFETY: SVM is switched on, which is what `with` has looked at. Whatever is the guest's from here to `stgi` is
+            // SAFETY: SVM is switched on, which is what `here` has looked at. Whatever is the guest's from here to `stgi` is
             // the host's again by then; the control block intercepts what could reach the host.
             unsafe {
                 I::clgi();
@@ -88,7 +87,7 @@ mod tests {
     fn the_steps_of_a_plain_entry() {
         let mut rig = Rig::new();
         rig.enter(Exit::Hlt { len: 0 });
-        assert_eq!(take_steps(), [IrqsOff, FpuReady, GuestBegins, CLGI, run(false), STGI, GuestEnded, IrqsOn]);
+        assert_eq!(take_steps(), [IrqsOff, GuestBegins, CLGI, run(false), STGI, GuestEnded, IrqsOn]);
     }
 
     #[test]

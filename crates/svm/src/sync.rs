@@ -1,6 +1,6 @@
 //! Registers between the core's form and the control block, group by group.
 use hardware::control::CR0_FREE;
-use x86::{Attr, CpuState, Seg, Shadow};
+use x86::{Attr, CpuState, Seg, Shadow, flags};
 
 use crate::{
     segment,
@@ -22,17 +22,23 @@ pub fn write_general(vmcb: &mut Vmcb, state: &CpuState, rflags: u64) {
     vmcb.control.int_state = if state.shadow == Shadow::None { 0 } else { SHADOW };
 }
 
-/// Back, with `rflags` as the guest has them. Mode and privilege level follow; of the segments only what they depend on.
+/// Back, with `rflags` as the guest has them, but for the status flags. Mode and privilege level follow; of the segments only what
+/// they depend on.
 pub fn read_general(vmcb: &Vmcb, state: &mut CpuState, rflags: u64) {
     let save = &vmcb.save;
     (state.gpr[0], state.gpr[4], state.rip) = (save.rax, save.rsp, save.rip);
-    state.flags.set(rflags);
+    let before = state.flags.others();
+    state.flags.set_others(rflags);
     // The processor does not tell which of the two it is; this one holds back more.
     state.shadow = if vmcb.control.int_state & SHADOW == 0 { Shadow::None } else { Shadow::MovSs };
-    state.seg[Seg::Cs as usize].attr = Attr(save.segments[Seg::Cs as usize].attributes);
-    let stack = &mut state.seg[Seg::Ss as usize].attr;
-    *stack = stack.with_dpl(save.cpl);
-    state.refresh();
+    let code = Attr(save.segments[Seg::Cs as usize].attributes);
+    let changed = (before ^ state.flags.others()) & flags::VM != 0;
+    if changed || state.seg[Seg::Cs as usize].attr != code || state.cpl != save.cpl {
+        state.seg[Seg::Cs as usize].attr = code;
+        let stack = &mut state.seg[Seg::Ss as usize].attr;
+        *stack = stack.with_dpl(save.cpl);
+        state.refresh();
+    }
 }
 
 /// Segment and descriptor-table registers.
@@ -105,7 +111,7 @@ pub fn write_interrupts(vmcb: &mut Vmcb, cr8: u64, window: bool, dirty: &mut u64
 mod tests {
     use super::*;
     use crate::testing::vmcb;
-    use x86::{Cr0, Efer, Mode, Segment, flags};
+    use x86::{Cr0, Efer, Mode, Segment};
 
     fn state() -> CpuState {
         let mut state = CpuState::reset(0x600);
@@ -125,6 +131,7 @@ mod tests {
         write_msrs(&mut vmcb.save, &from);
         let mut to = CpuState::reset(0);
         read_general(&vmcb, &mut to, vmcb.save.rflags);
+        to.flags.set_status(vmcb.save.rflags);
         read_segments(&vmcb.save, &mut to);
         read_msrs(&vmcb.save, &mut to);
         assert_eq!((to.gpr[0], to.gpr[4], to.rip), (0x100, 0x104, 0x1234));

@@ -140,6 +140,12 @@ impl<F: Frames> Locals<F> {
         self.0.with::<P, _>(cx, |local, cpu| f(&mut local.resident, cpu))
     }
 
+    /// The same, by who knows its number.
+    #[inline]
+    pub fn here<R>(&self, cpu: usize, f: impl FnOnce(&mut Resident) -> R) -> Option<R> {
+        self.0.here(cpu, |local| f(&mut local.resident))
+    }
+
     /// Has the control structure of `node` cleared where it is active, if that is another processor than this, or `here` too.
     /// Interrupts are on, and preemption off unless `here`.
     pub fn recall<P: Hardware, I: Instructions>(&self, node: Pin<&Node>, here: bool) {

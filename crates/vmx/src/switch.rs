@@ -2,10 +2,7 @@
 use hardware::{keep::Host, predictions};
 use hv::backend::Groups;
 use mmu::shadow::Root;
-use platform::{
-    Atomic, Hardware,
-    hardware::{GuestFpu, Watch},
-};
+use platform::{Atomic, Hardware, hardware::Watch};
 use x86::{Efer, msr};
 
 use crate::{
@@ -25,16 +22,15 @@ const FLUSH_CMD: u32 = 0x10b;
 const FLUSH_L1D: u64 = 1;
 
 impl<P: Hardware, I: Instructions> Guest<P, I> {
-    /// Runs the guest once. Interrupts are off.
-    pub(crate) fn cross(&mut self, common: &Common<P>, root: Root, cx: &Atomic) -> Crossed {
-        let crossed = common.locals.with::<P, _>(cx, |resident, cpu| {
+    /// Runs the guest once, on this processor, number `cpu`. Interrupts are off.
+    pub(crate) fn cross(&mut self, common: &Common<P>, root: Root, cpu: usize, cx: &Atomic) -> Crossed {
+        let crossed = common.locals.here(cpu, |resident| {
             let Some(mut vmcs) = resident.current::<I>(self.region.node(), cpu) else { return Crossed::Elsewhere };
             self.write(common, root, &mut vmcs);
             self.take_processor(common, resident, cpu, root, &mut vmcs);
-            self.fpu.ready(cx);
             P::guest_begins(cx);
             let launched = self.region.node().launched();
-            // SAFETY: VMX is switched on, which is what `with` has looked at, and the control structure is complete. Whatever is
+            // SAFETY: VMX is switched on, which is what `here` has looked at, and the control structure is complete. Whatever is
             // the guest's from here on is the host's again behind `load_host`, but for what `user_mode` keeps.
             let entry = unsafe {
                 let dr7 = self.asked.dr7(&self.state);
@@ -225,7 +221,7 @@ mod tests {
     use x86::{Efer, msr};
 
     use super::*;
-    use Step::{DebugAddresses, FpuReady, GuestBegins, GuestEnded, IrqsOff, IrqsOn, MachineCheck, WriteMsr};
+    use Step::{DebugAddresses, GuestBegins, GuestEnded, IrqsOff, IrqsOn, MachineCheck, WriteMsr};
 
     const LOAD_HOST: Step = Step::Own("load host", 0);
 
@@ -239,7 +235,7 @@ mod tests {
         rig.halt();
         take_steps();
         rig.halt();
-        assert_eq!(take_steps(), [IrqsOff, FpuReady, GuestBegins, run(true, false), GuestEnded, IrqsOn]);
+        assert_eq!(take_steps(), [IrqsOff, GuestBegins, run(true, false), GuestEnded, IrqsOn]);
     }
 
     #[test]

@@ -60,8 +60,20 @@ impl Flags {
     /// Sets RFLAGS; reserved bits are forced to their fixed values.
     #[inline]
     pub fn set(&mut self, value: u64) {
-        self.control = value & WRITABLE & !STATUS | FIXED;
+        self.set_others(value);
         self.set_status(value);
+    }
+
+    /// The bits that are not status flags.
+    #[inline]
+    pub fn others(&self) -> u64 {
+        self.control
+    }
+
+    /// Sets those bits from `value`; reserved ones are forced to their fixed values.
+    #[inline]
+    pub fn set_others(&mut self, value: u64) {
+        self.control = value & WRITABLE & !STATUS | FIXED;
     }
 
     /// The status flags' bits.

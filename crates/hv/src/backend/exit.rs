@@ -28,6 +28,14 @@ pub struct PioExit {
     pub len: u8,
 }
 
+impl PioExit {
+    /// IN or OUT.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.string && matches!(self.size, 1 | 2 | 4)
+    }
+}
+
 /// An access to a control register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CrOp {

@@ -22,8 +22,10 @@ pub struct Groups(pub u16);
 
 #[allow(missing_docs)]
 impl Groups {
-    /// General registers, RIP and RFLAGS, interrupt shadow.
+    /// General registers, RIP and RFLAGS but for the status flags, interrupt shadow.
     pub const GENERAL: Self = Self(1);
+    /// The status flags, which few exits look at and which take long to convert.
+    pub const STATUS: Self = Self(1 << 7);
     /// Segment and descriptor-table registers.
     pub const SEGMENTS: Self = Self(1 << 1);
     /// CR4, CR8 and EFER, which a guest does not change without an exit.
@@ -37,9 +39,9 @@ impl Groups {
     pub const MSRS: Self = Self(1 << 4);
     /// x87, SSE, AVX, XCR0.
     pub const FPU: Self = Self(1 << 5);
-    pub const ALL: Self = Self(0x7f);
+    pub const ALL: Self = Self(0xff);
     /// What no instruction but those of x87, SSE and AVX goes beyond.
-    pub const ALL_BUT_FPU: Self = Self(0x5f);
+    pub const ALL_BUT_FPU: Self = Self(0xdf);
 
     /// Both.
     pub const fn and(self, other: Self) -> Self {

@@ -4,6 +4,7 @@ mod cpuid;
 mod debug;
 mod halt;
 mod hypercall;
+mod inside;
 mod memory;
 mod msr;
 mod page_fault;
@@ -11,6 +12,7 @@ mod pio;
 mod rdpmc;
 
 pub(crate) use hypercall::PendingHypercall;
+pub(crate) use inside::Inside;
 pub(crate) use msr::PendingMsr;
 
 use abi::*;
@@ -25,11 +27,7 @@ use crate::{
 
 /// Handles an exit.
 pub(crate) fn handle<B: Backend>(run: &mut Run<'_, B>, exit: Exit, cx: &MaySleep) -> Result<Step, Errno> {
-    run.shared.stats.count(Counter::Exits);
-    run.shared.stats.count(counter(&exit));
-    if !matches!(exit, Exit::PageFault { .. }) {
-        run.inner.mmu.unprotected = None;
-    }
+    run.counted(counter(&exit));
     match exit {
         Exit::Interrupted => {
             run.give_way(cx)?;

@@ -18,21 +18,24 @@ const QUIRK_PORT: u16 = 0x7e;
 
 impl<B: Backend> Run<'_, B> {
     pub(super) fn pio(&mut self, pio: PioExit, cx: &MaySleep) -> Result<Step, Errno> {
-        if pio.string || !matches!(pio.size, 1 | 2 | 4) {
+        if !pio.is_plain() {
             return self.emulate(cx);
         }
-        let (inner, size) = (&mut *self.inner, usize::from(pio.size));
-        let mut data = (inner.cpu.registers(Groups::GENERAL).gpr[0] as u32).to_le_bytes();
-        if self.pio_inside(&pio, &mut data[..size]) {
-            self.shared.stats.count(Counter::PioKernel);
-            if !pio.write {
-                self.load_accumulator(data, pio.size);
+        match self.port(&pio) {
+            Some(data) => {
+                self.pio_done(&pio, data);
+                self.skip(pio.len);
+                Ok(Step::Continue)
             }
-            self.skip(pio.len);
-            return Ok(Step::Continue);
+            None => self.pio_client(pio),
         }
+    }
+
+    /// The client is to carry an access out.
+    pub(crate) fn pio_client(&mut self, pio: PioExit) -> Result<Step, Errno> {
+        let data = self.accumulator();
         self.shared.stats.count(Counter::PioUserExits);
-        self.page.copy_to(PIO_DATA, &data[..size])?;
+        self.page.copy_to(PIO_DATA, data.get(..usize::from(pio.size)).unwrap_or_default())?;
         let io = KvmRunIo {
             direction: if pio.write { KVM_EXIT_IO_OUT } else { KVM_EXIT_IO_IN },
             size: pio.size,
@@ -50,27 +53,45 @@ impl<B: Backend> Run<'_, B> {
         Ok(Step::ToClient)
     }
 
-    /// Carries an access out inside the hypervisor; false: it is the client's.
-    fn pio_inside(&mut self, pio: &PioExit, data: &mut [u8]) -> bool {
+    /// EAX.
+    fn accumulator(&mut self) -> [u8; 4] {
+        (self.inner.cpu.registers(Groups::GENERAL).gpr[0] as u32).to_le_bytes()
+    }
+
+    /// Carries an access out inside the hypervisor, and answers what has been read or written; None: it is the client's.
+    #[inline(always)]
+    pub(super) fn port(&mut self, pio: &PioExit) -> Option<[u8; 4]> {
+        let mut all = self.accumulator();
+        let data = all.get_mut(..usize::from(pio.size))?;
         let (vm, reader, at, len) = (self.vm, self.index, pio.port.into(), pio.size.into());
         if pio.write {
             let mut value = [0; 8];
-            value[..data.len()].copy_from_slice(data);
+            value.iter_mut().zip(&*data).for_each(|(to, from)| *to = *from);
             if let Some(event) = vm.ioeventfds.find(reader, Space::Pio, at, len, u64::from_le_bytes(value)) {
                 event.signal();
-                return true;
+                return Some(all);
             }
         }
         match vm.bus.find(reader, Space::Pio, at, len) {
             Some(device) if pio.write => vm.port_out(device, pio.port, data),
             Some(device) => vm.port_in(device, pio.port, data),
             None => {
-                return pio.write
+                let pushed = pio.write
                     && vm.coalesced.wants(reader, Space::Pio, at, len)
                     && vm.coalesced.push(Space::Pio, at, data);
+                return pushed.then_some(all);
             }
         }
-        true
+        Some(all)
+    }
+
+    /// An access has been carried out inside.
+    #[inline]
+    pub(super) fn pio_done(&mut self, pio: &PioExit, data: [u8; 4]) {
+        self.shared.stats.count(Counter::PioKernel);
+        if !pio.write {
+            self.load_accumulator(data, pio.size);
+        }
     }
 
     /// The client has carried out an IN or OUT.

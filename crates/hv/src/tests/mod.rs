@@ -8,6 +8,7 @@ mod exits;
 mod flushes;
 mod glance;
 mod hostile;
+mod inside;
 mod ioctls;
 mod lifecycle;
 mod mmio;

@@ -13,7 +13,7 @@ use crate::{
     Errno, Outcome,
     backend::{Backend, BackendVcpu, Env, FlushTlb, Groups},
     emulation::Completion,
-    exits,
+    exits::{self, Inside},
     stats::Counter,
     vm::VmShared,
 };
@@ -52,7 +52,7 @@ pub(crate) struct Run<'a, B: Backend> {
     in_use: InUse<'a, B::Platform>,
     /// The client wants to know when it can inject an interrupt.
     pub(super) window: bool,
-    /// Exits of this call.
+    /// Exits since the back end's counters were shown.
     exits: u32,
 }
 
@@ -150,17 +150,33 @@ impl<B: Backend> Run<'_, B> {
             }
             let memory = self.vm.space(self.inner.smm.inside);
             let env = Env { memory, reader: self.index, requests: &self.shared.requests, root };
-            let exit = self.inner.cpu.enter(&env);
+            let at_once = quiet && !self.inner.tpr.has_word();
+            let end = loop {
+                let exit = self.inner.cpu.enter(&env);
+                self.exits += 1;
+                if !at_once {
+                    break Inside::Left(exit);
+                }
+                match self.inside(exit) {
+                    Inside::Again => {}
+                    end => break end,
+                }
+            };
             self.inner.pdptes_set = false;
             self.in_use.left_guest();
             drop(pin);
-            self.exits = self.exits.wrapping_add(1);
-            if self.exits.is_multiple_of(COUNT_EVERY) {
+            if self.exits >= COUNT_EVERY {
+                self.exits = 0;
                 self.take_counters();
             }
             self.take_vapic();
             self.take_back();
-            if exits::handle(self, exit, cx)? == Step::ToClient {
+            let step = match end {
+                Inside::Left(exit) => exits::handle(self, exit, cx)?,
+                Inside::Client(pio) => self.pio_client(pio)?,
+                Inside::Again | Inside::Done => Step::Continue,
+            };
+            if step == Step::ToClient {
                 return Ok(());
             }
         }
@@ -343,19 +359,27 @@ impl<B: Backend> Run<'_, B> {
     }
 
     /// Moves RIP behind the instruction of `len` bytes that an exit has carried out. If the length is not known, it is
-    /// found by decoding.
-    pub(crate) fn skip(&mut self, len: u8) {
+    /// found by decoding. True: there is nothing to be told or delivered behind it.
+    pub(crate) fn skip(&mut self, len: u8) -> bool {
         let len = if len == 0 { self.instruction_len() } else { len };
+        self.skip_len(len)
+    }
+
+    /// The same for a length that is known.
+    #[inline]
+    pub(crate) fn skip_len(&mut self, len: u8) -> bool {
         let state = self.inner.cpu.registers_mut(Groups::GENERAL);
         let next = state.rip.wrapping_add(u64::from(len));
         state.rip = if state.mode == x86::Mode::Long64 { next } else { next & 0xffff_ffff };
         state.shadow = x86::Shadow::None;
         let single_step = state.flags.control(x86::flags::TF);
         state.flags.set_control(x86::flags::RF, 0);
-        self.inner.events.stepped = self.inner.debug.single_step;
+        let stepped = self.inner.debug.single_step;
+        self.inner.events.stepped = stepped;
         if single_step {
             self.raise(Exception::debug(x86::debug::DR6_BS));
         }
+        !single_step && !stepped
     }
 
     /// Shows what the back end has counted.

@@ -18,12 +18,12 @@ type Mem<B> = <<B as Backend>::Platform as Platform>::Memory;
 
 impl<B: Backend> Inner<B> {
     pub(super) fn get_regs(&mut self) -> KvmRegs {
-        regs::to_abi(self.cpu.registers(Groups::GENERAL))
+        regs::to_abi(self.cpu.registers(Groups::GENERAL.and(Groups::STATUS)))
     }
 
     /// KVM_SET_REGS. A pending exception belongs to the state that is replaced.
     pub(super) fn set_regs(&mut self, new: &KvmRegs) -> Result<Outcome<B>, Errno> {
-        let state = self.cpu.registers_mut(Groups::GENERAL.and(Groups::SEGMENTS));
+        let state = self.cpu.registers_mut(Groups::GENERAL.and(Groups::STATUS).and(Groups::SEGMENTS));
         let moved = state.rip != new.rip;
         regs::from_abi(state, new);
         if moved {

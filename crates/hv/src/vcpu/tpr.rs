@@ -35,6 +35,12 @@ impl Tpr {
         self.access.is_some()
     }
 
+    /// Whether there is a word that shows the task priority.
+    #[inline]
+    pub(crate) fn has_word(&self) -> bool {
+        self.word.is_some()
+    }
+
     /// The guest has accessed the register.
     pub(crate) fn accessed(&mut self, access: TprAccess) {
         if self.reporting {
@@ -82,7 +88,7 @@ impl<B: Backend> Run<'_, B> {
     /// Before an entry: the word shows the local APIC. A guest that has no memory there sees nothing.
     #[inline]
     pub(super) fn show_vapic(&mut self) {
-        if self.inner.tpr.word.is_some() {
+        if self.inner.tpr.has_word() {
             self.show_word();
         }
     }
@@ -100,7 +106,7 @@ impl<B: Backend> Run<'_, B> {
     /// After an exit: the word's low byte is the task priority.
     #[inline]
     pub(super) fn take_vapic(&mut self) {
-        if self.inner.tpr.word.is_some() {
+        if self.inner.tpr.has_word() {
             self.take_word();
         }
     }

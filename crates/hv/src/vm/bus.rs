@@ -31,25 +31,42 @@ pub(crate) enum Device {
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    space: Space,
     first: u64,
     len: u64,
     device: Device,
 }
 
-/// Most ranges of a VM.
-const MAX_RANGES: usize = 1000;
+/// The ranges of one space.
+type Ranges = Vec<Entry>;
 
-/// The ranges of one VM.
+/// The ranges of one VM, by [`Space`].
+#[derive(Debug, Default)]
+struct Table([Ranges; 2]);
+
+impl Table {
+    fn copy(&self) -> Result<Self, Errno> {
+        let mut copy = Self::default();
+        for (to, from) in copy.0.iter_mut().zip(&self.0) {
+            to.try_reserve_exact(from.len()).map_err(|_| Errno::ENOMEM)?;
+            to.extend_from_slice(from);
+        }
+        Ok(copy)
+    }
+}
+
+/// The buses of one VM.
 pub(crate) struct Bus<P: Platform> {
-    table: Published<Vec<Entry>>,
+    table: Published<Table>,
     /// The entries as writers see them.
-    writer: Mutex<P, Vec<Entry>>,
+    writer: Mutex<P, Table>,
 }
 
 impl<P: Platform> Bus<P> {
     pub(crate) fn new() -> Result<Self, Errno> {
-        Ok(Self { table: Published::new(Vec::new(), MAX_VCPUS)?, writer: Mutex::<P, _>::new(rank::BUS, Vec::new())? })
+        Ok(Self {
+            table: Published::new(Table::default(), MAX_VCPUS)?,
+            writer: Mutex::<P, _>::new(rank::BUS, Table::default())?,
+        })
     }
 
     /// Registers `len` ports or bytes from `first` on; a device's earlier range there is replaced.
@@ -60,32 +77,33 @@ impl<P: Platform> Bus<P> {
         device: Device,
         cx: &MaySleep,
     ) -> Result<(), Errno> {
-        let mut entries = self.writer.lock();
-        let mut next = Vec::new();
-        for entry in entries.iter().filter(|e| e.device != device) {
-            try_push(&mut next, *entry)?;
-        }
+        let mut table = self.writer.lock();
+        let mut next = table.copy()?;
+        let [pio, mmio] = &mut next.0;
+        let entries = match space {
+            Space::Pio => pio,
+            Space::Mmio => mmio,
+        };
+        entries.retain(|entry| entry.device != device);
         for (first, len) in ranges {
-            try_push(&mut next, Entry { space, first: *first, len: *len, device })?;
+            try_push(entries, Entry { first: *first, len: *len, device })?;
         }
-        if next.len() > MAX_RANGES {
-            return Err(Errno::ENOSPC);
-        }
-        let mut copy = Vec::new();
-        copy.try_reserve_exact(next.len()).map_err(|_| Errno::ENOMEM)?;
-        copy.extend_from_slice(&next);
-        drop(self.table.replace::<P>(try_box(copy)?, cx));
-        *entries = next;
+        drop(self.table.replace::<P>(try_box(next.copy()?)?, cx));
+        *table = next;
         Ok(())
     }
 
     /// The device that answers a whole access, as vCPU `reader` sees the bus.
+    #[inline]
     pub(crate) fn find(&self, reader: usize, space: Space, at: u64, len: u64) -> Option<Device> {
         let table = self.table.read(reader)?;
-        table
-            .iter()
-            .find(|e| e.space == space && at.wrapping_sub(e.first) < e.len && e.len - (at - e.first) >= len)
-            .map(|e| e.device)
+        let [pio, mmio] = &table.0;
+        let entries = match space {
+            Space::Pio => pio,
+            Space::Mmio => mmio,
+        };
+        let whole = |e: &&Entry| at.wrapping_sub(e.first).saturating_add(len) <= e.len;
+        entries.iter().find(whole).map(|e| e.device)
     }
 }
 
@@ -95,8 +113,8 @@ impl<P: Platform> VmShared<P> {
         for (port, byte) in (port..=u16::MAX).zip(data) {
             *byte = match device {
                 Device::Pic if Pic::owns(port) => self.chips.pic_read(&self.vcpus, port),
-                Device::Pit if Pit::owns(port) => self.chips.with_pit(|pit, now| pit.read(port, now)),
-                Device::Speaker => self.chips.with_pit(|pit, now| pit.speaker_read(now)),
+                Device::Pit if Pit::owns(port) => self.chips.read_pit(|pit, now| pit.read(port, now)),
+                Device::Speaker => self.chips.read_pit(|pit, now| pit.speaker_read(now)),
                 _ => 0xff,
             };
         }

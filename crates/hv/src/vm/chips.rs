@@ -193,7 +193,9 @@ impl<P: Platform> Chips<P> {
     /// Called with the 8259As locked, after they may have changed.
     fn publish_intr(&self, vcpus: &Vcpus<P>, pic: &Pic) {
         let pending = pic.intr_pending();
-        self.intr.store(pending, SeqCst);
+        if pending != self.intr() {
+            self.intr.store(pending, SeqCst);
+        }
         if pending {
             for vcpu in vcpus.iter().filter(|v| v.lapic.identity().accepts_pic) {
                 vcpu.request(request::EVENT);
@@ -349,6 +351,11 @@ impl<P: Platform> Chips<P> {
 
     pub(crate) fn has_pit(&self) -> bool {
         self.pit_exists.load(SeqCst)
+    }
+
+    /// The timer's model, read by the guest: its deadline stays.
+    pub(crate) fn read_pit<R>(&self, f: impl FnOnce(&mut Pit, u64) -> R) -> R {
+        f(&mut self.pit.lock().pit, P::now_ns())
     }
 
     /// The timer's model, to be looked at or changed; it is armed again afterwards.

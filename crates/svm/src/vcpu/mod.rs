@@ -15,7 +15,7 @@ use hardware::{
 use hv::backend::{BackendVcpu, Env, Event, EventKind, Exit, FlushTlb, Groups, GuestDebug};
 use mmu::shadow::Root;
 use platform::{Atomic, Hardware, MaySleep, OutOfMemory, Shared, hardware::GuestFpu};
-use x86::{CpuState, Exception, Features, Shadow, debug};
+use x86::{CpuState, Exception, Features, Shadow, debug, flags};
 
 use crate::{
     backend::Common,
@@ -36,7 +36,7 @@ const PAUSES: u16 = 3000;
 const PAUSE_CYCLES: u16 = 128;
 
 /// What the control block does not always show: kept there while the guest runs, and fetched when somebody asks.
-const LAZY: Groups = Groups::SEGMENTS.and(Groups::MSRS).and(Groups::FPU);
+const LAZY: Groups = Groups::STATUS.and(Groups::SEGMENTS).and(Groups::MSRS).and(Groups::FPU);
 
 /// A guest processor.
 pub struct AmdVcpu<P: Hardware, I> {
@@ -101,13 +101,21 @@ impl<P: Hardware, I: Instructions> AmdVcpu<P, I> {
 
 impl<P: Hardware, I: Instructions> Guest<P, I> {
     /// Brings the groups in `need` up to date.
+    #[inline]
     fn fetch(&mut self, need: Groups) {
         let wanted = Groups(self.stale.0 & need.0);
-        if wanted.0 == 0 {
-            return;
+        if wanted.0 != 0 {
+            self.fetch_stale(wanted);
         }
+    }
+
+    #[inline(never)]
+    fn fetch_stale(&mut self, wanted: Groups) {
         self.stale = self.stale.without(wanted);
         let save = &self.block.get().save;
+        if wanted.any(Groups::STATUS) {
+            self.state.flags.set_status(save.rflags);
+        }
         if wanted.any(Groups::SEGMENTS) {
             sync::read_segments(save, &mut self.state);
         }
@@ -131,8 +139,18 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             return self.write_all(common, root);
         }
         self.changed = Groups(0);
-        sync::write_general(self.block.get_mut(), &self.state, self.state.flags.get());
+        let rflags = self.rflags();
+        sync::write_general(self.block.get_mut(), &self.state, rflags);
         true
+    }
+
+    /// The guest's RFLAGS. Most times nobody has asked for the status flags.
+    #[inline]
+    fn rflags(&self) -> u64 {
+        match self.stale.any(Groups::STATUS) {
+            true => self.state.flags.others() | self.block.get().save.rflags & flags::STATUS,
+            false => self.state.flags.get(),
+        }
     }
 
     /// The same, whatever it is.
@@ -144,7 +162,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             return false;
         }
         payload::apply(self.asked.injected.as_ref(), &mut self.state);
-        let rflags = payload::rflags_to_run(&self.state, &self.asked.debug, self.asked.injected.as_ref());
+        let rflags = payload::rflags_to_run(self.rflags(), &self.asked.debug, self.asked.injected.as_ref());
         let state = &*self.state;
         let vmcb = self.block.get_mut();
         let mut dirty = 0;
@@ -209,13 +227,13 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             return Exit::FailEntry { reason: 0 };
         }
         let cx = Atomic::at_entry();
-        P::irqs_off(&cx);
+        let Some(cpu) = P::prepare(&cx) else { return Exit::Interrupted };
         // A kick may have come before interrupts were off.
-        if env.requests.load(SeqCst) != 0 || P::must_leave(&cx) {
+        if env.requests.load(SeqCst) != 0 {
             P::irqs_on(&cx);
             return Exit::Interrupted;
         }
-        let crossed = self.cross(common, &cx);
+        let crossed = self.cross(common, cpu, &cx);
         P::irqs_on(&cx);
         if !crossed {
             return Exit::FailEntry { reason: 0 };
@@ -224,6 +242,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     }
 
     /// Reads what the guest has left, and why it stopped.
+    #[inline]
     fn read(&mut self, common: &Common<P>) -> Exit {
         let vmcb = self.block.get();
         let control = &vmcb.control;

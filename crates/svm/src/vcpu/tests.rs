@@ -35,7 +35,7 @@ fn what_the_guest_changes_is_seen() {
         vmcb.control.exit_code = code::CPUID;
     });
     assert_eq!(rig.run(), Exit::Cpuid { len: 0 });
-    let state = rig.vcpu.registers(Groups::GENERAL);
+    let state = rig.vcpu.registers(Groups::GENERAL.and(Groups::STATUS));
     assert_eq!((state.gpr[0], state.rip, state.flags.zf()), (7, 0x1000, true));
     assert_eq!(rig.vcpu.registers(Groups::SEGMENTS).seg[Seg::Fs as usize].base, 0x5000);
     assert_eq!(rig.vcpu.registers(Groups::MSRS).kernel_gs_base, 0x6000);

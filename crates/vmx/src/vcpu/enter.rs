@@ -45,13 +45,13 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         }
         let cx = Atomic::at_entry();
         let crossed = loop {
-            P::irqs_off(&cx);
+            let Some(cpu) = P::prepare(&cx) else { return Exit::Interrupted };
             // A kick may have come before interrupts were off.
-            if env.requests.load(SeqCst) != 0 || P::must_leave(&cx) {
+            if env.requests.load(SeqCst) != 0 {
                 P::irqs_on(&cx);
                 return Exit::Interrupted;
             }
-            let crossed = self.cross(common, env.root, &cx);
+            let crossed = self.cross(common, env.root, cpu, &cx);
             if !matches!(crossed, Crossed::Elsewhere) {
                 break crossed;
             }

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Groups that every entry writes, or somebody else.
-const SMALL: Groups = Groups::GENERAL.and(Groups::FPU);
+const SMALL: Groups = Groups::GENERAL.and(Groups::STATUS).and(Groups::FPU);
 /// Where the task priority is in the virtual-APIC page.
 const TPR: usize = 0x80;
 
@@ -46,7 +46,8 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         if changed.without(SMALL).0 != 0 || self.unsettled || root != self.root {
             self.settle(common, root, vmcs, changed);
         }
-        let mut rflags = payload::rflags_to_run(&self.state, &self.asked.debug, self.asked.injected.as_ref());
+        let mut rflags =
+            payload::rflags_to_run(self.state.flags.get(), &self.asked.debug, self.asked.injected.as_ref());
         if self.form == Form::Virtual8086 {
             rflags = rflags & !flags::IOPL | flags::VM;
         }
