@@ -2,7 +2,7 @@
 //! has to go first goes, is flushed outside of the lock, and the fault starts over.
 use core::sync::atomic::Ordering::SeqCst;
 
-use platform::{Platform, TablePage};
+use platform::{Platform, TablePage, table::TABLE_ENTRIES};
 use x86::paging::{self as bits, PAGE_SHIFT};
 
 use super::{
@@ -37,6 +37,11 @@ impl From<Corrupt> for Stop {
     }
 }
 
+/// Which entry of a table of `level` translates `at`.
+fn index_at(at: u64, level: u8) -> usize {
+    (at >> (PAGE_SHIFT + 9 * (u32::from(level) - 1))) as usize & (TABLE_ENTRIES - 1)
+}
+
 impl<P: Platform> Tables<P> {
     /// What entry `index` of `page` has to be for this access.
     fn wanted(page: &ShadowPage<P>, index: usize, access: &Access) -> Result<Expected, Stop> {
@@ -56,6 +61,24 @@ impl<P: Platform> Tables<P> {
         Ok(expected(&page.role, index, entry))
     }
 
+    /// Goes down a direct tree as far as it is there, to a table of the last two levels at most: what an entry above leads to
+    /// follows from its place alone.
+    fn descend(&self, root: PageId, at: u64) -> Result<PageId, Stop> {
+        let mut id = root;
+        loop {
+            let page = self.arena.get(id)?;
+            let level = page.role.level;
+            if !page.role.direct() || page.own_root || level <= LARGE_LEVEL {
+                return Ok(id);
+            }
+            let index = index_at(at, level);
+            if page.table.entry(index).load(SeqCst) == 0 {
+                return Ok(id);
+            }
+            id = page.links.get(index).ok_or(Corrupt)?.page();
+        }
+    }
+
     /// Goes down from the root, makes what is missing, and installs the leaf.
     pub(super) fn map(
         &mut self,
@@ -65,7 +88,8 @@ impl<P: Platform> Tables<P> {
         view: &View<'_, P>,
         cache: &mut Cache<P>,
     ) -> Result<Resolved, Stop> {
-        let (mut id, access) = (root, &mapping.access);
+        let access = &mapping.access;
+        let mut id = self.descend(root, access.at)?;
         loop {
             let page = self.arena.get_mut(id)?;
             page.writes = 0;
@@ -75,7 +99,7 @@ impl<P: Platform> Tables<P> {
                 // of the lock flushes.
                 return Err(Stop::Again);
             }
-            let index = (access.at >> (12 + 9 * (u32::from(level) - 1))) as usize & 511;
+            let index = index_at(access.at, level);
             let (entry, link) = (page.table.entry(index).load(SeqCst), page.links.get(index).copied());
             let wanted = Self::wanted(page, index, access)?;
             if let Expected::Child { gfn, role } = &wanted
