@@ -12,7 +12,7 @@ use super::{
     Options, arguments,
     compare::{Outcome, Peer, Verdict},
     config::{self, Test},
-    row,
+    logs, row,
     source::{self, Built},
 };
 use crate::{
@@ -80,7 +80,15 @@ impl Runs<'_> {
         while outcomes.len() < peers.len() {
             let left = &peers[outcomes.len()..];
             let (mut said, ended) = (Said::default(), outcomes.len());
-            let outcome = lab::run(&self.job(left)?, &mut |_, bytes| said.take(bytes, &mut outcomes))?;
+            let outcome = lab::run(&self.job(left)?, &mut |_, bytes| {
+                said.take(bytes, &mut |status, text| {
+                    let outcome = Outcome::of(status, text);
+                    if let Some(peer) = peers.get(outcomes.len()) {
+                        self.keep(peer, &outcome, text);
+                    }
+                    outcomes.push(outcome);
+                });
+            })?;
             let complaints = outcome.said();
             for line in lab::complaints(&complaints) {
                 eprintln!("xtask: L1's kernel complains: {line}");
@@ -93,6 +101,16 @@ impl Runs<'_> {
             }
         }
         Ok(outcomes)
+    }
+
+    /// Says how a test has ended, and keeps what it has written: the table comes when all of them have.
+    fn keep(&self, peer: &Peer, outcome: &Outcome, text: &str) {
+        let module = if self.module == "linux" { "linux" } else { "rekvm" };
+        eprintln!("{} bits, {}, {module}: {} {}", peer.bits, peer.name, outcome.result, outcome.checks);
+        let log = format!("{}-{module}-{}-{}.log", self.cpu.name(), peer.bits, peer.name);
+        if let Err(why) = logs().and_then(|logs| Ok(fs::write(logs.join(&log), text)?)) {
+            eprintln!("xtask: {log} is not kept: {why:#}");
+        }
     }
 
     fn job(&self, peers: &[Peer]) -> Result<Job> {
@@ -134,7 +152,8 @@ struct Said {
 }
 
 impl Said {
-    fn take(&mut self, bytes: &[u8], outcomes: &mut Vec<Outcome>) {
+    /// `ended` gets QEMU's status (None: it was given up) and what the guest printed, of each test that has ended.
+    fn take(&mut self, bytes: &[u8], ended: &mut dyn FnMut(Option<i32>, &str)) {
         for &byte in bytes {
             if byte != b'\n' {
                 self.line.push(byte);
@@ -149,7 +168,7 @@ impl Said {
                 // The guest's last line may have no end.
                 said += before;
                 let status = status.trim().parse().ok().filter(|status| *status != KILLED);
-                outcomes.push(Outcome::of(status, &said));
+                ended(status, &said);
             } else if let Some(said) = &mut self.open {
                 said.push_str(&line);
                 said.push('\n');
@@ -167,7 +186,7 @@ mod tests {
         let (mut said, mut outcomes) = (Said::default(), Vec::new());
         let text = format!("x\n{BEGIN}\r\nPASS: a\r\nPASS: b{END} 1\n{BEGIN}\nPASS: a\n{END} 137\n{BEGIN}\nFAIL: c\n");
         for part in text.as_bytes().chunks(5) {
-            said.take(part, &mut outcomes);
+            said.take(part, &mut |status, text| outcomes.push(Outcome::of(status, text)));
         }
         let results: Vec<_> = outcomes.iter().map(|o| (o.result, o.checks.to_string())).collect();
         assert_eq!(results, [(Ended::Pass, "2/0/0".into()), (Ended::Timeout, "1/0/0".into())]);

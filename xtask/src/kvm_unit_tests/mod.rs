@@ -77,8 +77,7 @@ pub fn kvm_unit_tests(options: &Options) -> Result<()> {
     }
     let built = source::find(&options.built)?;
     let tests = config::parse(&fs::read_to_string(built.source.join("x86/unittests.cfg"))?);
-    let logs = target_dir().join("kvm-unit-tests-logs");
-    fs::create_dir_all(&logs)?;
+    let logs = logs()?;
     let mut table = String::from("bits\ttest\tresult\tchecks\tlinux\tlinux_checks\tverdict\n");
     let (mut ran, mut worse) = (0, Vec::new());
     for peer in options.peers() {
@@ -103,6 +102,13 @@ pub fn kvm_unit_tests(options: &Options) -> Result<()> {
     println!("{ran} tests: {} as good as on Linux's kvm-amd or better, {} worse", ran - worse.len(), worse.len());
     ensure!(worse.is_empty(), "worse than on Linux's kvm-amd: {}", worse.join("; "));
     Ok(())
+}
+
+/// Where what the guests print is kept.
+fn logs() -> Result<PathBuf> {
+    let logs = target_dir().join("kvm-unit-tests-logs");
+    fs::create_dir_all(&logs)?;
+    Ok(logs)
 }
 
 fn row(peer: &Peer, outcome: &Outcome, verdict: Verdict) -> String {
