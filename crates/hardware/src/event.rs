@@ -2,7 +2,7 @@
 //! and IDT-vectoring information (SDM vol. 3, 25.8.3 and 25.9.3). The lower 32 bits are the same; where the error code is, and what
 //! an instruction's own event is called, each back end knows.
 use hv::backend::{Event, EventKind};
-use x86::{Exception, Vector, debug::DR6_FIXED};
+use x86::{CpuState, Exception, Shadow, Vector, debug::DR6_FIXED, flags};
 
 /// There is an event.
 pub const VALID: u32 = 1 << 31;
@@ -42,6 +42,13 @@ pub enum CutShort {
     Event(Event),
     /// INT n, INT3, INTO or INT1: the instruction pointer is still at it, and the guest executes it again.
     Instruction,
+}
+
+/// INT n has begun ([`CutShort::Instruction`]), so that no interrupt comes before it: what STI has held back goes on waiting.
+pub fn hold_back(state: &mut CpuState) {
+    if state.shadow == Shadow::None && state.flags.control(flags::IF) {
+        state.shadow = Shadow::Sti;
+    }
 }
 
 /// What the processor says that an exit cut short, with its error code. `cr2` and `dr6` are the guest's: an exception has written

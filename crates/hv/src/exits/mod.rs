@@ -59,6 +59,7 @@ pub(crate) fn handle<B: Backend>(run: &mut Run<'_, B>, exit: Exit, cx: &MaySleep
         Exit::Rsm => run.rsm(),
         Exit::Pio(pio) => run.pio(pio, cx),
         Exit::Cr { op, len } => run.control(op, len, cx),
+        Exit::DebugRegister => run.debug_register(cx),
         Exit::NestedPageFault { gpa, access, .. } => run.nested_page_fault(gpa, access, cx),
         Exit::PageFault { gva, code, implicit } => run.page_fault(gva, code, implicit, cx),
         Exit::Exception { exception } => run.exception(exception, cx),
@@ -104,7 +105,7 @@ fn counter(exit: &Exit) -> Counter {
         Exit::Pio(_) => Counter::ExitPio,
         Exit::Cr { .. } => Counter::ExitCr,
         Exit::NestedPageFault { .. } | Exit::PageFault { .. } => Counter::ExitPageFault,
-        Exit::Emulate => Counter::ExitEmulate,
+        Exit::Emulate | Exit::DebugRegister => Counter::ExitEmulate,
         Exit::Exception { .. } | Exit::Debug { .. } => Counter::ExitException,
         _ => Counter::ExitOther,
     }

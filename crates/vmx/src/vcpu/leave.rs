@@ -152,12 +152,8 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
                 self.asked.nmi_blocked = false;
             }
         }
-        if cut_short == CutShort::Instruction
-            && self.state.shadow == Shadow::None
-            && self.state.flags.control(flags::IF)
-        {
-            // INT n has begun, so that no interrupt comes before it, and what STI has held back goes on waiting.
-            self.state.shadow = Shadow::Sti;
+        if cut_short == CutShort::Instruction {
+            event::hold_back(&mut self.state);
         }
         if common.processor.virtual_nmis && report.nmi_unblocked(cut_short != CutShort::Nothing) {
             self.asked.nmi_blocked = true;
