@@ -93,11 +93,6 @@ void rekvm_guest_ended(void)
 	context_tracking_guest_exit();
 	if (hw_breakpoint_active())
 		hw_breakpoint_restore();
-#ifdef CONFIG_X86_IOPL_IOPERM
-	/* An exit on Intel's processors cuts the task-state segment off before its map of ports. */
-	if (boot_cpu_data.x86_vendor == X86_VENDOR_INTEL)
-		invalidate_tss_limit();
-#endif
 }
 
 void rekvm_machine_check(void)
@@ -131,7 +126,16 @@ u32 rekvm_mitigations(void)
 	return bits;
 }
 
-/* When a thread loses its processor to another one. */
+/* An exit on Intel's processors has cut the task-state segment off before its map of ports, which only user mode uses. */
+static void ports_again(void)
+{
+#ifdef CONFIG_X86_IOPL_IOPERM
+	if (boot_cpu_data.x86_vendor == X86_VENDOR_INTEL)
+		invalidate_tss_limit();
+#endif
+}
+
+/* When a thread loses its processor to another one, or takes what a guest has left there back to user mode. */
 struct rekvm_switch {
 	struct preempt_notifier notifier;
 	void (*callback)(void *data);
@@ -150,6 +154,7 @@ static void goes(struct preempt_notifier *notifier, struct task_struct *next)
 	struct rekvm_switch *watched = container_of(notifier, struct rekvm_switch, notifier);
 
 	watched->callback(watched->data);
+	ports_again();
 }
 
 static struct preempt_ops switch_ops = {
@@ -181,6 +186,7 @@ void rekvm_switch_end(struct rekvm_switch *watched)
 {
 	preempt_disable();
 	preempt_notifier_unregister(&watched->notifier);
+	ports_again();
 	preempt_enable();
 }
 

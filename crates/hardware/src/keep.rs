@@ -31,11 +31,16 @@ impl Host {
     /// Interrupts are off until [`Self::load_host`]. Leaving the guest clears DR7, and the host's own breakpoints come back
     /// afterwards. XCR0 of the guest is one that the processor takes.
     #[inline]
-    pub unsafe fn load_guest<I: Instructions>(&self, state: &CpuState, addresses: &[u64; 4], dr7: u64) -> Kept {
+    pub unsafe fn load_guest<I: Instructions>(
+        &self,
+        state: &CpuState,
+        addresses: impl FnOnce() -> [u64; 4],
+        dr7: u64,
+    ) -> Kept {
         // SAFETY: by the caller's promise; the registers exist where `self` has values of them.
         unsafe {
             if dr7 & DR7_ENABLED != 0 {
-                I::set_debug_addresses(addresses);
+                I::set_debug_addresses(&addresses());
             }
             // A guest without CR4.OSXSAVE cannot tell whose XCR0 it is.
             let xcr0 = self.xcr0 != 0 && state.cr4 & Cr4::OSXSAVE.bits() != 0;

@@ -24,7 +24,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
                 I::clgi();
                 // Those that the guest has to itself are its own, enabled or not.
                 let dr7 = if self.debug_lent { u64::MAX } else { self.block.get().save.dr7 };
-                let kept = host.load_guest::<I>(&self.state, &self.asked.debug_addresses(&self.state), dr7);
+                let kept = host.load_guest::<I>(&self.state, || self.asked.debug_addresses(&self.state), dr7);
                 if common.mitigations.clear_buffers {
                     I::clear_buffers();
                 }

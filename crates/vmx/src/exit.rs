@@ -155,6 +155,31 @@ impl Report {
         )
     }
 
+    /// The exit, if it is for an instruction that the core carries out with general registers (`Groups::PLAIN`).
+    #[inline]
+    pub fn plain(&self) -> Option<Exit> {
+        let len = self.len;
+        Some(match self.reason {
+            reason::CPUID => Exit::Cpuid { len },
+            reason::IO => Exit::Pio(self.port_io()),
+            reason::RDMSR => Exit::MsrRead { len },
+            reason::WRMSR => Exit::MsrWrite { len },
+            reason::HLT => Exit::Hlt { len },
+            reason::PAUSE => Exit::Pause { len },
+            reason::VMCALL => Exit::Hypercall { len },
+            _ => return None,
+        })
+    }
+
+    /// Whether [`Self::plain`] is for exits of `reason`.
+    #[inline]
+    pub const fn is_plain(reason: u32) -> bool {
+        matches!(
+            reason,
+            reason::CPUID | reason::IO | reason::RDMSR | reason::WRMSR | reason::HLT | reason::PAUSE | reason::VMCALL
+        )
+    }
+
     /// Whether IRET had unblocked NMIs before it met what ended the guest's stay. `vectoring`: an event was on its way.
     pub fn nmi_unblocked(&self, vectoring: bool) -> bool {
         let unblocked = match self.reason {
@@ -223,6 +248,9 @@ impl Report {
 
     /// The exit. `gpr` are the guest's general registers.
     pub fn decode(&self, gpr: &[u64; 16]) -> Decoded {
+        if let Some(exit) = self.plain() {
+            return Decoded::Exit(exit);
+        }
         let len = self.len;
         if self.reason & reason::ENTRY_FAILED != 0 {
             return match self.reason & 0xffff {
@@ -239,24 +267,17 @@ impl Report {
             reason::INTERRUPT_WINDOW => Exit::InterruptWindow,
             reason::NMI_WINDOW => Exit::NmiWindow,
             reason::TASK_SWITCH => Exit::TaskSwitch,
-            reason::CPUID => Exit::Cpuid { len },
-            reason::HLT => Exit::Hlt { len },
             reason::INVD | reason::WBINVD => Exit::CacheFlush { len },
             reason::RDPMC => Exit::Rdpmc { len },
             reason::RSM => Exit::Rsm,
-            reason::VMCALL => Exit::Hypercall { len },
             // Instructions of a hypervisor, which the guest is not offered.
             reason::GETSEC | reason::VMCLEAR..=reason::VMXON | reason::INVEPT | reason::INVVPID => {
                 Exit::Exception { exception: Exception::plain(Vector::UD) }
             }
             reason::CR => self.control(gpr),
             reason::DR | reason::INVLPG | reason::RDTSC | reason::RDTSCP => Exit::Emulate,
-            reason::IO => Exit::Pio(self.port_io()),
-            reason::RDMSR => Exit::MsrRead { len },
-            reason::WRMSR => Exit::MsrWrite { len },
             reason::MWAIT => Exit::MonitorMwait { len, wait: true },
             reason::MONITOR => Exit::MonitorMwait { len, wait: false },
-            reason::PAUSE => Exit::Pause { len },
             reason::EPT_VIOLATION => self.nested_page_fault(),
             reason::XSETBV => Exit::Xsetbv { len },
             reason => Exit::Unknown { reason: reason.into() },

@@ -89,6 +89,13 @@ impl Resident {
         }
     }
 
+    /// Whether the control structure of `node` is the current one of this processor, number `cpu`, and its vCPU, number `vcpu`, was the
+    /// last that ran here.
+    #[inline]
+    pub fn has(&self, node: Pin<&Node>, cpu: usize, vcpu: u64) -> bool {
+        node.cpu() == cpu && self.current == node.hpa() && self.vcpu == vcpu
+    }
+
     /// Clears the control structure of `node`, if it is active on this processor, number `cpu`.
     pub fn release<I: Instructions>(&mut self, node: &Node, cpu: usize) {
         if node.cpu() != cpu {

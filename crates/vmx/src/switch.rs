@@ -13,7 +13,7 @@ use crate::{
     },
     instructions::{Entry, Forget, Instructions},
     local::Resident,
-    vcpu::{Crossed, Guest},
+    vcpu::{Crossed, Guest, lazy},
     vmcs::Current,
 };
 
@@ -23,20 +23,36 @@ const FLUSH_L1D: u64 = 1;
 
 impl<P: Hardware, I: Instructions> Guest<P, I> {
     /// Runs the guest once, on this processor, number `cpu`. Interrupts are off.
+    #[inline]
     pub(crate) fn cross(&mut self, common: &Common<P>, root: Root, cpu: usize, cx: &Atomic) -> Crossed {
         let crossed = common.locals.here(cpu, |resident| {
-            let Some(mut vmcs) = resident.current::<I>(self.region.node(), cpu) else { return Crossed::Elsewhere };
-            self.write(common, root, &mut vmcs);
-            self.take_processor(common, resident, cpu, root, &mut vmcs);
+            let goes_on = self.goes_on(resident, cpu, root);
+            let mut vmcs = if goes_on {
+                // SAFETY: it is the current one, and interrupts are off.
+                let mut vmcs = unsafe { Current::new() };
+                self.write_plain(&mut vmcs);
+                vmcs
+            } else {
+                let Some(mut vmcs) = resident.current::<I>(self.region.node(), cpu) else { return Crossed::Elsewhere };
+                self.write(common, root, &mut vmcs);
+                self.take_processor(common, resident, cpu, root, &mut vmcs);
+                vmcs
+            };
+            self.fields.host_cr3.put(&mut vmcs, I::cr3());
+            self.fields.host_cr4.put(&mut vmcs, I::cr4());
             P::guest_begins(cx);
             let launched = self.region.node().launched();
             // SAFETY: VMX is switched on, which is what `here` has looked at, and the control structure is complete. Whatever is
             // the guest's from here on is the host's again behind `load_host`, but for what `user_mode` keeps.
             let entry = unsafe {
-                let dr7 = self.asked.dr7(&self.state);
+                if !goes_on {
+                    self.take_user_mode(common, resident);
+                }
                 // TSC_AUX is user mode's.
                 let host = Host { xcr0: common.processor.offer.xcr0, tsc_aux: None };
-                let kept = host.load_guest::<I>(&self.state, &self.asked.debug_addresses(&self.state), dr7);
+                // An ordinary guest has no breakpoints.
+                let dr7 = if goes_on { 0 } else { self.asked.dr7(&self.state) };
+                let kept = host.load_guest::<I>(&self.state, || self.asked.debug_addresses(&self.state), dr7);
                 let exchanged = self.load_guest(common, resident);
                 if common.mitigations.flush_l1d && common.nested {
                     I::write_msr(FLUSH_CMD, FLUSH_L1D);
@@ -57,7 +73,9 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
                     if !launched && !self.left.entry_failed() {
                         self.region.node().set_launched();
                     }
-                    self.serve_host(cx);
+                    if !self.settled {
+                        self.serve_host(cx);
+                    }
                     Crossed::Left
                 }
             }
@@ -65,8 +83,28 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         crossed.unwrap_or(Crossed::Off)
     }
 
+    /// Loads what only user mode uses.
+    ///
+    /// # Safety
+    /// Interrupts are off, on the thread that runs the vCPU.
+    #[inline(never)]
+    unsafe fn take_user_mode(&mut self, common: &Common<P>, resident: &Resident) {
+        let long = self.registers.long_mode();
+        let user_mode = self.user_mode.told();
+        // SAFETY: by the caller's promise.
+        unsafe {
+            if self.stale.any(Groups::MSRS) && !user_mode.is_loaded(long) {
+                self.state.kernel_gs_base = user_mode.kernel_gs_base();
+                self.stale = self.stale.without(Groups::MSRS);
+            }
+            user_mode.take(&self.state, resident, &self.thread, long);
+            self.lazy = lazy(common.nested, user_mode.is_loaded(true));
+        }
+    }
+
     /// Makes this vCPU the one whose translations and predictions are on the processor, and the host's state in the control
     /// structure this processor's and this thread's.
+    #[inline(never)]
     fn take_processor(
         &mut self,
         common: &Common<P>,
@@ -80,8 +118,6 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         if moved {
             write_host(vmcs, resident, common.processor.switches_efer);
         }
-        self.fields.host_cr3.put(vmcs, I::cr3());
-        self.fields.host_cr4.put(vmcs, I::cr4());
         self.fields.host_fs_base.put(vmcs, self.thread.fs_base);
         predictions::take_over::<I>(&mut resident.vcpu, self.number, &common.mitigations);
         self.forget_translations(common, resident, moved, root, vmcs);
@@ -125,18 +161,12 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     ///
     /// # Safety
     /// Interrupts are off until [`Self::load_host`].
+    #[inline]
     unsafe fn load_guest(&mut self, common: &Common<P>, resident: &Resident) -> Exchanged {
-        let long = self.registers.long_mode();
         let mut exchanged = Exchanged::default();
         // SAFETY: these registers exist; the values were checked when the guest wrote them. EFER only changes in what the host
         // does not use meanwhile.
         unsafe {
-            let user_mode = self.user_mode.told();
-            if self.stale.any(Groups::MSRS) && !user_mode.is_loaded(long) {
-                self.state.kernel_gs_base = user_mode.kernel_gs_base();
-                self.stale = self.stale.without(Groups::MSRS);
-            }
-            user_mode.take(&self.state, resident, &self.thread, long);
             if self.state.cr2 != I::cr2() {
                 I::set_cr2(self.state.cr2);
             }

@@ -60,6 +60,21 @@ impl<I: Instructions> UserMode<I> {
         unsafe { &*self.taken.get() }.loaded >= needed(long)
     }
 
+    /// Whether all that a guest needs, in `long` mode or not, is there since its last stay.
+    ///
+    /// # Safety
+    /// As [`Self::is_loaded`].
+    #[inline]
+    pub unsafe fn stays(&self, long: bool) -> bool {
+        // SAFETY: by the caller's promise.
+        let taken = unsafe { &mut *self.taken.get() };
+        if !taken.any || taken.loaded < needed(long) {
+            return false;
+        }
+        taken.note_ldtr(I::ldtr());
+        true
+    }
+
     /// The guest is about to be entered with the registers of `state`.
     ///
     /// # Safety
@@ -71,9 +86,8 @@ impl<I: Instructions> UserMode<I> {
         let ldtr = I::ldtr();
         if !taken.any {
             (taken.any, taken.thread, taken.processor, taken.ldtr) = (true, *thread, resident.host, ldtr);
-        } else if ldtr != 0 {
-            // The process has got a table meanwhile.
-            taken.ldtr = ldtr;
+        } else {
+            taken.note_ldtr(ldtr);
         }
         if taken.loaded < needed(long) {
             // SAFETY: as above.
@@ -124,6 +138,14 @@ impl<I: Instructions> UserMode<I> {
 }
 
 impl Taken {
+    /// LDTR before an entry that is not the first, which has made it null: a process may have got a table meanwhile.
+    #[inline]
+    fn note_ldtr(&mut self, ldtr: u16) {
+        if ldtr != 0 {
+            self.ldtr = ldtr;
+        }
+    }
+
     /// # Safety
     /// As [`UserMode::take`].
     #[cold]
@@ -211,8 +233,8 @@ mod tests {
     #[test]
     fn registers_that_the_kernel_uses_too_are_the_hosts_outside() {
         let (_rig, steps) = entered();
-        let before = [GuestBegins, DebugAddresses([1, 2, 3, 4]), SetXcr0(3)];
-        assert_eq!(steps, [&before[..], &LOADED, &[run(false, false), SetXcr0(7), GuestEnded]].concat());
+        let around = [DebugAddresses([1, 2, 3, 4]), SetXcr0(3), run(false, false), SetXcr0(7), GuestEnded];
+        assert_eq!(steps, [&[GuestBegins], &LOADED[..], &around].concat());
     }
 
     #[test]

@@ -67,10 +67,14 @@ impl<W: Width> Known<W> {
         value
     }
 
-    /// The processor has written it, unless it was `value`.
+    /// Writes `value`, unless it is there, into a field from which the processor takes what is not `W::Value::default()`.
     #[inline]
-    pub fn changed_unless(&mut self, value: W::Value) {
-        if self.value != Some(value) {
+    pub fn put_once<I: Instructions>(&mut self, vmcs: &mut Current<I>, value: W::Value)
+    where
+        W::Value: Default,
+    {
+        self.put(vmcs, value);
+        if value != W::Value::default() {
             self.value = None;
         }
     }

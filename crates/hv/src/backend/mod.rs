@@ -22,8 +22,11 @@ pub struct Groups(pub u16);
 
 #[allow(missing_docs)]
 impl Groups {
-    /// General registers, RIP and RFLAGS but for the status flags, interrupt shadow.
-    pub const GENERAL: Self = Self(1);
+    /// General registers, RIP and RFLAGS but for the status flags, interrupt shadow, mode and privilege level.
+    pub const GENERAL: Self = Self(1 | 1 << 8);
+    /// Of those what most instructions that exit come to: all but RSP, mode and privilege level. Whoever asks to change these leaves the
+    /// others as they are, and may end the shadow but begin none.
+    pub const PLAIN: Self = Self(1);
     /// The status flags, which few exits look at and which take long to convert.
     pub const STATUS: Self = Self(1 << 7);
     /// Segment and descriptor-table registers.
@@ -39,9 +42,9 @@ impl Groups {
     pub const MSRS: Self = Self(1 << 4);
     /// x87, SSE, AVX, XCR0.
     pub const FPU: Self = Self(1 << 5);
-    pub const ALL: Self = Self(0xff);
+    pub const ALL: Self = Self(0x1ff);
     /// What no instruction but those of x87, SSE and AVX goes beyond.
-    pub const ALL_BUT_FPU: Self = Self(0xdf);
+    pub const ALL_BUT_FPU: Self = Self(0x1df);
 
     /// Both.
     pub const fn and(self, other: Self) -> Self {

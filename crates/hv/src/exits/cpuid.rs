@@ -18,10 +18,10 @@ impl<B: Backend> Run<'_, B> {
     pub(super) fn cpuid_done(&mut self, len: u8) -> bool {
         let inner = &mut *self.inner;
         let enabled = inner.apic_base() & APIC_BASE_ENABLE != 0;
-        let state = inner.cpu.registers(Groups::GENERAL.and(Groups::SWITCHES));
+        let state = inner.cpu.registers(Groups::PLAIN.and(Groups::SWITCHES));
         let answer = inner.cpuid.execute(state.gpr[0] as u32, state.gpr[1] as u32, state, enabled);
         // Control registers stay as they are.
-        let state = inner.cpu.registers_mut(Groups::GENERAL);
+        let state = inner.cpu.registers_mut(Groups::PLAIN);
         for (register, value) in [0, 3, 1, 2].into_iter().zip(answer) {
             state.gpr[register] = value.into();
         }

@@ -61,7 +61,7 @@ impl<B: Backend> Run<'_, B> {
                 _ => -KVM_ENOSYS,
             }
         };
-        self.inner.cpu.registers_mut(Groups::GENERAL).gpr[0] = word(answer as u64);
+        self.inner.cpu.registers_mut(Groups::PLAIN).gpr[0] = word(answer as u64);
         self.skip(len);
         Ok(Step::Continue)
     }

@@ -20,7 +20,7 @@ pub(crate) struct PendingMsr {
 
 impl<B: Backend> Run<'_, B> {
     pub(super) fn rdmsr(&mut self, len: u8) -> Result<Step, Errno> {
-        let index = self.inner.cpu.registers(Groups::GENERAL).gpr[1] as u32;
+        let index = self.inner.cpu.registers(Groups::PLAIN).gpr[1] as u32;
         if !self.vm.msr_filter.allows(self.index, index, false) {
             return self.msr_refused(index, None, KVM_MSR_EXIT_REASON_FILTER, len);
         }
@@ -35,7 +35,7 @@ impl<B: Backend> Run<'_, B> {
     }
 
     pub(super) fn wrmsr(&mut self, len: u8) -> Result<Step, Errno> {
-        let state = self.inner.cpu.registers(Groups::GENERAL);
+        let state = self.inner.cpu.registers(Groups::PLAIN);
         let index = state.gpr[1] as u32;
         let value = state.gpr[0] & 0xffff_ffff | state.gpr[2] << 32;
         if !self.vm.msr_filter.allows(self.index, index, true) {
@@ -49,7 +49,7 @@ impl<B: Backend> Run<'_, B> {
     }
 
     pub(super) fn load_edx_eax(&mut self, value: u64) {
-        let state = self.inner.cpu.registers_mut(Groups::GENERAL);
+        let state = self.inner.cpu.registers_mut(Groups::PLAIN);
         (state.gpr[0], state.gpr[2]) = (value & 0xffff_ffff, value >> 32);
     }
 

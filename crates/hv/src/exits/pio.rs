@@ -55,7 +55,7 @@ impl<B: Backend> Run<'_, B> {
 
     /// EAX.
     fn accumulator(&mut self) -> [u8; 4] {
-        (self.inner.cpu.registers(Groups::GENERAL).gpr[0] as u32).to_le_bytes()
+        (self.inner.cpu.registers(Groups::PLAIN).gpr[0] as u32).to_le_bytes()
     }
 
     /// Carries an access out inside the hypervisor, and answers what has been read or written; None: it is the client's.
@@ -112,7 +112,7 @@ impl<B: Backend> Run<'_, B> {
     /// AL, AX or EAX.
     fn load_accumulator(&mut self, data: [u8; 4], size: u8) {
         let value = u64::from(u32::from_le_bytes(data));
-        let rax = &mut self.inner.cpu.registers_mut(Groups::GENERAL).gpr[0];
+        let rax = &mut self.inner.cpu.registers_mut(Groups::PLAIN).gpr[0];
         *rax = match size {
             1 => *rax & !0xff | value & 0xff,
             2 => *rax & !0xffff | value & 0xffff,

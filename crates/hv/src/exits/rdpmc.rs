@@ -19,7 +19,7 @@ const APPARENT_TIME: u32 = 0x1_0002;
 impl<B: Backend> Run<'_, B> {
     /// RDPMC of the counter in ECX; its right to do so has been checked.
     pub(super) fn rdpmc(&mut self, len: u8) -> Result<Step, Errno> {
-        let value = match self.inner.cpu.registers(Groups::GENERAL).gpr[1] as u32 {
+        let value = match self.inner.cpu.registers(Groups::PLAIN).gpr[1] as u32 {
             HOST_TSC => B::Platform::tsc(),
             REAL_TIME => B::Platform::now_ns(),
             APPARENT_TIME => self.vm.clock.read::<B::Platform>().kvmclock,

@@ -78,7 +78,7 @@ impl<B: Backend> Run<'_, B> {
         if nmi_blocked {
             self.shared.lapic.latch_one_nmi();
         }
-        let state = self.inner.cpu.registers(Groups::GENERAL);
+        let state = self.inner.cpu.registers(Groups::PLAIN);
         let (shadow, interruptible) = (state.shadow, interruptible(state));
         // STI holds NMIs back too, as on Linux: processors may want no NMI there (SDM vol. 3, 27.3.1.5).
         let takes_nmi = shadow == Shadow::None && !nmi_blocked;
@@ -135,13 +135,13 @@ impl<B: Backend> Run<'_, B> {
         if smi || self.shared.lapic.nmi_count() != 0 && !nmi_blocked {
             return true;
         }
-        let state = self.inner.cpu.registers(Groups::GENERAL);
+        let state = self.inner.cpu.registers(Groups::PLAIN);
         state.flags.control(flags::IF) && self.waiting_interrupt().is_some()
     }
 
     /// `ready_for_interrupt_injection`: an interrupt that the client queues now would be taken at the next entry.
     pub(super) fn ready_for_interrupt(&mut self) -> bool {
-        self.takes_client() && interruptible(self.inner.cpu.registers(Groups::GENERAL))
+        self.takes_client() && interruptible(self.inner.cpu.registers(Groups::PLAIN))
     }
 
     /// After an exit, or an entry that did not happen: what was not delivered is to be injected again.

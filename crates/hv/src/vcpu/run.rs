@@ -368,9 +368,9 @@ impl<B: Backend> Run<'_, B> {
     /// The same for a length that is known.
     #[inline]
     pub(crate) fn skip_len(&mut self, len: u8) -> bool {
-        let state = self.inner.cpu.registers_mut(Groups::GENERAL);
-        let next = state.rip.wrapping_add(u64::from(len));
-        state.rip = if state.mode == x86::Mode::Long64 { next } else { next & 0xffff_ffff };
+        let state = self.inner.cpu.registers_mut(Groups::PLAIN);
+        let (before, next) = (state.rip, state.rip.wrapping_add(u64::from(len)));
+        state.rip = next;
         state.shadow = x86::Shadow::None;
         let single_step = state.flags.control(x86::flags::TF);
         state.flags.set_control(x86::flags::RF, 0);
@@ -379,7 +379,20 @@ impl<B: Backend> Run<'_, B> {
         if single_step {
             self.raise(Exception::debug(x86::debug::DR6_BS));
         }
+        if (before ^ next) >> 32 != 0 {
+            self.wrap_rip();
+        }
         !single_step && !stepped
+    }
+
+    /// RIP has gone beyond 4 GiB, which only 64-bit code goes on at.
+    #[cold]
+    #[inline(never)]
+    fn wrap_rip(&mut self) {
+        let state = self.inner.cpu.registers_mut(Groups::GENERAL);
+        if state.mode != x86::Mode::Long64 {
+            state.rip &= 0xffff_ffff;
+        }
     }
 
     /// Shows what the back end has counted.
@@ -392,7 +405,7 @@ impl<B: Backend> Run<'_, B> {
     fn save(&mut self) -> Result<(), Errno> {
         // Without the client's interrupts there is nothing that it would have to wait for.
         let ready = !self.client_interrupts() || self.ready_for_interrupt();
-        let state = self.inner.cpu.registers(Groups::GENERAL.and(Groups::SWITCHES));
+        let state = self.inner.cpu.registers(Groups::PLAIN.and(Groups::SWITCHES));
         let if_flag = state.flags.control(x86::flags::IF);
         let cr8 = self.inner.apic.as_ref().map_or(state.cr8, |apic| apic.lapic.cr8());
         let page = self.page;

@@ -30,18 +30,10 @@ pub(crate) enum Crossed {
 impl<P: Hardware, I: Instructions> Guest<P, I> {
     /// Runs the guest until something happens.
     pub(super) fn enter(&mut self, common: &Common<P>, env: &Env<'_, P>) -> Exit {
-        if env.root == Root::NONE {
-            return Exit::FailEntry { reason: 0 };
-        }
-        if self.form == Form::Virtual8086 && self.asked.injected.is_some() {
-            // It would go through the guest's table as protected mode's.
-            return Exit::Delivery;
-        }
-        if let Some(exit) = self.before_nmi(&common.processor) {
+        if !(self.settled && env.root == self.root)
+            && let Some(exit) = self.before(common, env)
+        {
             return exit;
-        }
-        if self.changed.any(Groups::FPU) && !self.restore_fpu(common) {
-            return Exit::FailEntry { reason: 0 };
         }
         let cx = Atomic::at_entry();
         let crossed = loop {
@@ -68,6 +60,24 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             }
             Crossed::Elsewhere | Crossed::Off => Exit::FailEntry { reason: 0 },
         }
+    }
+
+    /// What keeps the processor from entering the guest.
+    fn before(&mut self, common: &Common<P>, env: &Env<'_, P>) -> Option<Exit> {
+        if env.root == Root::NONE {
+            return Some(Exit::FailEntry { reason: 0 });
+        }
+        if self.form == Form::Virtual8086 && self.asked.injected.is_some() {
+            // It would go through the guest's table as protected mode's.
+            return Some(Exit::Delivery);
+        }
+        if let Some(exit) = self.before_nmi(&common.processor) {
+            return Some(exit);
+        }
+        if self.changed.any(Groups::FPU) && !self.restore_fpu(common) {
+            return Some(Exit::FailEntry { reason: 0 });
+        }
+        None
     }
 
     /// What the core has written to the FPU gets there. False: the host refuses it.

@@ -5,7 +5,7 @@ use mmu::shadow::Root;
 use platform::{Atomic, Hardware, hardware::Watch};
 use x86::{CpuState, Cr0, Efer, flags};
 
-use super::Guest;
+use super::{Guest, settled::REST};
 use crate::{
     backend::Common,
     guest_state::{self, Form},
@@ -22,6 +22,8 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
     /// Brings the groups in `need` up to date.
     #[inline]
     pub(super) fn fetch(&mut self, common: &Common<P>, need: Groups) {
+        // Rights of segments are read with either.
+        let need = if need.any(Groups::SEGMENTS.and(REST)) { need.and(REST) } else { need };
         let wanted = Groups(self.stale.0 & need.0);
         if wanted.0 != 0 {
             self.fetch_stale(common, wanted);
@@ -41,7 +43,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             self.state.kernel_gs_base = unsafe { self.user_mode.told().kernel_gs_base() };
             P::irqs_on(&cx);
         }
-        if !wanted.any(Groups::SEGMENTS.and(Groups::PAGING)) {
+        if !wanted.any(Groups::SEGMENTS.and(Groups::PAGING).and(REST)) {
             return;
         }
         // The thread may have been anywhere since the exit.
@@ -52,6 +54,9 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         common.locals.with::<P, _>(&cx, |resident, cpu| {
             // Active nowhere else any more.
             let Some(vmcs) = resident.current::<I>(self.region.node(), cpu) else { return };
+            if wanted.any(REST) {
+                self.take_rest(&vmcs);
+            }
             if wanted.any(Groups::SEGMENTS) {
                 if self.form == Form::Virtual8086 {
                     sync::read_segments_8086(&vmcs, &mut self.state);

@@ -4,10 +4,10 @@ use hardware::{
     payload,
 };
 use hv::backend::{EventKind, Exit, Groups};
-use platform::{Hardware, hardware::Watch};
+use platform::Hardware;
 use x86::{Exception, Shadow, Vector, debug, flags};
 
-use super::{Guest, held, held::blocked};
+use super::{Guest, held, held::blocked, settled::REST};
 use crate::{
     backend::Common,
     exit::{Decoded, Report, reason},
@@ -25,7 +25,7 @@ use crate::{
 /// What the processor says about one stay in the guest.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Left {
-    report: Report,
+    pub(super) report: Report,
     vectoring: u32,
     vectoring_code: u32,
 }
@@ -59,13 +59,26 @@ pub(super) struct Levels {
     virtual_8086: u64,
 }
 
-/// What the control structure has, and `state` only if somebody asks.
-const LAZY: Groups = Groups::SEGMENTS.and(Groups::FPU);
+/// What the processor has behind an exit, and `state` only if somebody asks. `long`: MSRs of long mode have been loaded.
+pub(crate) fn lazy(nested: bool, long: bool) -> Groups {
+    let on = |has: bool, groups: Groups| if has { groups } else { Groups(0) };
+    Groups::SEGMENTS.and(Groups::FPU).and(on(nested, Groups::PAGING)).and(on(long, Groups::MSRS))
+}
 
 impl<P: Hardware, I: Instructions> Guest<P, I> {
     /// Reads what every exit needs, and what belongs to its reason.
+    #[inline]
     pub(crate) fn read(&mut self, common: &Common<P>, vmcs: &Current<I>) {
         let reason = vmcs.read(EXIT_REASON);
+        if !self.read_plain(common, reason, vmcs) {
+            self.settled = false;
+            self.read_all(common, reason, vmcs);
+        }
+    }
+
+    /// The same, whatever the reason is.
+    #[inline(never)]
+    fn read_all(&mut self, common: &Common<P>, reason: u32, vmcs: &Current<I>) {
         let mut report = Report { reason, ..Report::default() };
         if Report::has_qualification(reason) {
             report.qualification = vmcs.read(QUALIFICATION);
@@ -87,17 +100,16 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         let vectoring = if Report::has_vectoring(reason) { vmcs.read(VECTORING_EVENT) } else { 0 };
         let vectoring_code = if vectoring != 0 { vmcs.read(VECTORING_ERROR_CODE) } else { 0 };
         let fields = &mut *self.fields;
-        // The processor has taken the event, if there was one.
-        fields.event.changed_unless(0);
         if reason == reason::TRIPLE_FAULT {
             fields.activity.changed();
         }
         let mut rflags = fields.rflags.get(vmcs);
         let held = fields.interruptibility.get(vmcs);
         self.traps = if held & blocked::MOV_SS != 0 { fields.pending_debug.get(vmcs) & held::TRAPS } else { 0 };
-        if (rflags & flags::TF) | (self.asked.dr7(&self.state) & DR7_ENABLED) != 0 {
-            fields.pending_debug.changed();
+        if rflags & flags::TF != 0 || self.has_breakpoints() {
+            self.fields.pending_debug.changed();
         }
+        let fields = &mut *self.fields;
         let state = &mut *self.state;
         if self.form == Form::Virtual8086 {
             rflags = rflags & !(flags::VM | flags::IOPL) | state.flags.get() & flags::IOPL;
@@ -115,30 +127,46 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         if self.form == Form::Virtual8086 {
             state.refresh();
         } else {
-            let levels = Levels { rights: sync::read_rights(vmcs), virtual_8086: rflags & flags::VM };
-            if self.levels != Some(levels) {
-                self.levels = Some(levels);
-                sync::take_rights(levels.rights, state);
-            }
+            self.take_levels(vmcs, rflags);
         }
         self.note_nmi(&common.processor, held);
         self.known = None;
-        self.stale = self.stale.and(LAZY);
-        if common.nested {
-            self.stale = self.stale.and(Groups::PAGING);
-        } else {
+        self.stale = self.stale.without(REST).and(self.lazy);
+        if !common.nested {
             // The core asks for it before each entry.
             self.take_cr0(common, vmcs);
-        }
-        // SAFETY: as in `settle`.
-        if unsafe { self.user_mode.told().is_loaded(true) } {
-            self.stale = self.stale.and(Groups::MSRS);
         }
         self.left = Left { report, vectoring, vectoring_code };
     }
 
+    /// Reads what mode and privilege level follow from.
+    pub(super) fn take_levels(&mut self, vmcs: &Current<I>, rflags: u64) {
+        let levels = Levels { rights: sync::read_rights(vmcs), virtual_8086: rflags & flags::VM };
+        if self.levels != Some(levels) {
+            self.levels = Some(levels);
+            sync::take_rights(levels.rights, &mut self.state);
+        }
+    }
+
+    /// Whether breakpoints are enabled while the guest runs.
+    pub(super) fn has_breakpoints(&self) -> bool {
+        self.asked.dr7(&self.state) & DR7_ENABLED != 0
+    }
+
     /// What the exit means.
+    #[inline]
     pub(super) fn left(&mut self, common: &Common<P>) -> Exit {
+        if let Some(exit) = self.left.report.plain() {
+            // None of these cuts a delivery short.
+            (self.asked.injected, self.asked.unfinished) = (None, None);
+            return exit;
+        }
+        self.left_otherwise(common)
+    }
+
+    /// The same, but for exits that settle.
+    #[inline(never)]
+    fn left_otherwise(&mut self, common: &Common<P>) -> Exit {
         let Left { report, vectoring, vectoring_code } = self.left;
         if !self.left.entry_failed() {
             self.asked.injected = None;

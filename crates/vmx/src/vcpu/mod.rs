@@ -5,6 +5,7 @@ mod fields;
 mod held;
 mod leave;
 mod nmi;
+mod settled;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -36,8 +37,8 @@ use crate::{
 };
 pub(crate) use enter::Crossed;
 use fields::Fields;
-pub(crate) use leave::Left;
 use leave::Levels;
+pub(crate) use leave::{Left, lazy};
 
 /// A guest processor.
 pub struct IntelVcpu<P: Hardware, I: Instructions> {
@@ -71,6 +72,13 @@ pub(crate) struct Guest<P: Hardware, I: Instructions> {
     known: Option<Segments>,
     /// Of the last exit.
     pub(crate) left: Left,
+    /// See [`settled`].
+    pub(crate) settled: bool,
+    ordinary: bool,
+    /// See [`lazy`].
+    pub(crate) lazy: Groups,
+    /// As the guest has left it, with its status flags.
+    rflags: u64,
     /// What `state` has its mode and privilege level from, as far as nobody has changed it since.
     levels: Option<Levels>,
     /// Which vCPU this is, among all of the host.
@@ -123,6 +131,10 @@ impl<P: Hardware, I: Instructions> IntelVcpu<P, I> {
             unsettled: true,
             known: None,
             left: Left::default(),
+            settled: false,
+            ordinary: false,
+            lazy: Groups(0),
+            rflags: 0,
             levels: None,
             number: common.number(),
             tag: Tag::default(),
@@ -146,6 +158,10 @@ impl<P: Hardware, I: Instructions> IntelVcpu<P, I> {
     pub(crate) fn user_mode(&self) -> &UserMode<I> {
         self.guest.user_mode.told()
     }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.guest.settled
+    }
 }
 
 impl<P: Hardware, I: Instructions> Drop for IntelVcpu<P, I> {
@@ -167,6 +183,7 @@ impl<P: Hardware, I: Instructions> BackendVcpu<P> for IntelVcpu<P, I> {
     fn registers_mut(&mut self, change: Groups) -> &mut CpuState {
         self.guest.fetch(&self.common, change);
         self.guest.changed = self.guest.changed.and(change);
+        self.guest.settled &= change == Groups::PLAIN;
         &mut self.guest.state
     }
 
@@ -177,21 +194,22 @@ impl<P: Hardware, I: Instructions> BackendVcpu<P> for IntelVcpu<P, I> {
     /// Exits keep the guest from most of what it is not offered.
     fn set_features(&mut self, features: Features, _xcr0: u64, _physical_bits: u32) {
         self.guest.features = features;
-        self.guest.unsettled = true;
+        self.guest.unsettle();
     }
 
     fn set_tsc(&mut self, offset: u64, ratio: u64) {
         self.guest.asked.tsc = Tsc { offset, ratio };
-        self.guest.unsettled = true;
+        self.guest.unsettle();
     }
 
     fn set_debug(&mut self, debug: GuestDebug) {
         self.guest.asked.debug = debug;
-        self.guest.unsettled = true;
+        self.guest.unsettle();
     }
 
     fn inject(&mut self, event: Event) {
         self.guest.asked.injected = Some(event);
+        self.guest.settled = false;
     }
 
     fn take_unfinished_event(&mut self) -> Option<Event> {
@@ -199,7 +217,9 @@ impl<P: Hardware, I: Instructions> BackendVcpu<P> for IntelVcpu<P, I> {
     }
 
     fn request_window(&mut self, interrupt: bool, nmi: bool) {
-        self.guest.asked.window = Window { interrupt, nmi };
+        let window = Window { interrupt, nmi };
+        self.guest.settled &= self.guest.asked.window == window;
+        self.guest.asked.window = window;
     }
 
     fn nmi_blocked(&self) -> bool {
@@ -208,12 +228,14 @@ impl<P: Hardware, I: Instructions> BackendVcpu<P> for IntelVcpu<P, I> {
 
     fn set_nmi_blocked(&mut self, blocked: bool) {
         self.guest.asked.nmi_blocked = blocked;
+        self.guest.settled = false;
     }
 
     fn flush(&mut self, what: FlushTlb) {
         let physical = matches!(what, FlushTlb::Physical | FlushTlb::All);
         self.guest.flush.linear = true;
         self.guest.flush.physical |= physical;
+        self.guest.settled = false;
     }
 
     fn can_enter(&mut self) -> bool {
@@ -223,6 +245,7 @@ impl<P: Hardware, I: Instructions> BackendVcpu<P> for IntelVcpu<P, I> {
     fn load(&mut self, _cx: &Atomic) {
         self.guest.fpu.load();
         self.guest.thread = I::host_thread();
+        self.guest.settled = false;
         self.guest.user_mode.begin();
     }
 

@@ -16,6 +16,7 @@ use x86::{Cr0, Features, Vector, flags};
 use super::{
     Guest, held,
     held::{blocked, held_back},
+    settled::REST,
 };
 use crate::{
     backend::Common,
@@ -37,7 +38,11 @@ const TPR: usize = 0x80;
 
 impl<P: Hardware, I: Instructions> Guest<P, I> {
     /// Writes what has changed into the control structure, which is the current one.
+    #[inline(never)]
     pub(crate) fn write(&mut self, common: &Common<P>, root: Root, vmcs: &mut Current<I>) {
+        if self.stale.any(REST) {
+            self.take_rest(vmcs);
+        }
         let changed = core::mem::replace(&mut self.changed, Groups(0));
         if self.asked.injected.is_some() {
             held::join(&mut self.asked.injected, self.traps);
@@ -109,6 +114,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         }
         self.settle_controls(common, vmcs, &registers);
         self.registers = registers;
+        self.ordinary = self.is_ordinary(common);
     }
 
     /// Control fields that depend on what the guest does.
@@ -160,14 +166,14 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             let len = if processor.zero_length { injection.len } else { injection.len.max(1) };
             vmcs.write(ENTRY_LENGTH, len);
         }
-        self.fields.event.put(vmcs, injection.info);
+        self.fields.event.put_once(vmcs, injection.info);
         let injected = self.asked.injected.map(|event| event.kind);
         let (mut held, pending) = held_back(self.state.shadow, rflags, self.traps, injected.is_some());
         if processor.virtual_nmis && self.asked.nmi_blocked && injected != Some(EventKind::Nmi) {
             held |= blocked::NMI;
         }
         self.fields.interruptibility.put(vmcs, held);
-        self.fields.pending_debug.put(vmcs, pending);
+        self.fields.pending_debug.put_once(vmcs, pending);
         self.fields.activity.put(vmcs, 0);
     }
 }
