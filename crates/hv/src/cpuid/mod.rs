@@ -18,6 +18,8 @@ pub(crate) const MAX_ENTRIES: usize = 256;
 const CLASSES: [u32; 3] = [0, 0x4000_0000, 0x8000_0000];
 /// So many leaves of each class are found at once.
 const NEAR: usize = 32;
+/// Leaves of which [`Cpuid::execute`] makes something else.
+const VARYING: [u32; 6] = [1, 7, 0xd, 0xb, 0x1f, 0x8000_0001];
 /// There is no entry of this leaf.
 const NONE: u16 = u16::MAX;
 
@@ -26,8 +28,12 @@ const NONE: u16 = u16::MAX;
 pub(crate) struct Cpuid {
     entries: Vec<KvmCpuidEntry2>,
     /// For each near leaf the place of its first entry.
-    firsts: [[u16; NEAR]; CLASSES.len()],
+    firsts: Near,
+    /// The same for those whose answer depends on nothing else.
+    fixed: Near,
 }
+
+type Near = [[u16; NEAR]; CLASSES.len()];
 
 impl Default for Cpuid {
     fn default() -> Self {
@@ -40,10 +46,16 @@ pub(crate) type Answer = [u32; 4];
 
 impl Cpuid {
     pub(crate) fn new(entries: Vec<KvmCpuidEntry2>) -> Self {
-        let mut new = Self { entries, firsts: [[NONE; NEAR]; CLASSES.len()] };
+        let none = [[NONE; NEAR]; CLASSES.len()];
+        let mut new = Self { entries, firsts: none, fixed: none };
         for (place, entry) in new.entries.iter().enumerate().rev() {
-            if let Some(first) = near(entry.function).and_then(|(class, n)| new.firsts.get_mut(class)?.get_mut(n)) {
-                *first = place as u16;
+            let fixed = entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX == 0 && !VARYING.contains(&entry.function);
+            for (table, place) in
+                [(&mut new.firsts, place as u16), (&mut new.fixed, if fixed { place as u16 } else { NONE })]
+            {
+                if let Some(first) = near(entry.function).and_then(|(class, n)| table.get_mut(class)?.get_mut(n)) {
+                    *first = place;
+                }
             }
         }
         new
@@ -157,6 +169,15 @@ impl Cpuid {
         self.register(7, 0, Reg::Edx) & supported::ARCH_CAPABILITIES != 0
     }
 
+    /// The answer for a near leaf that depends on nothing but the leaf.
+    #[inline]
+    pub(crate) fn fixed(&self, leaf: u32) -> Option<Answer> {
+        let (class, n) = near(leaf)?;
+        let place = *self.fixed.get(class)?.get(n)?;
+        let e = self.entries.get(usize::from(place))?;
+        Some([e.eax, e.ebx, e.ecx, e.edx])
+    }
+
     /// CPUID as the guest executes it: `eax` and `ecx` are its inputs. `apic_enabled` is IA32_APIC_BASE.EN.
     pub(crate) fn execute(&self, eax: u32, ecx: u32, state: &CpuState, apic_enabled: bool) -> Answer {
         let Some(e) = self.find(eax, ecx).or_else(|| self.out_of_range(eax, ecx)) else { return [0; 4] };
@@ -196,6 +217,7 @@ impl Cpuid {
 }
 
 /// The class of a near leaf, and which of it this is.
+#[inline]
 fn near(leaf: u32) -> Option<(usize, usize)> {
     let n = (leaf & 0xffff) as usize;
     let class = CLASSES.iter().position(|class| *class == leaf & 0xffff_0000)?;
@@ -226,6 +248,26 @@ mod tests {
         for features in [features, features - Features::AMD - Features::SSE4A, Features::all(), Features::FPU] {
             assert_eq!(offered(features, 0).features(), features);
         }
+    }
+
+    #[test]
+    fn a_fixed_answer_is_the_same_however_it_is_found() {
+        let table = table();
+        let mut state = CpuState::reset(0);
+        (state.cr4, state.xcr0) = (u64::MAX, 7);
+        let mut fixed = 0;
+        for leaf in CLASSES.into_iter().flat_map(|class| (class..).take(NEAR + 1)) {
+            let Some(answer) = table.fixed(leaf) else { continue };
+            fixed += 1;
+            for (ecx, enabled) in [(0, true), (1, false), (u32::MAX, true)] {
+                for state in [&CpuState::reset(0), &state] {
+                    assert_eq!(table.execute(leaf, ecx, state, enabled), answer, "{leaf:#x}");
+                }
+            }
+        }
+        assert!(fixed >= 5, "{fixed}");
+        assert!(VARYING.iter().all(|leaf| table.fixed(*leaf).is_none()));
+        assert_eq!((table.fixed(4), table.fixed(NEAR as u32)), (None, None), "leaf 4 has sub-leaves");
     }
 
     #[test]
