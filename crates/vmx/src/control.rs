@@ -9,6 +9,9 @@ use crate::detect::Processor;
 pub fn registers(state: &CpuState, paging: Paging, processor: &Processor) -> Registers {
     let mut registers = Registers::of(state, paging);
     registers.cr4 |= processor.cr4_set;
+    if processor.umip_by_exits {
+        registers.cr4 &= !Cr4::UMIP.bits();
+    }
     registers.cr0 |= match paging {
         // An unrestricted guest may do without these two.
         Paging::Nested => processor.cr0_set & !(Cr0::PE | Cr0::PG).bits(),

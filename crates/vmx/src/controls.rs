@@ -36,6 +36,7 @@ pub mod primary {
 #[allow(missing_docs)]
 pub mod secondary {
     pub const EPT: u32 = 1 << 1;
+    pub const DESCRIPTOR_TABLES: u32 = 1 << 2;
     pub const RDTSCP: u32 = 1 << 3;
     pub const VPID: u32 = 1 << 5;
     pub const WBINVD: u32 = 1 << 6;

@@ -94,6 +94,8 @@ pub struct Processor {
     pub pause_loops: bool,
     /// Software events of length 0 may be injected.
     pub zero_length: bool,
+    /// It has no UMIP, but exits for the instructions that UMIP is about, all but SMSW.
+    pub umip_by_exits: bool,
     /// Bits that must be set in CR0.
     pub cr0_set: u64,
     /// Bits that must be set in CR4.
@@ -145,6 +147,10 @@ impl Processor {
         if !seconds.has(secondary::INVPCID) {
             offer.features = offer.features.difference(Features::INVPCID);
         }
+        let umip_by_exits = !offer.features.contains(Features::UMIP) && seconds.has(secondary::DESCRIPTOR_TABLES);
+        if umip_by_exits {
+            offer.features |= Features::UMIP;
+        }
         let arch = I::cpuid(0, 0)[0] >= 7 && I::cpuid(7, 0)[3] & 1 << 29 != 0;
         Ok(Self {
             revision: basic as u32 & 0x7fff_ffff,
@@ -186,6 +192,7 @@ impl Processor {
             tsc_scaling: seconds.has(secondary::TSC_SCALING),
             pause_loops: seconds.has(secondary::PAUSE_LOOP),
             zero_length: read(capability::MISC) & ZERO_LENGTH != 0,
+            umip_by_exits,
             cr0_set: read(capability::CR0_FIXED_0),
             cr4_set: read(capability::CR4_FIXED_0),
             arch_capabilities: if arch { read(msr::ARCH_CAPABILITIES) & FLAWLESS } else { 0 },

@@ -38,6 +38,8 @@ pub mod reason {
     pub const MONITOR: u32 = 39;
     pub const PAUSE: u32 = 40;
     pub const MACHINE_CHECK: u32 = 41;
+    pub const GDTR_IDTR: u32 = 46;
+    pub const LDTR_TR: u32 = 47;
     pub const EPT_VIOLATION: u32 = 48;
     pub const INVEPT: u32 = 50;
     pub const RDTSCP: u32 = 51;
@@ -149,6 +151,8 @@ impl Report {
                 | reason::MWAIT
                 | reason::MONITOR
                 | reason::PAUSE
+                | reason::GDTR_IDTR
+                | reason::LDTR_TR
                 | reason::RDTSCP
                 | reason::WBINVD
                 | reason::XSETBV
@@ -275,7 +279,9 @@ impl Report {
                 Exit::Exception { exception: Exception::plain(Vector::UD) }
             }
             reason::CR => self.control(gpr),
-            reason::DR | reason::INVLPG | reason::RDTSC | reason::RDTSCP => Exit::Emulate,
+            reason::DR | reason::INVLPG | reason::RDTSC | reason::RDTSCP | reason::GDTR_IDTR | reason::LDTR_TR => {
+                Exit::Emulate
+            }
             reason::MWAIT => Exit::MonitorMwait { len, wait: true },
             reason::MONITOR => Exit::MonitorMwait { len, wait: false },
             reason::EPT_VIOLATION => self.nested_page_fault(),

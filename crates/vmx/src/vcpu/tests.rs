@@ -726,3 +726,25 @@ fn instructions_that_cpuid_does_not_offer_are_undefined() {
         assert_eq!(rig.seen(SECONDARY_CONTROLS) & both, expected);
     }
 }
+
+#[test]
+fn what_umip_hides_exits_where_the_processor_has_none() {
+    let capable = |bit: u64| set_msr(0x48b, 0xffff_ffff_0000_0000 & !((1 << 2) << 32) | (bit << 2) << 32);
+    capable(1);
+    let mut rig = Rig::new();
+    assert!(rig.intel.features().contains(Features::UMIP));
+    let tables = |rig: &mut Rig, cr4: Cr4| {
+        rig.vcpu.registers_mut(Groups::CONTROL).cr4 = cr4.bits();
+        rig.halt();
+        assert_eq!(rig.seen(GUEST_CR4) & Cr4::UMIP.bits(), 0);
+        assert_eq!(rig.seen(CR4_SHADOW), cr4.bits());
+        rig.seen(SECONDARY_CONTROLS) & secondary::DESCRIPTOR_TABLES != 0
+    };
+    assert_eq!([tables(&mut rig, Cr4::UMIP), tables(&mut rig, Cr4::empty())], [true, false]);
+    for reason in [reason::GDTR_IDTR, reason::LDTR_TR] {
+        rig.guest(move |s| put(s, EXIT_REASON, reason));
+        assert_eq!(rig.run(), Exit::Emulate);
+    }
+    capable(0);
+    assert!(!Rig::new().intel.features().contains(Features::UMIP));
+}

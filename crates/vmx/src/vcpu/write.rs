@@ -11,7 +11,7 @@ use platform::{
     Hardware,
     hardware::{Frames, Watch},
 };
-use x86::{Cr0, Features, Vector, flags};
+use x86::{Cr0, Cr4, Features, Vector, flags};
 
 use super::{
     Guest, held,
@@ -133,7 +133,9 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             let has = |features: Features| self.features.intersects(features);
             let refused = on(!has(Features::INVPCID), secondary::INVPCID)
                 | on(!has(Features::RDTSCP.union(Features::RDPID)), secondary::RDTSCP);
-            self.fields.secondary.put(vmcs, common.secondary & !refused);
+            let hidden = processor.umip_by_exits && self.state.cr4 & Cr4::UMIP.bits() != 0;
+            let wanted = common.secondary | on(hidden, secondary::DESCRIPTOR_TABLES);
+            self.fields.secondary.put(vmcs, wanted & !refused);
         }
         self.fields.entry.put(vmcs, processor.entry | on(registers.long_mode(), entry::LONG_MODE));
         let bit = |vector: Vector| 1u32 << vector.0;
