@@ -123,6 +123,16 @@ u32 rekvm_mitigations(void)
 	if (boot_cpu_has_bug(X86_BUG_L1TF) && boot_cpu_has(X86_FEATURE_FLUSH_L1D) &&
 	    l1tf_mitigation != L1TF_MITIGATION_OFF)
 		bits |= 8;
+	if (boot_cpu_has(X86_FEATURE_UNRET) || boot_cpu_has(X86_FEATURE_ENTRY_IBPB))
+		bits |= 16;
+#ifdef X86_FEATURE_SRSO_ALIAS
+	if (boot_cpu_has(X86_FEATURE_SRSO_ALIAS))
+		bits |= 16;
+#endif
+#ifdef X86_FEATURE_IBPB_ON_VMEXIT
+	if (boot_cpu_has(X86_FEATURE_IBPB_ON_VMEXIT))
+		bits |= 16;
+#endif
 	return bits;
 }
 

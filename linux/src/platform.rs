@@ -187,7 +187,13 @@ impl Hardware for Linux {
     fn mitigations() -> Mitigations {
         let bits = glue::rekvm_mitigations();
         let has = |bit: u32| bits & bit != 0;
-        Mitigations { ibpb: has(1), fill_rsb: has(2), clear_buffers: has(4), flush_l1d: has(8) }
+        Mitigations {
+            ibpb: has(1),
+            fill_rsb: has(2),
+            clear_buffers: has(4),
+            flush_l1d: has(8),
+            untrain_returns: has(16),
+        }
     }
 }
 

@@ -53,6 +53,10 @@ pub struct Mitigations {
     /// The first-level data cache is to be flushed (MSR 0x10b) before every entry of a guest whose own page tables the processor
     /// walks.
     pub flush_l1d: bool,
+    /// What the processor has learned of returns (Retbleed, SRSO on AMD's) is to be forgotten after every exit, before the first of
+    /// them. How is the host's business, in a function of its own that code of assembly calls: `rekvm_untrain_returns`, which
+    /// clobbers RAX, RCX and RDX.
+    pub untrain_returns: bool,
 }
 
 /// Pages of 4 KiB, zeroed and one behind the other in host-physical memory: what a processor is told about by physical

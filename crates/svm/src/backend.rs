@@ -12,7 +12,13 @@ use platform::{
 };
 use x86::Features;
 
-use crate::{AmdVcpu, detect::Processor, instructions::Instructions, local::Locals, permissions::Permissions};
+use crate::{
+    AmdVcpu,
+    detect::Processor,
+    instructions::{Behind, Instructions},
+    local::Locals,
+    permissions::Permissions,
+};
 
 /// What the operator chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +38,7 @@ pub(crate) struct Common<P: Hardware> {
     pub(crate) processor: Processor,
     pub(crate) nested: bool,
     pub(crate) mitigations: Mitigations,
+    pub(crate) behind: Behind,
     pub(crate) permissions: Permissions<P::Frames>,
     pub(crate) locals: Locals<P::Frames>,
     next_vcpu: AtomicU64,
@@ -59,10 +66,11 @@ impl<P: Hardware, I> Clone for Amd<P, I> {
 impl<P: Hardware, I: Instructions> Amd<P, I> {
     /// Looks at the processor, and allocates what each of the host's needs. Nothing is switched on yet.
     pub fn new(options: Options, cx: &MaySleep) -> Result<Self, Refusal> {
-        let processor = Processor::detect::<I>()?;
+        let (processor, mitigations) = (Processor::detect::<I>()?, P::mitigations());
         let common = Common {
             nested: options.npt && processor.nested_paging,
-            mitigations: P::mitigations(),
+            mitigations,
+            behind: Behind { fill_rsb: mitigations.fill_rsb, untrain_returns: mitigations.untrain_returns },
             permissions: Permissions::new(cx)?,
             locals: Locals::new(P::cpus(), processor.asids, cx)?,
             next_vcpu: AtomicU64::new(1),

@@ -1,5 +1,14 @@
 //! What only AMD's processors are asked to do, beside what all are (`hardware::Instructions`).
 
+/// What is done right behind an exit, before anything that could be led astray.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Behind {
+    /// No return prediction of the guest's is left.
+    pub fill_rsb: bool,
+    /// See `Mitigations::untrain_returns`.
+    pub untrain_returns: bool,
+}
+
 /// Instructions of SVM. Associated functions: there is one processor.
 pub trait Instructions: hardware::Instructions {
     /// CLGI: nothing interrupts the processor, not even an NMI.
@@ -16,10 +25,10 @@ pub trait Instructions: hardware::Instructions {
 
     /// Runs the guest: puts the host's segment state aside (VMSAVE to `host`), loads the guest's (VMLOAD from `guest`) and
     /// its general registers, VMRUN, and all of it back. `gpr` are the guest's general registers, but for RAX and RSP,
-    /// which are in the control block. With `fill_rsb` no return prediction of the guest's is left.
+    /// which are in the control block.
     ///
     /// # Safety
     /// SVM is switched on, with GIF clear and interrupts off; `guest` is the host-physical address of a control block that
     /// keeps the guest away from the host, `host` that of a page of this processor's own.
-    unsafe fn run(guest: u64, host: u64, gpr: &mut [u64; 16], fill_rsb: bool);
+    unsafe fn run(guest: u64, host: u64, gpr: &mut [u64; 16], behind: Behind);
 }

@@ -4,7 +4,7 @@ use core::arch::asm;
 
 use hardware::native::Native;
 
-use crate::instructions::Instructions;
+use crate::instructions::{Behind, Instructions};
 
 impl Instructions for Native {
     unsafe fn clgi() {
@@ -18,7 +18,7 @@ impl Instructions for Native {
     }
 
     #[inline]
-    unsafe fn run(guest: u64, host: u64, gpr: &mut [u64; 16], fill_rsb: bool) {
+    unsafe fn run(guest: u64, host: u64, gpr: &mut [u64; 16], behind: Behind) {
         // SAFETY: by the caller's promise. What VMRUN, VMLOAD and VMSAVE touch is in the two pages; general registers
         // are saved to `gpr` and the host's taken back from the stack.
         unsafe {
@@ -75,17 +75,23 @@ impl Instructions for Native {
                 "pop rax",
                 "vmload rax",
                 "pop rcx",
-                "test ecx, ecx",
+                "test cl, 1",
                 "jz 5f",
                 hardware::fill_return_stack!(),
                 "5:",
+                "test cl, 2",
+                "jz 6f",
+                // Where there is no kernel nothing asks for it.
+                ".weak rekvm_untrain_returns",
+                "call rekvm_untrain_returns",
+                "6:",
                 hardware::clear_registers!(),
                 "pop rbx",
                 "pop rbp",
                 inout("rsi") guest => _,
                 inout("rdx") host => _,
                 inout("rdi") gpr.as_mut_ptr() => _,
-                inout("rcx") u64::from(fill_rsb) => _,
+                inout("rcx") u64::from(behind.fill_rsb) | u64::from(behind.untrain_returns) << 1 => _,
                 out("rax") _,
                 out("r8") _, out("r9") _, out("r10") _, out("r11") _,
                 out("r12") _, out("r13") _, out("r14") _, out("r15") _,

@@ -29,7 +29,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
                     I::clear_buffers();
                 }
                 let gpr = &mut self.state.gpr;
-                I::run(self.block.hpa(), resident.host_state, gpr, common.mitigations.fill_rsb);
+                I::run(self.block.hpa(), resident.host_state, gpr, common.behind);
                 host.load_host::<I>(&mut self.state, kept);
                 if self.debug_lent {
                     self.state.dr = I::debug_addresses();
@@ -79,7 +79,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::*;
+    use crate::{instructions::Behind, testing::*};
     use hv::backend::{BackendVcpu, Exit, FlushTlb, Groups, GuestDebug};
     use platform::hardware::Mitigations;
     use x86::{Cr4, msr};
@@ -91,7 +91,7 @@ mod tests {
     fn the_steps_of_a_plain_entry() {
         let mut rig = Rig::new();
         rig.enter(Exit::Hlt { len: 0 });
-        assert_eq!(take_steps(), [IrqsOff, GuestBegins, CLGI, run(false), STGI, GuestEnded, IrqsOn]);
+        assert_eq!(take_steps(), [IrqsOff, GuestBegins, CLGI, run(Behind::default()), STGI, GuestEnded, IrqsOn]);
     }
 
     #[test]
@@ -108,12 +108,13 @@ mod tests {
 
     #[test]
     fn every_measure_has_its_place() {
-        let all = Mitigations { ibpb: true, fill_rsb: true, clear_buffers: true, ..Mitigations::default() };
+        let all =
+            Mitigations { ibpb: true, fill_rsb: true, clear_buffers: true, flush_l1d: false, untrain_returns: true };
         script(|s| s.mitigations = all);
         let mut rig = Rig::new();
         let mut other = rig.another();
         rig.enter(Exit::Hlt { len: 0 });
-        let run = [CLGI, ClearBuffers, run(true), STGI];
+        let run = [CLGI, ClearBuffers, run(Behind { fill_rsb: true, untrain_returns: true }), STGI];
         // Nobody was there before.
         assert_eq!(middle(&take_steps()), run);
         rig.enter(Exit::Hlt { len: 0 });
@@ -143,7 +144,7 @@ mod tests {
                 DebugAddresses([1, 2, 3, 4]),
                 SetXcr0(3),
                 WriteMsr(msr::TSC_AUX, 5),
-                run(false),
+                run(Behind::default()),
                 WriteMsr(msr::TSC_AUX, 0),
                 SetXcr0(7),
                 STGI

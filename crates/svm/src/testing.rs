@@ -8,14 +8,19 @@ use platform::{Atomic, MaySleep, hardware::Processors};
 pub(crate) use hardware::testing::{Recorder, Step, TestFrames, TestHost, script, take_steps};
 use hardware::testing::{between, note};
 
-use crate::{Amd, AmdVcpu, Options, exit::code, instructions::Instructions, vmcb::Vmcb};
+use crate::{
+    Amd, AmdVcpu, Options,
+    exit::code,
+    instructions::{Behind, Instructions},
+    vmcb::Vmcb,
+};
 
 pub(crate) const CLGI: Step = Step::Own("clgi", 0);
 pub(crate) const STGI: Step = Step::Own("stgi", 0);
 
 /// VMRUN.
-pub(crate) const fn run(fill_rsb: bool) -> Step {
-    Step::Own("vmrun", fill_rsb as u64)
+pub(crate) const fn run(behind: Behind) -> Step {
+    Step::Own("vmrun", behind.fill_rsb as u64 | (behind.untrain_returns as u64) << 1)
 }
 
 type Guest = Box<dyn FnOnce(&mut Vmcb)>;
@@ -43,8 +48,8 @@ impl Instructions for Recorder {
     unsafe fn stgi() {
         note(STGI);
     }
-    unsafe fn run(guest: u64, _host: u64, _gpr: &mut [u64; 16], fill_rsb: bool) {
-        note(run(fill_rsb));
+    unsafe fn run(guest: u64, _host: u64, _gpr: &mut [u64; 16], behind: Behind) {
+        note(run(behind));
         // SAFETY: a control block of a test's vCPU, whose address here is its physical one.
         let vmcb = unsafe { &mut *(guest as *mut Vmcb) };
         // SAFETY: any bytes are a control block.

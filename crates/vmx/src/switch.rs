@@ -280,7 +280,15 @@ mod tests {
 
     #[test]
     fn every_measure_has_its_place() {
-        script(|s| s.mitigations = Mitigations { ibpb: true, fill_rsb: true, clear_buffers: true, flush_l1d: true });
+        script(|s| {
+            s.mitigations = Mitigations {
+                ibpb: true,
+                fill_rsb: true,
+                clear_buffers: true,
+                flush_l1d: true,
+                ..Mitigations::default()
+            }
+        });
         let mut rig = Rig::new();
         let mut other = rig.another();
         rig.halt();

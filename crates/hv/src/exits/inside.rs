@@ -7,7 +7,7 @@
 use crate::{
     backend::{Backend, Exit, PioExit},
     stats::Counter,
-    vcpu::{LocalApic, Run},
+    vcpu::Run,
 };
 
 /// What has become of an exit.
@@ -57,7 +57,7 @@ impl<B: Backend> Run<'_, B> {
     /// Whether there is still nothing to be delivered. What the request word holds is not looked at here.
     #[inline]
     fn nothing_came(&self) -> bool {
-        let apic_is = self.inner.apic.as_ref().is_none_or(LocalApic::is_quiet);
-        apic_is && !self.vm.chips.intr() && !self.shared.lapic.has_events()
+        let lapic = &self.shared.lapic;
+        !self.vm.chips.intr() && !lapic.has_events() && !lapic.has_requests()
     }
 }

@@ -1,6 +1,7 @@
 //! KVM_IOEVENTFD: guest writes that signal an eventfd instead of going to a device.
 use abi::{KVM_IOEVENTFD_FLAG_DATAMATCH, KVM_IOEVENTFD_FLAG_DEASSIGN, KVM_IOEVENTFD_FLAG_PIO, KvmIoeventfd};
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use platform::{
     EventFd, MaySleep, Mutex, Platform, Published, Shared,
     fallible::{try_box, try_push},
@@ -55,17 +56,24 @@ impl<P: Platform> Binding<P> {
 pub(crate) struct Ioeventfds<P: Platform> {
     /// Sorted by place.
     table: Published<Vec<Binding<P>>>,
+    /// Whether there are none, which is told before the table is read: most writes are not for an eventfd.
+    none: AtomicBool,
     writer: Mutex<P, Vec<Binding<P>>>,
 }
 
 impl<P: Platform> Ioeventfds<P> {
     pub(super) fn new() -> Result<Self, Errno> {
         let table = Published::new(Vec::new(), MAX_VCPUS)?;
-        Ok(Self { table, writer: Mutex::<P, _>::new(rank::BUS, Vec::new())? })
+        Ok(Self { table, none: AtomicBool::new(true), writer: Mutex::<P, _>::new(rank::BUS, Vec::new())? })
     }
 
     /// vCPU `reader` writes `len` bytes, `data`, to a place: the eventfd that is to be signalled instead.
+    #[inline]
     pub(crate) fn find(&self, reader: usize, space: Space, at: u64, len: u64, data: u64) -> Option<Shared<P::EventFd>> {
+        if self.none.load(SeqCst) { None } else { self.find_one(reader, space, at, len, data) }
+    }
+
+    fn find_one(&self, reader: usize, space: Space, at: u64, len: u64, data: u64) -> Option<Shared<P::EventFd>> {
         let table = self.table.read(reader)?;
         let start = table.partition_point(|one| one.place() < (space, at));
         let mut here = table.get(start..)?.iter().take_while(|one| one.place() == (space, at));
@@ -112,6 +120,7 @@ impl<P: Platform> Ioeventfds<P> {
             try_push(&mut copy, one.clone())?;
         }
         drop(self.table.replace::<P>(try_box(copy)?, cx));
+        self.none.store(all.is_empty(), SeqCst);
         Ok(())
     }
 }
