@@ -43,9 +43,12 @@ pub enum Flush {
     Rights,
 }
 
-/// What is about to change CR0, CR3 or CR4, and with them how addresses are translated.
+/// What is about to change CR0, CR3 or CR4, and with them how addresses are translated, or to make the processor look at its tables
+/// again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TranslationChange {
+    /// INVLPG of the page of a linear address.
+    Page(u64),
     /// MOV to one of them, or LMSW.
     Instruction,
     /// A task switch, for whatever reason.

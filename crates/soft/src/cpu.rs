@@ -213,6 +213,7 @@ impl<P: Platform> Cpu for SoftVcpu<P> {
         Err(self.leave_for(match what {
             TranslationChange::Instruction => Exit::Cr { op: CrOp::Other, len: 0 },
             TranslationChange::Task => Exit::TaskSwitch,
+            TranslationChange::Page(linear) => Exit::Invlpg { gva: Some(linear), len: 0 },
         }))
     }
 

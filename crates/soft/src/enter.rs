@@ -24,6 +24,7 @@ impl<P: Platform> SoftVcpu<P> {
                 | Exit::MsrRead { .. }
                 | Exit::MsrWrite { .. }
                 | Exit::Cr { .. }
+                | Exit::Invlpg { .. }
                 | Exit::Pause { .. }
         );
         self.set_env(None);

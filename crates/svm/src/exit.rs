@@ -33,6 +33,7 @@ pub mod code {
     pub const INVD: u64 = 0x76;
     pub const PAUSE: u64 = 0x77;
     pub const HLT: u64 = 0x78;
+    pub const INVLPG: u64 = 0x79;
     pub const INVLPGA: u64 = 0x7a;
     pub const IO: u64 = 0x7b;
     pub const MSR: u64 = 0x7c;
@@ -129,7 +130,7 @@ impl Report {
         Exit::NestedPageFault { gpa: self.info_2, access, table_walk: self.info_1 & nested::TABLE_WALK != 0 }
     }
 
-    /// The exit. `gpr` are the guest's general registers, `assists` says whether the processor decodes MOV CR.
+    /// The exit. `gpr` are the guest's general registers, `assists` says whether the processor decodes MOV CR and INVLPG.
     pub fn decode(&self, gpr: &[u64; 16], assists: bool) -> Decoded {
         if self.code == code::IO {
             // The commonest by far.
@@ -160,6 +161,7 @@ impl Report {
             code::CPUID => Exit::Cpuid { len },
             code::RSM => Exit::Rsm,
             code::INVD | code::WBINVD => Exit::CacheFlush { len },
+            code::INVLPG => Exit::Invlpg { gva: assists.then_some(self.info_1), len },
             code::PAUSE => Exit::Pause { len },
             code::HLT => Exit::Hlt { len },
             code::MSR if self.info_1 & 1 != 0 => Exit::MsrWrite { len },

@@ -46,6 +46,7 @@ mod event {
     pub const INVD: u32 = 1 << 22;
     pub const PAUSE: u32 = 1 << 23;
     pub const HLT: u32 = 1 << 24;
+    pub const INVLPG: u32 = 1 << 25;
     pub const INVLPGA: u32 = 1 << 26;
     pub const IO: u32 = 1 << 27;
     pub const MSR: u32 = 1 << 28;
@@ -127,6 +128,7 @@ impl Wanted {
             | event::MSR
             | event::SHUTDOWN
             | on(self.shadow, event::TASK_SWITCH)
+            | on(self.shadow, event::INVLPG)
             | on(self.interrupt_window, event::VINTR)
             | on(self.iret, event::IRET)
             | on(self.tsc, event::RDTSC)
@@ -166,7 +168,8 @@ mod tests {
         assert_eq!(nested[CR] & (READ_CR3 | WRITE_CR3 | CR0), 0);
         assert_eq!(nested[EXCEPTIONS] & PF, 0);
         assert_eq!(shadow[CR] & (READ_CR3 | WRITE_CR3), READ_CR3 | WRITE_CR3);
-        assert_eq!((shadow[EXCEPTIONS] & PF, shadow[EVENTS] >> 29 & 1), (PF, 1));
+        assert_eq!((shadow[EXCEPTIONS] & PF, shadow[EVENTS] >> 29 & 1, shadow[EVENTS] >> 25 & 1), (PF, 1, 1));
+        assert_eq!((nested[EVENTS] >> 29 & 1, nested[EVENTS] >> 25 & 1), (0, 0));
     }
 
     /// The bits by their numbers in the manual, so that a slip in a constant is found.

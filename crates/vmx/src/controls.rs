@@ -16,6 +16,7 @@ pub mod primary {
     pub const INTERRUPT_WINDOW: u32 = 1 << 2;
     pub const TSC_OFFSET: u32 = 1 << 3;
     pub const HLT: u32 = 1 << 7;
+    pub const INVLPG: u32 = 1 << 9;
     pub const MWAIT: u32 = 1 << 10;
     pub const RDPMC: u32 = 1 << 11;
     pub const RDTSC: u32 = 1 << 12;

@@ -166,7 +166,7 @@ impl Processor {
                     | primary::ALL_IO
                     | primary::MONITOR
                     | if tpr_shadow { primary::TPR_SHADOW } else { primary::CR8_STORE },
-                primary::INTERRUPT_WINDOW | primary::CR3_LOAD | primary::CR3_STORE | primary::RDTSC,
+                primary::INTERRUPT_WINDOW | primary::CR3_LOAD | primary::CR3_STORE | primary::INVLPG | primary::RDTSC,
                 primary::MSR_BITMAP | primary::SECONDARY,
                 "exits for the instructions that a guest must not have to itself",
             )?,

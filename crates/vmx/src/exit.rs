@@ -279,9 +279,8 @@ impl Report {
                 Exit::Exception { exception: Exception::plain(Vector::UD) }
             }
             reason::CR => self.control(gpr),
-            reason::DR | reason::INVLPG | reason::RDTSC | reason::RDTSCP | reason::GDTR_IDTR | reason::LDTR_TR => {
-                Exit::Emulate
-            }
+            reason::INVLPG => Exit::Invlpg { gva: Some(self.qualification), len },
+            reason::DR | reason::RDTSC | reason::RDTSCP | reason::GDTR_IDTR | reason::LDTR_TR => Exit::Emulate,
             reason::MWAIT => Exit::MonitorMwait { len, wait: true },
             reason::MONITOR => Exit::MonitorMwait { len, wait: false },
             reason::EPT_VIOLATION => self.nested_page_fault(),
@@ -380,7 +379,7 @@ mod tests {
             (11, ud),
             (12, Exit::Hlt { len: 2 }),
             (13, Exit::CacheFlush { len: 2 }),
-            (14, Exit::Emulate),
+            (14, Exit::Invlpg { gva: Some(0), len: 2 }),
             (15, Exit::Rdpmc { len: 2 }),
             (16, Exit::Emulate),
             (17, Exit::Rsm),

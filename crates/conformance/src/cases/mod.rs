@@ -45,6 +45,7 @@ pub const FOLDERS: &[Folder] = &[
     ("mmu/accessed", mmu::accessed::CASES),
     ("mmu/flush", mmu::flush::CASES),
     ("mmu/writes", mmu::writes::CASES),
+    ("mmu/late", mmu::late::CASES),
     ("mmu/structure", mmu::structure::CASES),
     ("mmu/emulated", mmu::emulated::CASES),
     ("mmu/slots", mmu::slots::CASES),

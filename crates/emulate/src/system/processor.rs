@@ -3,7 +3,7 @@
 use x86::{Cr4, Features, Mode, paging};
 
 use super::{counters::require, registers, tables::require_supervisor};
-use crate::{Access, Cpu, Flush, Intercept, Op, Res, Stop, address};
+use crate::{Access, Cpu, Flush, Intercept, Op, Res, Stop, TranslationChange, address};
 
 /// CPUID.
 pub(super) fn cpuid<C: Cpu>(cpu: &mut C, op: &Op<C>) -> Res {
@@ -64,6 +64,7 @@ pub(super) fn invlpg<C: Cpu>(cpu: &mut C, op: &Op<C>) -> Res {
         address::segment(state, op.seg).base.wrapping_add(offset) as u32 as u64
     };
     if paging::canonical(linear, state.linear_bits()) {
+        cpu.before_translation_change(TranslationChange::Page(linear))?;
         cpu.flush(Flush::Page(linear));
     }
     Ok(())

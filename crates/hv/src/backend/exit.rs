@@ -131,6 +131,14 @@ pub enum Exit {
     /// A move from or to a debug register, of whose rights nothing is known: to be emulated, unless the guest gets the registers
     /// ([`BackendVcpu::lend_debug_registers`](super::BackendVcpu::lend_debug_registers)).
     DebugRegister,
+    /// [`Translation::Shadow`](super::Translation) only: INVLPG, whose privilege has been checked. The processor may remember the
+    /// page still.
+    Invlpg {
+        /// Linear address, if the processor tells.
+        gva: Option<u64>,
+        /// Instruction length.
+        len: u8,
+    },
     /// A guest-physical address has no translation with the wanted right. If no memory slot serves it, it is device
     /// memory, and the instruction is emulated. The processor remembers no translation of this address any more.
     NestedPageFault {

@@ -119,7 +119,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
 
     /// Who translates addresses; the same for all vCPUs as long as the back end lives. A back end that answers
     /// [`Translation::Shadow`] offers no PCID, INVPCID and LA57 in `features`, and leaves with [`Exit::Cr`] or
-    /// [`Exit::TaskSwitch`] for whatever changes CR0 (but TS), CR3 or CR4.
+    /// [`Exit::TaskSwitch`] for whatever changes CR0 (but TS), CR3 or CR4, and with [`Exit::Invlpg`] for INVLPG.
     fn translation(&self) -> Translation;
     /// Names of what its vCPUs count beside the core's counters (row A20); 47 characters at most.
     const COUNTERS: &'static [&'static str] = &[];

@@ -8,7 +8,7 @@ use x86::Seg;
 use super::guest::{Guest, Why};
 use crate::{
     Errno,
-    backend::{Backend, BackendVcpu, Event, EventKind, FlushTlb, Groups},
+    backend::{Backend, BackendVcpu, Event, EventKind, Groups},
     vcpu::{Run, Step},
 };
 
@@ -48,9 +48,7 @@ impl<B: Backend> Run<'_, B> {
             guest.state.refresh();
         }
         inner.tx.abandon();
-        if notes.flush {
-            inner.cpu.flush(FlushTlb::All);
-        }
+        notes.carry_out_flush(inner);
         match delivery {
             Delivery::Delivered => {
                 inner.events.injected = None;

@@ -7,7 +7,7 @@ use x86::{CpuState, Exception, Features, Vector, exception::pf, flags, paging::P
 
 use super::{DeviceAccess, Transaction};
 use crate::{
-    backend::{Backend, BackendVcpu, Groups, VectorUnit},
+    backend::{Backend, BackendVcpu, FlushTlb, Groups, VectorUnit},
     stats::Counter,
     vcpu::{Inner, LocalApic, RunPage, Tsc, VcpuShared, reread_pdptes},
     vm::{Space, VmShared},
@@ -31,8 +31,10 @@ pub(crate) enum Why {
 /// What an instruction leaves to whoever has it executed.
 #[derive(Default)]
 pub(super) struct Notes {
-    /// Translations that the back end keeps became stale.
+    /// The guest has made the processor forget translations.
     pub(super) flush: bool,
+    /// What is derived from mode and privilege became stale in the back end.
+    pub(super) rights: bool,
     /// Why it stopped with [`Stop::EXIT`].
     pub(super) why: Option<Why>,
     /// An exception behind it.
@@ -43,6 +45,17 @@ pub(super) struct Notes {
     pub(super) tpr: Option<bool>,
     /// A locked operation did not find what it expected.
     pub(super) lost_race: bool,
+}
+
+impl Notes {
+    /// Makes the back end forget what became stale.
+    pub(super) fn carry_out_flush<B: Backend>(&self, inner: &mut Inner<B>) {
+        if self.flush {
+            inner.flush_guest();
+        } else if self.rights {
+            inner.cpu.flush(FlushTlb::All);
+        }
+    }
 }
 
 /// The read half of a read-modify-write that a device has answered, at least in part.
@@ -543,9 +556,12 @@ impl<P: Platform, V: VectorUnit> Cpu for Guest<'_, P, V> {
         self.xcr0
     }
 
-    fn flush(&mut self, _what: Flush) {
+    fn flush(&mut self, what: Flush) {
         self.paging = None;
-        self.notes.flush = true;
+        match what {
+            Flush::Rights => self.notes.rights = true,
+            _ => self.notes.flush = true,
+        }
     }
 
     fn load_physical(&mut self, gpa: u64) -> Res<u64> {

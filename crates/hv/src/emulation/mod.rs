@@ -17,7 +17,7 @@ use x86::{Exception, Seg, Shadow, Vector, debug, flags};
 
 use crate::{
     Errno,
-    backend::{Backend, BackendVcpu, Exit, FlushTlb, Groups},
+    backend::{Backend, BackendVcpu, Exit, Groups},
     exits,
     stats::Counter,
     vcpu::{Run, Step, TprAccess},
@@ -138,9 +138,7 @@ impl<B: Backend> Run<'_, B> {
         } else {
             guest.state.shadow = shadow;
         }
-        if notes.flush {
-            inner.cpu.flush(FlushTlb::All);
-        }
+        notes.carry_out_flush(inner);
         if let Some(write) = notes.tpr {
             inner.tpr.accessed(TprAccess { rip, write });
         }

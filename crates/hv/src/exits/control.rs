@@ -1,12 +1,12 @@
 //! Control registers that a processor leaves to the hypervisor.
 use abi::*;
-use emulate::MovToCr;
+use emulate::{Invlpg, MovToCr};
 use platform::MaySleep;
 use x86::{Cr0, Mode};
 
 use crate::{
     Errno,
-    backend::{Backend, BackendVcpu, CrOp, Groups},
+    backend::{Backend, BackendVcpu, CrOp, FlushTlb, Groups},
     vcpu::{Run, Step},
 };
 
@@ -45,6 +45,29 @@ impl<B: Backend> Run<'_, B> {
             matches!(mov.number, 0 | 3 | 4) && state.mode == Mode::Long64 && same_mode
         });
         self.emulate_known(simple, cx)
+    }
+
+    /// INVLPG. Its address is known, or is in a register; else the instruction is emulated.
+    pub(super) fn invlpg(&mut self, gva: Option<u64>, len: u8, cx: &MaySleep) -> Result<Step, Errno> {
+        let Some((gva, len)) = gva.map(|gva| (gva, len)).or_else(|| self.invlpg_at_rip()) else {
+            return self.emulate(cx);
+        };
+        self.inner.cpu.flush(FlushTlb::Page(gva));
+        if let Some(shadow) = &self.vm.shadow {
+            let vm = self.vm;
+            shadow.guest_flushed_page(self.index, gva, &vm.memory, || vm.vcpus.flush_tlbs())?;
+        }
+        self.skip(len);
+        Ok(Step::Continue)
+    }
+
+    /// Address and length of the INVLPG at CS:RIP, if that is easy to see.
+    fn invlpg_at_rip(&mut self) -> Option<(u64, u8)> {
+        let bytes = self.first_bytes()?;
+        let state = self.inner.cpu.registers(Groups::GENERAL.and(Groups::CONTROL));
+        // Elsewhere segments have a say in it.
+        let Invlpg { register, len } = (state.mode == Mode::Long64).then(|| Invlpg::of(bytes)).flatten()?;
+        Some((*state.gpr.get(usize::from(register))?, len))
     }
 
     /// MOV to CR8: the task priority. Without a local APIC in the hypervisor the client hears of a lower one, which may

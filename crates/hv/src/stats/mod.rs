@@ -40,6 +40,7 @@ counters! {
         ExitHypercall = "hypercalls",
         ExitPio = "io_exits",
         ExitCr = "exit_cr",
+        ExitInvlpg = "invlpg",
         ExitPageFault = "pf_taken",
         ExitEmulate = "exit_emulate",
         ExitException = "exit_exception",

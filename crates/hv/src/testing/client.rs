@@ -53,7 +53,7 @@ pub(crate) const RAM: u64 = 64 << 10;
 /// Where code of tests is.
 pub(crate) const CODE: u64 = 0x1000;
 /// Of a guest with paging: its page directory, and the page table that maps RAM.
-const DIRECTORY: u64 = 0x4000;
+pub(crate) const DIRECTORY: u64 = 0x4000;
 pub(crate) const TABLE: u64 = 0x5000;
 
 pub(crate) fn cx() -> MaySleep {

@@ -8,5 +8,5 @@ mod walk;
 #[global_allocator]
 static MEMORY: platform::scarce::Scarce = platform::scarce::Scarce;
 
-pub(crate) use client::{CODE, Machine, RAM, TABLE, cx};
+pub(crate) use client::{CODE, DIRECTORY, Machine, RAM, TABLE, cx};
 pub(crate) use walk::{below, entries};

@@ -6,7 +6,7 @@ use x86::{CpuState, Exception, exception::pf, paging as bits};
 
 use crate::{
     backend::{CrOp, Env, Event, EventKind, Exit, FlushTlb, Translation},
-    testing::{CODE, Machine, TABLE, cx, entries, host::Host, script::Note},
+    testing::{CODE, DIRECTORY, Machine, TABLE, cx, entries, host::Host, script::Note},
 };
 
 const DATA: u64 = 0x8000;
@@ -87,40 +87,39 @@ fn device_memory_is_emulated() {
 }
 
 #[test]
-fn a_write_to_a_page_table_is_emulated_and_followed() {
+fn a_write_to_a_page_directory_is_emulated_and_followed() {
     let m = machine();
     touch(&m, DATA);
-    // MOV dword [TABLE + 4 * 8], 0xa007
-    m.poke(CODE, &[0xc7, 0x05, 0x20, 0x50, 0x00, 0x00, 0x07, 0xa0, 0x00, 0x00]);
-    m.script.exit(fault(TABLE + 0x20, pf::WRITE));
+    // MOV dword [DIRECTORY], 0xa007
+    m.poke(CODE, &[0xc7, 0x05, 0x00, 0x40, 0x00, 0x00, 0x07, 0xa0, 0x00, 0x00]);
+    m.script.exit(fault(DIRECTORY, pf::WRITE));
     m.script.entry(|state, env| {
         assert_eq!(state.rip, CODE + 10);
         assert_eq!(entry(env, DATA), 0, "the entry that was made of the old one is gone");
-        assert_eq!(entry(env, TABLE) & bits::W, 0, "and the table is still protected");
         Exit::Shutdown
     });
     assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
-    assert_eq!(m.peek::<u32>(TABLE + 0x20), 0xa007);
+    assert_eq!(m.peek::<u32>(DIRECTORY), 0xa007);
     assert!(m.script.take_notes().contains(&Note::Flushed(FlushTlb::Physical)));
     m.in_order();
 }
 
 #[test]
-fn a_page_table_that_is_cleared_is_given_up_at_once() {
+fn a_page_directory_that_is_cleared_is_given_up_at_once() {
     let m = machine();
     touch(&m, DATA);
     m.poke(CODE, &[0xf3, 0xab]);
-    m.script.exit(fault(TABLE + 0x20, pf::WRITE));
+    m.script.exit(fault(DIRECTORY + 0x20, pf::WRITE));
     m.script.entry(|state, env| {
         assert_eq!(state.rip, CODE, "the guest clears it by itself");
         assert_eq!(entry(env, DATA), 0, "and nothing is left of what was made of it");
         state.gpr[1] = 2;
-        state.gpr[7] = TABLE + 0x20;
-        fault(TABLE + 0x20, pf::WRITE)
+        state.gpr[7] = DIRECTORY + 0x20;
+        fault(DIRECTORY + 0x20, pf::WRITE)
     });
     // It needs the table itself, so that the core has to go on.
     m.script.entry(|state, _| {
-        assert_eq!((state.rip, state.gpr[1], state.gpr[7]), (CODE + 2, 0, TABLE + 0x28));
+        assert_eq!((state.rip, state.gpr[1], state.gpr[7]), (CODE + 2, 0, DIRECTORY + 0x28));
         Exit::Shutdown
     });
     assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
@@ -128,15 +127,15 @@ fn a_page_table_that_is_cleared_is_given_up_at_once() {
 }
 
 #[test]
-fn a_page_table_is_given_up_when_its_write_cannot_be_emulated() {
+fn a_page_directory_is_given_up_when_its_write_cannot_be_emulated() {
     let m = machine();
-    // FIST dword [TABLE + 0x800]: arithmetic of the FPU is the processor's.
-    m.poke(CODE, &[0xdb, 0x15, 0x00, 0x58, 0x00, 0x00]);
+    // FIST dword [DIRECTORY + 0x800]: arithmetic of the FPU is the processor's.
+    m.poke(CODE, &[0xdb, 0x15, 0x00, 0x48, 0x00, 0x00]);
     touch(&m, DATA);
-    m.script.exit(fault(TABLE + 0x800, pf::WRITE));
+    m.script.exit(fault(DIRECTORY + 0x800, pf::WRITE));
     m.script.entry(|state, env| {
         assert_eq!((state.rip, entry(env, DATA)), (CODE, 0));
-        fault(TABLE + 0x800, pf::WRITE)
+        fault(DIRECTORY + 0x800, pf::WRITE)
     });
     // The retry needs the table for its own translation, so that it is protected again: no progress is possible.
     assert_eq!(m.run(), Ok(KVM_EXIT_INTERNAL_ERROR));
@@ -144,6 +143,57 @@ fn a_page_table_is_given_up_when_its_write_cannot_be_emulated() {
     let notes = m.script.take_notes();
     let stays: Vec<_> = notes.split(|note| *note == Note::Entered).collect();
     assert!(stays[3].contains(&Note::Flushed(FlushTlb::Physical)), "the table was freed: {stays:?}");
+    m.in_order();
+}
+
+#[test]
+fn a_page_table_is_the_guests_to_write_until_it_flushes() {
+    let m = machine();
+    touch(&m, DATA);
+    m.script.entry(|_, _| Exit::Interrupted);
+    m.script.exit(fault(TABLE + 0x20, pf::WRITE));
+    let guest = m.ram.at() + TABLE + 0x20;
+    let set = move |page: u32| {
+        // SAFETY: in the machine's memory, which nobody else uses at this moment.
+        unsafe { (guest as *mut u32).write_volatile(page | 7) };
+    };
+    m.script.entry(move |_, env| {
+        assert_ne!(entry(env, TABLE) & bits::W, 0, "it writes by itself");
+        set(0xa000);
+        assert_ne!(entry(env, DATA), 0);
+        Exit::Invlpg { gva: Some(DATA), len: 3 }
+    });
+    // INVLPG [DATA], where the processor does not tell the address.
+    m.poke(CODE + 3, &[0x0f, 0x01, 0x3d, 0x00, 0x80, 0x00, 0x00]);
+    // MOV CR3, EAX
+    m.poke(CODE + 10, &[0x0f, 0x22, 0xd8]);
+    m.script.entry(move |state, env| {
+        assert_eq!((state.rip, entry(env, DATA)), (CODE + 3, 0));
+        assert_ne!(entry(env, TABLE) & bits::W, 0, "and goes on to");
+        fault(DATA, pf::WRITE)
+    });
+    m.script.entry(move |_, env| {
+        assert_ne!(entry(env, DATA), 0);
+        set(0xb000);
+        Exit::Invlpg { gva: None, len: 0 }
+    });
+    m.script.entry(move |state, env| {
+        assert_eq!((state.rip, entry(env, DATA)), (CODE + 10, 0));
+        fault(DATA, pf::WRITE)
+    });
+    m.script.exit(fault(TABLE + 0x20, pf::WRITE));
+    m.script.entry(move |state, env| {
+        assert_ne!(entry(env, DATA), 0);
+        set(0xc000);
+        state.gpr[0] = state.cr3;
+        Exit::Cr { op: CrOp::Other, len: 0 }
+    });
+    m.script.entry(|state, env| {
+        assert_eq!((state.rip, entry(env, DATA)), (CODE + 13, 0));
+        assert_eq!(entry(env, TABLE) & bits::W, 0, "the next write is seen again");
+        Exit::Shutdown
+    });
+    assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
     m.in_order();
 }
 
@@ -253,13 +303,13 @@ fn a_change_waits_until_every_vcpu_has_left() {
     });
     second.exit(Exit::Shutdown);
     touch(&m, DATA);
-    m.poke(CODE, &[0xc7, 0x05, 0x20, 0x50, 0x00, 0x00, 0x07, 0xa0, 0x00, 0x00]);
+    m.poke(CODE, &[0xc7, 0x05, 0x00, 0x40, 0x00, 0x00, 0x07, 0xa0, 0x00, 0x00]);
     let started = inside.clone();
     m.script.entry(move |_, _| {
         while !started.load(SeqCst) {
             thread::yield_now();
         }
-        fault(TABLE + 0x20, pf::WRITE)
+        fault(DIRECTORY, pf::WRITE)
     });
     let seen = left.clone();
     m.script.entry(move |_, _| {

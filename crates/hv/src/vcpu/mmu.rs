@@ -56,6 +56,8 @@ pub(crate) struct VcpuMmu<P: Platform> {
     /// CR0, CR3, CR4 and EFER with which the root was loaded, unless those are not all that it depends on.
     registers: Option<[u64; 4]>,
     root: Root,
+    /// The guest has made the vCPU forget its translations: before it is entered, what it walks is brought in step.
+    pub(crate) flushed: bool,
     /// The write to a page table that is being emulated.
     pub(crate) table_write: Option<u64>,
     /// Linear address of the instruction, and the write, for which a page table was unprotected; while nothing but page
@@ -70,6 +72,7 @@ impl<P: Platform> Default for VcpuMmu<P> {
             current: None,
             registers: None,
             root: Root::NONE,
+            flushed: true,
             table_write: None,
             unprotected: None,
         }
@@ -77,6 +80,12 @@ impl<P: Platform> Default for VcpuMmu<P> {
 }
 
 impl<B: Backend> Inner<B> {
+    /// The guest makes its processor forget all translations, or somebody does in its name.
+    pub(crate) fn flush_guest(&mut self) {
+        self.mmu.flushed = true;
+        self.cpu.flush(FlushTlb::All);
+    }
+
     /// What the registers say about translation.
     pub(crate) fn paging(&mut self) -> Paging {
         let (features, physical_bits) = (self.features, self.physical_bits);
@@ -95,6 +104,14 @@ impl<B: Backend> Run<'_, B> {
         if shadow.is_nested() {
             return self.load_nested_root(shadow, cx);
         }
+        let root = self.load_shadow_root(shadow, cx)?;
+        if core::mem::take(&mut self.inner.mmu.flushed) {
+            shadow.guest_flushed(self.index, &self.vm.memory, || self.vm.vcpus.flush_tlbs())?;
+        }
+        Ok(root)
+    }
+
+    fn load_shadow_root(&mut self, shadow: &Shadow<B::Platform>, cx: &MaySleep) -> Result<Root, Errno> {
         let inner = &mut *self.inner;
         let state = inner.cpu.registers(Groups::CONTROL);
         // CPUID does not change any more, and outside of PAE paging these are all.

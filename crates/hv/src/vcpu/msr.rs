@@ -9,7 +9,7 @@ use x86::msr;
 use super::{Inner, LocalApic, async_pf, clock::ClockWriter, para_2007};
 use crate::{
     Errno, Outcome,
-    backend::{Backend, BackendVcpu, FlushTlb, Groups},
+    backend::{Backend, BackendVcpu, Groups},
     cpuid::{PV_CLOCK, PV_CLOCK_NEW},
     msr::{By, Refused},
     uaccess,
@@ -150,7 +150,7 @@ impl<B: Backend> Inner<B> {
         let state = self.cpu.registers_mut(Groups::MSRS.and(Groups::SEGMENTS).and(Groups::CONTROL));
         let effects = self.msrs.write(index, value, by, state, &self.cpuid)?;
         if effects.flush {
-            self.cpu.flush(FlushTlb::All);
+            self.flush_guest();
         }
         Ok(())
     }

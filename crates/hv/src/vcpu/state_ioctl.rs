@@ -8,7 +8,7 @@ use x86::{CpuState, Cr0, Cr4, Efer, Features, debug};
 use super::{AsyncPf, Inner, LocalApic, MpState, fpu, mmu::reread_pdptes, regs};
 use crate::{
     Errno, Outcome,
-    backend::{Backend, BackendVcpu, FlushTlb, Groups},
+    backend::{Backend, BackendVcpu, Groups},
     msr::{By, valid_efer},
     uaccess,
     vm::VmShared,
@@ -124,7 +124,7 @@ impl<B: Backend> Inner<B> {
             // Checked above.
             let _ = apic.lapic.set_cr8(new.cr8);
         }
-        self.cpu.flush(FlushTlb::All);
+        self.flush_guest();
         if moved {
             self.tx.abandon();
         }
@@ -261,7 +261,7 @@ impl<B: Backend> Inner<B> {
         (state.sysenter_cs, state.sysenter_esp, state.sysenter_eip) =
             (old.sysenter_cs, old.sysenter_esp, old.sysenter_eip);
         state.kernel_gs_base = old.kernel_gs_base;
-        self.cpu.flush(FlushTlb::All);
+        self.flush_guest();
         self.cpu.set_nmi_blocked(false);
         self.events.clear();
         self.tx.abandon();

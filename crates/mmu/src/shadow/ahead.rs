@@ -50,7 +50,7 @@ impl<P: Platform> Tables<P> {
             }
             // No alias is among them.
             let (role, gfn) = (page.role, page.direct_gfn(index));
-            let writable = !self.is_table(gfn)?;
+            let writable = !self.is_protected(gfn)?;
             self.add_leaf(id, index, gfn, leaf(&role, role.access, Kind::Plain, *hpa, writable))?;
             self.open.counters.count(Counter::Ahead);
         }

@@ -7,6 +7,7 @@ use platform::{OutOfMemory, Platform};
 use super::{
     life::Unlinked,
     page::{MAX_SLOTS, Node, PageId, ShadowPage},
+    unsync::Sync,
 };
 
 /// A reference to a page that is gone, or a page that cannot be where it was found. The VM is not to be trusted any
@@ -74,7 +75,12 @@ impl<P: Platform> Arena<P> {
     /// Takes a page out. It must not be referred to from anywhere.
     pub(super) fn remove(&mut self, id: PageId) -> Result<Unlinked<P>, Corrupt> {
         let page = self.get(id)?;
-        if page.parents != Node::NONE || page.present != 0 || page.roots != 0 || page.hashed {
+        if page.parents != Node::NONE
+            || page.present != 0
+            || page.roots != 0
+            || page.hashed
+            || page.sync != Sync::InStep
+        {
             return Err(Corrupt);
         }
         let place = self.places.get_mut(id.slot as usize).ok_or(Corrupt)?;

@@ -16,6 +16,7 @@ use super::{
     roots::{Space, expected_pdpte},
     spte::{self, FRAME, LARGE_LEVEL, Leaf},
     tables::{Res, Tables},
+    unsync::{self, Sync},
 };
 use crate::{AddressSpace, Snapshot, slots::LARGE_FRAMES};
 use x86::paging::PAGE_SHIFT;
@@ -43,8 +44,10 @@ pub enum Rule {
     Slots,
     /// What is writable in a slot with a dirty log is marked there.
     DirtyLog,
-    /// Every entry is what the guest's tables say.
+    /// Every entry is what the guest's tables say, or may have said if they are not in step.
     InSync,
+    /// Pages that are not in step are of the last level and in their list, once; the guest may write all tables of a frame or none.
+    Unsync,
     /// A page is not walked before the flush that its guest table waits for.
     Flushes,
 }
@@ -126,11 +129,30 @@ impl<P: Platform> Shadow<P> {
         memory: &AddressSpace<P>,
         host_frame: impl Fn(Hva) -> Option<u64>,
     ) -> Result<Report, AuditError> {
+        self.audit_as(memory, host_frame, false)
+    }
+
+    /// The same when every vCPU's guest has flushed since it last wrote its tables: what a root leads to is in step.
+    #[cfg(feature = "testing")]
+    pub fn audit_flushed(
+        &self,
+        memory: &AddressSpace<P>,
+        host_frame: impl Fn(Hva) -> Option<u64>,
+    ) -> Result<Report, AuditError> {
+        self.audit_as(memory, host_frame, true)
+    }
+
+    fn audit_as(
+        &self,
+        memory: &AddressSpace<P>,
+        host_frame: impl Fn(Hva) -> Option<u64>,
+        flushed: bool,
+    ) -> Result<Report, AuditError> {
         let (result, due) = self.locked(|tables| {
             let view = memory.notifier_view().ok_or(AuditError::Dead)?;
             let Tables { pages, leaves, large, .. } = *tables;
             let report = Report { pages, leaves, large, findings: Vec::new() };
-            let mut audit = Audit { tables, slots: &view, host_frame, report };
+            let mut audit = Audit { tables, slots: &view, host_frame, flushed, report };
             audit.run()?;
             Ok(audit.report)
         });
@@ -148,6 +170,8 @@ struct Audit<'a, P: Platform, F> {
     tables: &'a Tables<P>,
     slots: &'a Snapshot<P>,
     host_frame: F,
+    /// Every guest has flushed since it last wrote its tables.
+    flushed: bool,
     report: Report,
 }
 
@@ -211,14 +235,33 @@ impl<P: Platform, F: Fn(Hva) -> Option<u64>> Audit<'_, P, F> {
             let mine = all.filter(|entry| *entry != 0 && self.is_leaf(page, *entry)).count();
             leaves += mine;
             large += if page.role.level > 1 { mine } else { 0 };
-            if page.present != 0 && !page.own_root && !tables.open.flushes.is_done(page.readable_after) {
+            let used = page.present != 0 && !page.own_root && page.sync == Sync::InStep;
+            if used && !tables.open.flushes.is_done(page.readable_after) {
                 self.finding(Rule::Flushes, page, None)?;
             }
+            self.unsync(id, page)?;
         }
         if (pages, leaves, large) != (tables.pages, tables.leaves, tables.large) {
             self.broken(Rule::Counts)?;
         }
+        if tables.unsync.len() > unsync::MOST || tables.unsync.len() != tables.open.unsync.load(SeqCst) {
+            self.broken(Rule::Unsync)?;
+        }
         self.roots()
+    }
+
+    /// Whether a page may be in step or not, as it is.
+    fn unsync(&mut self, id: PageId, page: &ShadowPage<P>) -> Result<(), AuditError> {
+        let tables = self.tables;
+        let listed = tables.unsync.iter().filter(|other| **other == id).count();
+        let mut right = listed == usize::from(page.sync != Sync::InStep);
+        if page.sync != Sync::InStep {
+            right &= page.hashed && !page.role.direct() && page.role.level == 1;
+        }
+        if page.sync == Sync::Unsync {
+            right &= !tables.is_protected(page.gfn)?;
+        }
+        if right { Ok(()) } else { self.finding(Rule::Unsync, page, None) }
     }
 
     /// Whether an entry that is present maps a page, or would if it had the bits that it may have.
@@ -376,7 +419,7 @@ impl<P: Platform, F: Fn(Hva) -> Option<u64>> Audit<'_, P, F> {
 
     /// A leaf, or a part of it, that maps frame `gfn`.
     fn mapped(&mut self, page: &ShadowPage<P>, index: usize, gfn: u64, leaf: Leaf) -> Result<(), AuditError> {
-        if leaf.write && self.tables.is_table(gfn)? {
+        if leaf.write && self.tables.is_protected(gfn)? {
             self.finding(Rule::WriteProtection, page, Some(index))?;
         }
         match self.slots.resolve_unaliased(gfn) {
@@ -415,7 +458,14 @@ impl<P: Platform, F: Fn(Hva) -> Option<u64>> Audit<'_, P, F> {
         if page.role.direct() {
             return tables.is_as(id, index, page.expected_direct(index), unalias);
         }
-        tables.agrees(id, index, self.slots)
+        if page.sync == Sync::InStep || self.flushed && tables.is_used(id)? {
+            return tables.agrees(id, index, self.slots);
+        }
+        // Whatever the table said: no more than the tables above allow.
+        let (leaf, access) = (Leaf::decode(tables.spte(id, index)?), page.role.access);
+        let write = !leaf.write || access.has(Access::WRITE) || !page.role.wp;
+        let user = !leaf.user || access.has(Access::USER);
+        Ok(write && user && (!leaf.execute || access.has(Access::EXECUTE)))
     }
 
     fn roots(&mut self) -> Result<(), AuditError> {

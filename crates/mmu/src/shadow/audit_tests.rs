@@ -17,6 +17,7 @@ use super::{
     open::hash,
     page::{Link, NO_SLOT, Node, PageId, ShadowPage},
     tables::Tables,
+    unsync::Sync,
 };
 use crate::testing::{Access, End, Machine};
 
@@ -52,6 +53,8 @@ fn machine() -> Machine {
         assert_eq!(m.access(0, Access::read(n << 12)), End::Done(FRAMES[n as usize] << 12));
     }
     assert_eq!(m.access(1, Access::write(0x20_1000, 1)), End::Done(0x20_1000));
+    // The page table is in step from now on.
+    m.guest_flush();
     m.check();
     m
 }
@@ -224,6 +227,50 @@ fn tables_that_are_walked_before_their_flush() {
         page(t, 1).readable_after = u64::MAX;
     };
     assert_eq!(broken_by(empty), []);
+}
+
+#[test]
+fn tables_that_the_guest_may_write() {
+    let open = |t: &mut Tables<Test>| t.enlist(id(t, 1, false)).unwrap();
+    assert_eq!(broken_by(open), []);
+    let write = |entry| entry | W;
+    let old = |t: &mut Tables<Test>| {
+        open(t);
+        // Its own frame may be writable now, and its entries may be what they were, but for what nothing allows.
+        leaf(t, 1, write);
+    };
+    assert_eq!(broken_by(old), []);
+    let forbidden = |t: &mut Tables<Test>| {
+        open(t);
+        page(t, 1).role.access = super::role::Access::EXECUTE;
+    };
+    assert_eq!(broken_by(forbidden), [InSync]);
+    assert_eq!(broken_by(|t| page(t, 1).sync = Sync::Unsync), [Unsync]);
+    assert_eq!(broken_by(|t| t.enlist(id(t, 3, false)).unwrap()), [Unsync]);
+    assert_eq!(broken_by(|t| t.unsync.push(id(t, 1, false))), [Unsync]);
+    let counted = |t: &mut Tables<Test>| t.open.unsync.store(1, SeqCst);
+    assert_eq!(broken_by(counted), [Unsync]);
+}
+
+#[test]
+fn a_table_that_is_looked_at_before_its_flush_is_not_in_step() {
+    let m = machine();
+    let mut tables = m.shadow().tables.lock();
+    let table = id(&tables, 1, false);
+    let slots = m.memory().notifier_view().unwrap();
+    tables.enlist(table).unwrap();
+    leaf(&mut tables, 1, |entry| entry | W);
+    assert!(!tables.is_protected(TABLE).unwrap());
+    tables.close(TABLE).unwrap();
+    assert!(tables.is_protected(TABLE).unwrap());
+    tables.settle_under(table, &slots).unwrap();
+    assert_eq!(page(&mut tables, 1).sync, Sync::Closing);
+    let due = tables.take_due();
+    drop(tables);
+    m.shadow().fulfil(due, || {});
+    let mut tables = m.shadow().tables.lock();
+    tables.settle_under(table, &slots).unwrap();
+    assert_eq!((page(&mut tables, 1).sync, tables.unsync.len()), (Sync::InStep, 0));
 }
 
 #[test]

@@ -17,6 +17,7 @@ use super::{
     spte::{LARGE_LEVEL, Leaf, is_leaf},
     stats::Counter,
     tables::Tables,
+    unsync::Sync,
 };
 use crate::{View, slots::LARGE_FRAMES, walk::Request};
 
@@ -94,7 +95,7 @@ impl<P: Platform> Tables<P> {
             let page = self.arena.get_mut(id)?;
             page.writes = 0;
             let (level, ready) = (page.role.level, page.readable_after);
-            if !self.open.flushes.is_done(ready) {
+            if page.sync == Sync::InStep && !self.open.flushes.is_done(ready) {
                 // Processors that know the guest's table as ordinary memory may still write it unseen. Whoever gets out
                 // of the lock flushes.
                 return Err(Stop::Again);
@@ -163,27 +164,31 @@ impl<P: Platform> Tables<P> {
             return Err(Stop::Again);
         }
         let child = match self.find(gfn, &role)? {
-            Some(child) => child,
+            Some(child) => {
+                // Who could not reach it remembers nothing of it.
+                self.settle_under(child, view)?;
+                child
+            }
             None => self.create(cache, gfn, role)?,
         };
         self.add_child(id, index, child)?;
         Ok(child)
     }
 
-    /// Makes the page for (gfn, role). If it shadows a guest table, the frame loses write access everywhere, and the table
-    /// is not read before processors know.
+    /// Makes the page for (gfn, role). If it shadows a guest table, and the guest may not write that, the frame loses write access
+    /// everywhere, and the table is not read before processors know.
     pub(super) fn create(&mut self, cache: &mut Cache<P>, gfn: u64, role: Role) -> Result<PageId, Stop> {
         let id = cache.place(self).ok_or(Stop::Short)?;
         let page = self.arena.get_mut(id)?;
         (page.gfn, page.role) = (gfn, role);
         self.open.counters.count(Counter::Created);
+        let unsync = !role.direct() && role.level == 1 && self.may_begin_unsync(gfn)?;
         // In the hash first: writers that do not go through processors look there after they have written.
         self.enter_hash(id)?;
-        if !role.direct() {
-            self.protect(gfn..gfn + 1)?;
-            // Also what others have taken away, and not flushed yet, may be a way to write this frame.
-            let flushes = &self.open.flushes;
-            self.arena.get_mut(id)?.readable_after = flushes.needed() + u64::from(self.must_flush);
+        if unsync {
+            self.enlist(id)?;
+        } else if !role.direct() {
+            self.arena.get_mut(id)?.readable_after = self.close(gfn)?;
         }
         Ok(id)
     }
@@ -203,9 +208,12 @@ impl<P: Platform> Tables<P> {
         let (raw, hpa) = (access.gpa >> PAGE_SHIFT & !within, mapping.hpa & !(within << PAGE_SHIFT));
         let gfn = view.unalias(raw);
         let write = access.request.is_write();
-        let table = self.is_table(gfn)?;
-        let writable = mapping.host_writable
-            && !mapping.frame.read_only
+        let may_write = mapping.host_writable && !mapping.frame.read_only;
+        let mut table = self.is_protected(gfn)?;
+        if table && write && may_write {
+            table = !self.let_write(gfn, view)?;
+        }
+        let writable = may_write
             && !table
             // Until a page is marked in the dirty log, writes have to come here. Code marks its page, as on Linux's KVM.
             && (write || access.request.is_fetch() || !mapping.frame.log_dirty);

@@ -5,9 +5,9 @@
 //! instead (`page`). Each stands for one table of the guest, seen in one `role`, and is found by the table's frame
 //! and that role, so that it serves every address space that uses the table and is still there when one comes back. A
 //! shadow entry (`spte`) is made when the processor faults for want of it (`fault`), of the guest's entry (`expect`).
-//! From then on the guest must not change its entry unseen: the frames of shadowed tables are write-protected, by way of
+//! From then on the guest must not change an entry that leads to a table unseen: the frames of those tables are write-protected, by way of
 //! the reverse map (`rmap`) from each frame to all entries that map it, and writes to them are emulated and
-//! applied here (`write`). The host may take pages back (`invalidate`); the number of shadow pages is bounded (`reclaim`).
+//! applied here (`write`). Tables of the last level it may write as it likes, until it flushes (`unsync`). The host may take pages back (`invalidate`); the number of shadow pages is bounded (`reclaim`).
 //! Guests with paging off and nested paging use the same pages in a direct role, which has no guest table (`nested`, `large`).
 //!
 //! # Locking
@@ -16,8 +16,8 @@
 //!
 //! # Flushing
 //! Processors remember translations. Whatever takes one away returns a [`FlushDue`], to be fulfilled after the
-//! lock has been given back and before anybody relies on the change; a shadow page is freed only then (`life`). Before the
-//! entries of a guest table are read for the first time, every processor has forgotten that it could write there.
+//! lock has been given back and before anybody relies on the change; a shadow page is freed only then (`life`). Before a page counts as
+//! in step with its guest table, every processor has forgotten that it could write there.
 //!
 //! # If something is wrong
 //! Pages refer to each other by places and generations, not by pointers. A reference that finds nothing, or an entry that
@@ -46,6 +46,7 @@ mod roots;
 mod spte;
 mod stats;
 mod tables;
+mod unsync;
 mod write;
 
 use core::{fmt, sync::atomic::Ordering::SeqCst};
@@ -195,10 +196,10 @@ impl<P: Platform> Shadow<P> {
         self.locked(|tables| tables.unload_root(vcpu)).1
     }
 
-    /// Whether frame `gfn` (no alias) holds a guest table that is shadowed.
+    /// Whether frame `gfn` (no alias) holds a shadowed guest table that the guest must not write unseen.
     #[cfg(feature = "testing")]
-    pub fn shadows(&self, gfn: u64) -> bool {
-        let (result, due) = self.locked(|tables| tables.is_table(gfn));
+    pub fn is_protected(&self, gfn: u64) -> bool {
+        let (result, due) = self.locked(|tables| tables.is_protected(gfn));
         due.abandon();
         result.unwrap_or(true)
     }

@@ -28,6 +28,8 @@ pub(super) struct Open {
     pub(super) sequence: AtomicU64,
     /// Invalidations that have begun and not ended. Changed under the lock.
     pub(super) invalidating: AtomicU32,
+    /// Pages that are not in step with the guest's tables. Changed under the lock.
+    pub(super) unsync: AtomicUsize,
     /// Places for pages that whoever fills a cache is asked to bring; 0: there are enough.
     pub(super) places_wanted: AtomicUsize,
     /// An inconsistency was found: the VM is over.
@@ -52,6 +54,7 @@ impl Open {
             counters: Counters::default(),
             sequence: AtomicU64::new(0),
             invalidating: AtomicU32::new(0),
+            unsync: AtomicUsize::new(0),
             places_wanted: AtomicUsize::new(1),
             dead: AtomicBool::new(false),
             nested: nested.is_some(),

@@ -10,6 +10,7 @@ use platform::{
 use super::{
     life::Unlinked,
     role::{Access, Format, Role},
+    unsync::Sync,
 };
 
 /// The place of a page, and which of the pages that were there. A handle of a page that is gone finds nothing.
@@ -100,9 +101,11 @@ pub(super) struct ShadowPage<P: Platform> {
     pub(super) born: u64,
     /// Writes by the guest to its table since a fault last came through this page.
     pub(super) writes: u32,
-    /// The guest's table may be read for entries once all flushes up to this one are done: until then a processor may
-    /// write it unseen.
+    /// Once all flushes up to this one are done, no processor can write the guest's table unseen any more. A page that is in step
+    /// is not used before.
     pub(super) readable_after: u64,
+    /// Whether the guest may write its table.
+    pub(super) sync: Sync,
     /// A vCPU's own root page, whose four entries are PDPTEs.
     pub(super) own_root: bool,
     /// Found by (gfn, role). Not so: a vCPU's own root page, and a page that is kept only because it is some vCPU's root.
@@ -143,6 +146,7 @@ impl<P: Platform> ShadowPage<P> {
             born: 0,
             writes: 0,
             readable_after: 0,
+            sync: Sync::InStep,
             own_root: false,
             hashed: false,
             hash_next: NO_SLOT,
@@ -158,7 +162,7 @@ impl<P: Platform> ShadowPage<P> {
         self.gfn + ((index as u64) << (9 * (self.role.level.max(1) - 1)))
     }
 
-    /// Whether it shadows a table of the guest, which must not be written unseen then.
+    /// Whether it shadows the table of the guest in this frame.
     pub(super) fn shadows(&self, gfn: u64) -> bool {
         self.hashed && self.gfn == gfn && !self.role.direct()
     }

@@ -37,6 +37,10 @@ counters! {
     Written = "mmu_pte_write",
     /// Entries that such writes took away.
     Updated = "mmu_pte_updated",
+    /// Times that the guest was let write tables of the last level without an exit.
+    Opened = "mmu_opened",
+    /// Such tables that were brought in step again.
+    Settled = "mmu_settled",
     /// Guest tables that were written so often without being used that they are no longer shadowed.
     Flooded = "mmu_flooded",
     /// Frames that stopped being protected because the write to them could not be emulated.

@@ -15,6 +15,7 @@ use super::{
     roots::VcpuRoot,
     spte::{self, LARGE_LEVEL, Leaf, is_leaf},
     stats::Counter,
+    unsync,
 };
 
 /// Result of what can only fail if the tables are in disorder.
@@ -35,6 +36,8 @@ pub(super) struct Tables<P: Platform> {
     pub(super) oldest: u32,
     /// By vCPU.
     pub(super) roots: Vec<VcpuRoot>,
+    /// Pages that are not in step with the guest's tables; there is room for [`unsync::MOST`].
+    pub(super) unsync: Vec<PageId>,
     /// Pages that are found by (gfn, role).
     pub(super) pages: usize,
     pub(super) limit: usize,
@@ -58,6 +61,8 @@ impl<P: Platform> Tables<P> {
         let mut roots = Vec::new();
         roots.try_reserve_exact(vcpus).map_err(|_| OutOfMemory)?;
         roots.extend((0..vcpus).map(|_| VcpuRoot::default()));
+        let mut unsync = Vec::new();
+        unsync.try_reserve_exact(unsync::MOST).map_err(|_| OutOfMemory)?;
         Ok(Self {
             arena: Arena::new(),
             open,
@@ -66,6 +71,7 @@ impl<P: Platform> Tables<P> {
             youngest: NO_SLOT,
             oldest: NO_SLOT,
             roots,
+            unsync,
             pages: 0,
             limit,
             limit_is_default: true,
@@ -238,19 +244,6 @@ impl<P: Platform> Tables<P> {
         }
     }
 
-    /// Whether `gfn` (no alias) holds a guest table that is shadowed.
-    pub(super) fn is_table(&self, gfn: u64) -> Res<bool> {
-        let mut slot = self.open.head(gfn).load(SeqCst);
-        while slot != NO_SLOT {
-            let page = self.arena.at(slot)?;
-            if page.shadows(gfn) {
-                return Ok(true);
-            }
-            slot = page.hash_next;
-        }
-        Ok(false)
-    }
-
     /// Makes a page that is in place be found by its frame and role, as the youngest of all.
     pub(super) fn enter_hash(&mut self, id: PageId) -> Res {
         let page = self.arena.get(id)?;
@@ -330,6 +323,7 @@ impl<P: Platform> Tables<P> {
         self.open.counters.count(Counter::Zapped);
         // Also if nothing leads here and from here any more: a processor may remember what did.
         self.must_flush = true;
+        self.delist(id)?;
         self.leave_hash(id)?;
         self.clear(id)?;
         while let Some((slot, index)) = self.arena.get(id)?.parents.get() {

@@ -8,19 +8,20 @@
 //! client's devices, which nobody sees, and cleared afterwards by a guest that finds zeros there already.)
 use core::sync::atomic::Ordering::SeqCst;
 
-use platform::{Memory, Platform};
+use platform::{Hva, Memory, Platform};
 use x86::paging::{PAGE_SHIFT, PAGE_SIZE};
 
 use super::{
     Shadow, ShadowError,
     arena::Corrupt,
-    expect::{Expected, expected, leaf_holds},
+    expect::{Expected, Kind, expected, leaf, leaf_holds},
     life::FlushDue,
     page::PageId,
     role::Role,
     spte::Leaf,
     stats::Counter,
     tables::{Res, Tables},
+    unsync::Sync,
 };
 use crate::Snapshot;
 
@@ -82,18 +83,18 @@ impl<P: Platform> Shadow<P> {
 }
 
 impl<P: Platform> Tables<P> {
-    /// Takes away the entries of a page that are made of the written bytes and no longer right.
+    /// Brings the entries of a page that are made of the written bytes in step.
     fn update(&mut self, id: PageId, slots: &Snapshot<P>, write: &Written<'_>) -> Res {
         let role = self.arena.get(id)?.role;
+        let place = self.place(id, slots)?;
         let bytes = role.entry_bytes();
         let first = write.gpa % PAGE_SIZE;
         let end = (first + write.new.len().max(1) as u64).min(PAGE_SIZE);
         let mut offset = first - first % bytes;
         while offset < end {
             for index in role.entries_at(offset) {
-                if self.spte(id, index)? != 0 && !self.agrees(id, index, slots)? {
-                    self.remove_entry(id, index)?;
-                    self.open.counters.count(Counter::Updated);
+                if self.spte(id, index)? != 0 {
+                    self.settle(id, index, place, slots)?;
                 }
             }
             offset += bytes;
@@ -101,23 +102,52 @@ impl<P: Platform> Tables<P> {
         Ok(())
     }
 
-    /// Whether an entry that is present in a page that shadows a guest table is one that could be made of the table as it
-    /// is now.
-    pub(super) fn agrees(&self, id: PageId, index: usize, slots: &Snapshot<P>) -> Res<bool> {
-        let page = self.arena.get(id)?;
-        let Some((_, frame)) = slots.resolve_unaliased(page.gfn) else { return Ok(false) };
-        let at = frame.hva.add(page.role.guest_offset(index));
-        let entry = if page.role.entry_bytes() == 4 {
+    /// Where the guest's table of a page is in the client, and whether it is read-only there.
+    pub(super) fn place(&self, id: PageId, slots: &Snapshot<P>) -> Res<Option<(Hva, bool)>> {
+        let gfn = self.arena.get(id)?.gfn;
+        Ok(slots.resolve_unaliased(gfn).map(|(_, frame)| (frame.hva, frame.read_only)))
+    }
+
+    /// What an entry of a page that shadows a guest table has to be, by the table as it is now.
+    fn expected_now(&self, id: PageId, index: usize, place: Option<(Hva, bool)>) -> Res<Expected> {
+        let Some((table, read_only)) = place else { return Ok(Expected::Nothing) };
+        let role = &self.arena.get(id)?.role;
+        let at = table.add(role.guest_offset(index));
+        let entry = if role.entry_bytes() == 4 {
             P::Memory::load_atomic::<u32>(at).map(u64::from)
         } else {
             P::Memory::load_atomic::<u64>(at)
         };
-        let Ok(mut entry) = entry else { return Ok(false) };
-        if frame.read_only {
+        let Ok(mut entry) = entry else { return Ok(Expected::Nothing) };
+        if read_only {
             // A processor's accessed and dirty bits go nowhere there.
             entry |= x86::paging::A | x86::paging::D;
         }
-        self.is_as(id, index, expected(&page.role, index, entry), |gfn| slots.unalias(gfn))
+        Ok(expected(role, index, entry))
+    }
+
+    /// Brings an entry that is present in step with the guest's table at `place`: it stays, loses rights, or goes.
+    pub(super) fn settle(&mut self, id: PageId, index: usize, place: Option<(Hva, bool)>, slots: &Snapshot<P>) -> Res {
+        let expected = self.expected_now(id, index, place)?;
+        if self.is_as(id, index, expected, |gfn| slots.unalias(gfn))? {
+            return Ok(());
+        }
+        self.open.counters.count(Counter::Updated);
+        match expected {
+            Expected::Page { gfn, access } if self.link(id, index)?.gfn() == slots.unalias(gfn) => {
+                let role = self.arena.get(id)?.role;
+                let old = Leaf::decode(self.spte(id, index)?);
+                self.change_leaf(id, index, leaf(&role, access, Kind::Plain, old.hpa, old.write))
+            }
+            _ => self.remove_entry(id, index).map(|_| ()),
+        }
+    }
+
+    /// Whether an entry that is present in a page that shadows a guest table is one that could be made of the table as it
+    /// is now.
+    pub(super) fn agrees(&self, id: PageId, index: usize, slots: &Snapshot<P>) -> Res<bool> {
+        let expected = self.expected_now(id, index, self.place(id, slots)?)?;
+        self.is_as(id, index, expected, |gfn| slots.unalias(gfn))
     }
 
     /// Whether an entry that is present is what is expected.
@@ -156,6 +186,10 @@ impl<P: Platform> Tables<P> {
         while let Some(id) = next {
             next = self.next_table(gfn, Some(id.slot))?;
             let page = self.arena.get_mut(id)?;
+            if page.sync != Sync::InStep {
+                // The guest may write there as often as it likes.
+                continue;
+            }
             page.writes += 1;
             if page.writes >= FLOOD || !looks_like_entry(&page.role, write) {
                 self.open.counters.count(Counter::Flooded);

@@ -16,10 +16,10 @@ use x86::{
 
 use super::processor::{Processor, Try};
 use crate::{
-    AddressSpace, MemoryError, Paging, PhysMem, Region, TableMemory, View,
+    AddressSpace, MemoryError, Paging, PagingMode, PhysMem, Region, TableMemory, View,
     shadow::{Cache, EntryFormat, FlushDue, Resolved, Root, Shadow, Written},
     slots::{ChangeKind, LARGE_FRAMES},
-    walk::{Request, WalkError, walk},
+    walk::{Request, WalkError, walk, walk_traced},
 };
 
 const CX: MaySleep = MaySleep::at_entry();
@@ -97,6 +97,10 @@ struct Cpu {
     root: Root,
     cache: Cache<Test>,
     processor: Processor,
+    /// The guest has made it forget its translations since it was last in the guest.
+    flushed: bool,
+    /// None: it translates as the guest's tables say. Else they were written, and only these pages were flushed since.
+    fresh: Option<BTreeSet<u64>>,
 }
 
 /// What the host's side shares with hooks.
@@ -171,7 +175,8 @@ impl Machine {
         let all = (0..cpus).map(|_| {
             let state = CpuState::reset(0);
             let paging = Paging::new(&state, features, 40);
-            Cpu { state, paging, root: Root::NONE, cache: Cache::default(), processor: Processor::new(format) }
+            let (cache, processor) = (Cache::default(), Processor::new(format));
+            Cpu { state, paging, root: Root::NONE, cache, processor, flushed: true, fresh: None }
         });
         let cpus = RefCell::new(all.collect());
         let vm = Vm { memory, shadow, cpus, flushes: RefCell::new(0), written: RefCell::default() };
@@ -231,6 +236,7 @@ impl Machine {
         change(&mut cpu.state);
         cpu.paging = Paging::new(&cpu.state, self.features, 40);
         cpu.processor.flush();
+        cpu.flushed = true;
     }
 
     /// What a processor's registers say.
@@ -291,6 +297,13 @@ impl Machine {
                 cpu.root = root;
                 cpu.processor.flush();
             }
+            if core::mem::take(&mut cpu.flushed) {
+                cpu.fresh = None;
+                drop(cpus);
+                vm.shadow.guest_flushed(index, &vm.memory, || vm.flush()).expect("alive");
+                cpus = vm.cpus.borrow_mut();
+            }
+            let cpu = &mut cpus[index];
             let translated = cpu.processor.translate(root, &paging, access.at(nested));
             drop(cpus);
             let code = match translated {
@@ -326,20 +339,27 @@ impl Machine {
             panic!("{access:x?} reaches {hpa:#x}, which the host has taken away");
         };
         let hva = page.add(hpa & 0xfff);
-        // Where it should go, with nothing left to be set in the guest's tables.
-        let view = self.vm.memory.view(index).expect("a reader");
-        let gpa = match walk(&Settled(&view), &self.paging(index), access.gva, access.request()) {
-            Ok(translation) => translation.gpa,
-            Err(error) => panic!("{access:x?} should have been {error:?}"),
-        };
-        let frame = view.frame(gpa >> PAGE_SHIFT).expect("memory");
-        assert_eq!(frame.hva.add(gpa & 0xfff), hva, "{access:x?} goes elsewhere");
-        drop(view);
+        let fresh = self.vm.cpus.borrow()[index].fresh.clone();
+        if fresh.is_none_or(|pages| pages.contains(&(access.gva >> PAGE_SHIFT))) {
+            // Where it should go, with nothing left to be set in the guest's tables.
+            let view = self.vm.memory.view(index).expect("a reader");
+            let gpa = match walk(&Settled(&view), &self.paging(index), access.gva, access.request()) {
+                Ok(translation) => translation.gpa,
+                Err(error) => panic!("{access:x?} should have been {error:?}"),
+            };
+            let frame = view.frame(gpa >> PAGE_SHIFT).expect("memory");
+            assert_eq!(frame.hva.add(gpa & 0xfff), hva, "{access:x?} goes elsewhere");
+        }
+        let gpa = self.gpa_of(hva);
         if let Some(value) = access.write {
             let bytes = value.to_le_bytes();
             <TestMemory as Memory>::copy_to(hva, &bytes[..access.bytes()]).expect("memory behind a translation");
+            if !self.vm.shadow.is_plain(gpa >> PAGE_SHIFT) {
+                // It may have been a table that the guest may write as it likes.
+                self.vm.cpus.borrow_mut().iter_mut().for_each(|cpu| cpu.fresh = Some(BTreeSet::new()));
+            }
         }
-        End::Done(self.gpa_of(hva))
+        End::Done(gpa)
     }
 
     fn gpa_of(&self, hva: Hva) -> u64 {
@@ -385,6 +405,28 @@ impl Machine {
         vm.settle(change);
     }
 
+    /// The guest writes the entry by which the page of `gva` is mapped on a processor, somewhere in memory that leads to it. None: there
+    /// is no such entry.
+    pub fn write_entry(&mut self, index: usize, gva: u64, entry: u64) -> Option<()> {
+        let vm = self.vm.clone();
+        let view = vm.memory.view(index)?;
+        let paging = self.paging(index);
+        let (_, trace) = walk_traced(&view, &paging, gva, Request::READ.lift_smap());
+        let last = *trace.steps().last()?;
+        let (gfn, bytes) =
+            (view.unalias(last.gpa >> PAGE_SHIFT), if paging.mode == PagingMode::Bits32 { 4 } else { 8 });
+        let plain = !vm.shadow.is_protected(gfn) && view.resolve(gfn).is_some_and(|frame| !frame.read_only);
+        if !plain {
+            drop(view);
+            self.write(last.gpa, &entry.to_le_bytes()[..bytes]);
+            return Some(());
+        }
+        view.write(last.gpa, &entry.to_le_bytes()[..bytes]).ok()?;
+        vm.written.borrow_mut().insert(gfn);
+        vm.cpus.borrow_mut().iter_mut().for_each(|cpu| cpu.fresh = Some(BTreeSet::new()));
+        Some(())
+    }
+
     /// The same for a 64-bit word.
     pub fn put(&mut self, gpa: u64, value: u64) {
         self.write(gpa, &value.to_le_bytes());
@@ -404,7 +446,32 @@ impl Machine {
 
     /// The guest makes every processor forget what it remembers, as it has to after changes of its tables.
     pub fn guest_flush(&mut self) {
-        self.vm.cpus.borrow_mut().iter_mut().for_each(|cpu| cpu.processor.flush());
+        let count = self.vm.cpus.borrow().len();
+        for index in 0..count {
+            self.guest_flush_of(index);
+        }
+    }
+
+    /// The guest makes one processor forget everything.
+    pub fn guest_flush_of(&mut self, index: usize) {
+        let vm = &*self.vm;
+        let mut cpus = vm.cpus.borrow_mut();
+        cpus[index].processor.flush();
+        cpus[index].fresh = None;
+        drop(cpus);
+        vm.shadow.guest_flushed(index, &vm.memory, || vm.flush()).expect("alive");
+    }
+
+    /// The guest makes one processor forget the page of `gva`.
+    pub fn guest_flush_page(&mut self, index: usize, gva: u64) {
+        let vm = &*self.vm;
+        let mut cpus = vm.cpus.borrow_mut();
+        cpus[index].processor.forget(gva);
+        if let Some(fresh) = &mut cpus[index].fresh {
+            fresh.insert(gva >> PAGE_SHIFT);
+        }
+        drop(cpus);
+        vm.shadow.guest_flushed_page(index, gva, &vm.memory, || vm.flush()).expect("alive");
     }
 
     /// The host puts a large page behind the 2 MiB of the client around `hva`.
@@ -526,7 +593,13 @@ impl Machine {
     /// Every invariant holds, and no processor remembers what it must not.
     pub fn check(&self) {
         let vm = &*self.vm;
-        let report = vm.shadow.audit(&vm.memory, testing::frame_of).expect("alive");
+        let flushed = vm.cpus.borrow().iter().all(|cpu| cpu.fresh.is_none());
+        let report = if flushed {
+            vm.shadow.audit_flushed(&vm.memory, testing::frame_of)
+        } else {
+            vm.shadow.audit(&vm.memory, testing::frame_of)
+        };
+        let report = report.expect("alive");
         let findings: Vec<_> = report.findings.iter().map(|finding| format!("{finding}")).collect();
         assert!(findings.is_empty(), "{findings:#?}");
         let view = vm.memory.locked(&CX);
@@ -541,7 +614,7 @@ impl Machine {
                 let slot = view.slots().iter().find(|slot| (hva.0.wrapping_sub(slot.hva.0)) >> PAGE_SHIFT < slot.pages);
                 let Some(slot) = slot else { panic!("page {page:#x} is remembered in no slot") };
                 let gfn = slot.base + ((hva.0 - slot.hva.0) >> PAGE_SHIFT);
-                let table = vm.shadow.shadows(gfn);
+                let table = vm.shadow.is_protected(gfn);
                 assert!(!(cached.write && table), "page {page:#x} is remembered as writable, but is a table");
                 let logged = slot.dirty().is_some_and(|log| !log.is_marked(gfn - slot.base));
                 assert!(!(cached.write && logged), "page {page:#x} is remembered as writable, but not logged");

@@ -103,6 +103,13 @@ impl Processor {
         Ok(found.at(at.gva))
     }
 
+    /// Forgets one page, and all tables that it met on its walks.
+    pub(super) fn forget(&mut self, gva: u64) {
+        self.tlb.remove(&(gva >> 12));
+        self.large.remove(&(gva >> 21));
+        self.tables.clear();
+    }
+
     /// Forgets everything.
     pub(super) fn flush(&mut self) {
         *self = Self::new(self.format);

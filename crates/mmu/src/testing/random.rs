@@ -161,6 +161,19 @@ fn host(machine: &mut Machine, choices: &mut Choices<'_>, logged: &mut bool) {
     }
 }
 
+/// What a guest does behind a write to a table: it flushes every processor, one, a page of one, or none yet.
+fn guest_flushes(machine: &mut Machine, choices: &mut Choices<'_>, index: usize, gva: u64) {
+    match choices.byte() % 8 {
+        0..=3 => machine.guest_flush(),
+        4 => machine.guest_flush_of(choices.byte() as usize % CPUS),
+        5 | 6 => {
+            machine.guest_flush_page(index, gva);
+            machine.access(index, Access { user: choices.one_in(2), ..Access::read(gva) });
+        }
+        _ => {}
+    }
+}
+
 /// Runs the operations that `data` stands for. Panics if anything is not as it should be.
 pub fn run(data: &[u8]) {
     let mut choices = Choices::new(data);
@@ -197,7 +210,11 @@ pub fn run(data: &[u8]) {
                 let end = machine.access(cpu, access);
                 if write.is_some() && matches!(end, End::Done(_)) {
                     // It may have been a table.
-                    machine.guest_flush();
+                    guest_flushes(&mut machine, &mut choices, cpu, gva);
+                } else if matches!(end, End::Done(_)) && choices.one_in(2) {
+                    let entry = choices.entry();
+                    machine.write_entry(cpu, gva, entry);
+                    guest_flushes(&mut machine, &mut choices, cpu, gva);
                 }
             }
         }

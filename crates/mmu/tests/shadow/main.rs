@@ -10,4 +10,5 @@ mod logging;
 mod modes;
 mod races;
 mod tables;
+mod unsync;
 mod writes;

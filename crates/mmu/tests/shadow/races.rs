@@ -8,24 +8,27 @@ use std::{
 
 use abi::KVM_MEM_LOG_DIRTY_PAGES;
 use mmu::testing::{Access, End, Machine};
-use x86::paging::{P, U, W};
+use x86::paging::{P, PS, U, W};
 
 use crate::common::*;
 
-/// Frame that becomes a page table, and the page of the guest that maps it as ordinary memory.
+/// Frame that becomes a page directory, and the page of the guest that maps it as ordinary memory.
 const TABLE: u64 = 0x100;
 const ALIAS: u64 = 0x5000;
+/// What it leads to, and where.
+const FROM: u64 = 0x4000_0000;
+const TO: u64 = 0x20_0000;
 
 /// Once frame [`TABLE`] has become a table, and before any flush, processor 1, which knows it as ordinary memory, makes
-/// its first entry lead to frame 0x124. The result tells whether that came about.
+/// its first entry lead to address 0. The result tells whether that came about.
 fn write_as_it_becomes_a_table(m: &Machine) -> Rc<Cell<bool>> {
     let written = Rc::new(Cell::new(false));
     let done = written.clone();
     m.at_unlock(move |m| {
-        if !m.shadow().shadows(TABLE) {
+        if !m.shadow().is_protected(TABLE) {
             return false;
         }
-        let end = m.access_inside(1, Access::write(ALIAS, 0x124 << 12 | PWU));
+        let end = m.access_inside(1, Access::write(ALIAS, PS | PWU));
         assert_eq!(end, Some(End::Done(TABLE << 12)), "it remembers the page as writable");
         done.set(true);
         true
@@ -33,12 +36,12 @@ fn write_as_it_becomes_a_table(m: &Machine) -> Rc<Cell<bool>> {
     written
 }
 
-/// Two processors, of which 1 remembers frame [`TABLE`] as writable; from 2 MiB on it is to be a page table.
+/// Two processors, of which 1 remembers frame [`TABLE`] as writable; from 1 GiB on it is to be a page directory.
 fn about_to_become_a_table() -> Machine {
     let mut m = paged(2);
     map(&mut m, ALIAS, TABLE, PWU);
-    write(&mut m, 1, ALIAS, 0x123 << 12 | PWU, TABLE << 12);
-    m.put(entry_at(0x20_0000, 2), TABLE << 12 | PWU);
+    write(&mut m, 1, ALIAS, TO | PS | PWU, TABLE << 12);
+    m.put(entry_at(FROM, 3), TABLE << 12 | PWU);
     m
 }
 
@@ -46,7 +49,7 @@ fn about_to_become_a_table() -> Machine {
 fn a_new_table_is_not_read_while_a_processor_can_still_write_it() {
     let mut m = about_to_become_a_table();
     let written = write_as_it_becomes_a_table(&m);
-    read(&mut m, 0, 0x20_0000, 0x12_4000);
+    read(&mut m, 0, FROM, 0);
     assert!(written.get());
 }
 
@@ -62,7 +65,7 @@ fn a_new_table_is_not_read_before_the_flush_of_another_that_took_write_access_aw
         begun.replace(Some(due));
     });
     let written = write_as_it_becomes_a_table(&m);
-    read(&mut m, 0, 0x20_0000, 0x12_4000);
+    read(&mut m, 0, FROM, 0);
     assert!(written.get());
     m.shadow().fulfil(late.take().expect("begun"), || panic!("it has been done"));
 }

@@ -40,16 +40,15 @@ fn a_frame_that_becomes_a_table_is_flushed_before_it_is_read() {
     let mut m = paged(2);
     map(&mut m, 0x5000, 0x100, PWU);
     // Processor 1 remembers frame 0x100 as writable.
-    write(&mut m, 1, 0x5000, 0x123 << 12 | PWU, 0x10_0000);
-    // Processor 0 begins to use it as a page table, at 2 MiB.
-    m.put(entry_at(0x20_0000, 2), 0x100 << 12 | PWU);
+    write(&mut m, 1, 0x5000, 0x20_0000 | PS | PWU, 0x10_0000);
+    // Processor 0 begins to use it as a page directory, at 1 GiB.
+    m.put(entry_at(0x4000_0000, 3), 0x100 << 12 | PWU);
     let flushes = m.flushes();
-    read(&mut m, 0, 0x20_0000, 0x12_3000);
+    read(&mut m, 0, 0x4000_0000, 0x20_0000);
     assert!(m.flushes() > flushes);
     // Processor 1 must not be able to change it unseen.
-    write(&mut m, 1, 0x5000, 0x124 << 12 | PWU, 0x10_0000);
-    m.guest_flush();
-    read(&mut m, 0, 0x20_0000, 0x12_4000);
+    write(&mut m, 1, 0x5000, PS | PWU, 0x10_0000);
+    read(&mut m, 0, 0x4000_0000, 0);
 }
 
 #[test]
@@ -78,9 +77,10 @@ fn a_large_page_may_contain_tables() {
     write(&mut m, 0, entry, 0x101 << 12 | PWU, entry & 0x1f_ffff);
     m.guest_flush();
     read(&mut m, 0, 0x5000, 0x10_1000);
-    let emulated = m.counter("pf_emulate");
+    m.guest_flush();
+    let opened = m.counter("mmu_opened");
     write(&mut m, 0, entry, 0x102 << 12 | PWU, entry & 0x1f_ffff);
-    assert!(m.counter("pf_emulate") > emulated, "the piece that holds the table is protected");
+    assert!(m.counter("mmu_opened") > opened, "the piece that holds the table was protected");
     m.guest_flush();
     read(&mut m, 0, 0x5000, 0x10_2000);
     // Its neighbours are not.

@@ -90,9 +90,12 @@ fn what_a_device_wrote_meanwhile_does_not_hide_a_change() {
 #[test]
 fn a_flood_of_writes_ends_a_table() {
     let mut m = two();
-    // The table is written through a large page, to entries that nobody uses.
+    // A directory is written through a large page, to entries that nobody uses.
     m.put(entry_at(0x20_0000, 2), PWU | x86::paging::PS);
-    let unused = entry_at(0x10_0000, 1);
+    m.put(entry_at(0x4000_0000, 3), 0x30 << 12 | PWU);
+    m.put(0x30 << 12, PWU | x86::paging::PS);
+    read(&mut m, 0, 0x4000_0000, 0);
+    let unused = 0x30 << 12 | 0x400;
     let emulated = m.counter("pf_emulate");
     for n in 0..64 {
         write(&mut m, 0, 0x20_0000 | unused + 8 * n, n << 12 | 2, unused + 8 * n);
@@ -118,7 +121,7 @@ fn one_write_that_is_no_entrys_ends_a_table() {
     for (n, (offset, len, ends)) in cases.into_iter().enumerate() {
         let mut m = two();
         let flooded = m.counter("mmu_flooded");
-        m.write(entry_at(0x10_0000, 1) + offset, &[2 * n as u8 + 2; 8][..len]);
+        m.write(entry_at(0x1000_0000, 2) + offset, &[2 * n as u8 + 2; 8][..len]);
         assert_eq!(m.counter("mmu_flooded") > flooded, ends, "{len} bytes at {offset}");
         m.check();
     }

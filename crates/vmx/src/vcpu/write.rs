@@ -126,7 +126,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         let pae = common.nested && self.state.pae();
         self.primary = processor.primary
             | on(!common.nested || pae, primary::CR3_LOAD)
-            | on(!common.nested, primary::CR3_STORE)
+            | on(!common.nested, primary::CR3_STORE | primary::INVLPG)
             | on(scaled, primary::RDTSC);
         if processor.has_secondary() {
             // What CPUID does not offer is #UD.

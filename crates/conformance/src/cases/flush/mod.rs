@@ -28,6 +28,8 @@ pub(super) const CASES: &[Case] = &[
     case("data-becomes-a-root-in-long-mode", "B04 B06", tables::data_becomes_a_long_root),
     case("a-table-written-through-a-lost-entry", "B04 B06", tables::through_a_stale_entry),
     case("a-table-written-through-a-lost-right", "B04 B06", tables::through_a_stale_right),
+    case("a-table-that-another-processor-writes", "B02 B08", tables::by_another),
+    case("writes-to-a-table-are-in-the-dirty-log", "A17 B02", tables::logged),
     case("a-table-that-an-odd-instruction-writes", "B06 C09", tables::odd_instruction),
     case("fewer-shadow-pages", "B11", tables::fewer_pages).needs(KVM_CAP_MMU_SHADOW_CACHE_CONTROL),
 ];

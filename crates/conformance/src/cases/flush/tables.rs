@@ -63,6 +63,44 @@ pub(super) fn data_becomes_a_root(device: &Device) {
     }
 }
 
+/// One vCPU writes an entry that both have used, and each flushes for itself.
+pub(super) fn by_another(device: &Device) {
+    let machine = machine(device);
+    let vcpus = [machine.vcpu(0), machine.vcpu(1)];
+    machine.memory.set_u32(TABLE as usize, A | PWU);
+    for n in 0..6usize {
+        let expected = [0xaaaa, 0xbbbb][n % 2];
+        vcpus.iter().for_each(|vcpu| assert_eq!(machine.read(vcpu, WINDOW), expected));
+        machine.write(&vcpus[n / 2 % 2], TABLE, [B, A][n % 2] | PWU);
+        for vcpu in &vcpus {
+            machine.execute(vcpu, |a| {
+                a.mov(eax, DIRECTORY)?;
+                if n < 3 { a.invlpg(ptr(WINDOW)) } else { a.mov(cr3, eax) }
+            });
+            assert_eq!(machine.read(vcpu, WINDOW), 0xaaaa ^ 0xbbbb ^ expected);
+        }
+    }
+}
+
+/// The table's page is in the log each time, whether the hypervisor has to execute the write or not.
+pub(super) fn logged(device: &Device) {
+    let machine = machine(device);
+    let vcpu = machine.vcpu(0);
+    machine.vm.set_slot(0, abi::KVM_MEM_LOG_DIRTY_PAGES, 0, machine.memory).expect("a log");
+    for n in 0..4usize {
+        machine.write(&vcpu, TABLE, [A, B][n % 2] | PWU);
+        machine.execute(&vcpu, |a| a.invlpg(ptr(WINDOW)));
+        assert_eq!(machine.read(&vcpu, WINDOW), [0xaaaa, 0xbbbb][n % 2]);
+        machine.vm.dirty(0, 256);
+        // Now it is known to be a table, and its page is clean.
+        for _ in 0..2 {
+            machine.write(&vcpu, TABLE + 4, A | PWU);
+            let dirty = machine.vm.dirty(0, 256);
+            assert!(dirty.contains(&(TABLE as usize >> 12)), "{dirty:x?}");
+        }
+    }
+}
+
 /// The same in long mode, whose tables from the root on are made of the guest's at the load of CR3.
 pub(super) fn data_becomes_a_long_root(device: &Device) {
     use iced_x86::code_asm::{rax, rbx, rcx};

@@ -10,6 +10,7 @@ use crate::{
 pub(super) mod accessed;
 pub(super) mod emulated;
 pub(super) mod flush;
+pub(super) mod late;
 pub(super) mod rights;
 pub(super) mod slots;
 pub(super) mod structure;

@@ -51,6 +51,7 @@ impl<B: Backend> Inner<B> {
         if self.smm.inside != inside {
             self.smm.inside = inside;
             self.cpu.flush(FlushTlb::Physical);
+            self.mmu.flushed = true;
         }
     }
 
