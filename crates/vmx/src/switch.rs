@@ -24,9 +24,9 @@ const FLUSH_L1D: u64 = 1;
 impl<P: Hardware, I: Instructions> Guest<P, I> {
     /// Runs the guest once, on this processor, number `cpu`. Interrupts are off.
     #[inline]
-    pub(crate) fn cross(&mut self, common: &Common<P>, root: Root, cpu: usize, cx: &Atomic) -> Crossed {
+    pub(crate) fn cross(&mut self, common: &Common<P>, root: Root, settled: bool, cpu: usize, cx: &Atomic) -> Crossed {
         let crossed = common.locals.here(cpu, |resident| {
-            let goes_on = self.goes_on(resident, cpu, root);
+            let goes_on = settled && self.goes_on(resident, cpu);
             let mut vmcs = if goes_on {
                 // SAFETY: it is the current one, and interrupts are off.
                 let mut vmcs = unsafe { Current::new() };

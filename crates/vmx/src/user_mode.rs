@@ -60,19 +60,18 @@ impl<I: Instructions> UserMode<I> {
         unsafe { &*self.taken.get() }.loaded >= needed(long)
     }
 
-    /// Whether all that a guest needs, in `long` mode or not, is there since its last stay.
+    /// Whether all that a guest has taken for its last stay is still there.
     ///
     /// # Safety
     /// As [`Self::is_loaded`].
     #[inline]
-    pub unsafe fn stays(&self, long: bool) -> bool {
+    pub unsafe fn stays(&self) -> bool {
         // SAFETY: by the caller's promise.
         let taken = unsafe { &mut *self.taken.get() };
-        if !taken.any || taken.loaded < needed(long) {
-            return false;
+        if taken.any {
+            taken.note_ldtr(I::ldtr());
         }
-        taken.note_ldtr(I::ldtr());
-        true
+        taken.any
     }
 
     /// The guest is about to be entered with the registers of `state`.

@@ -366,7 +366,7 @@ impl<B: Backend> Run<'_, B> {
     }
 
     /// The same for a length that is known.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn skip_len(&mut self, len: u8) -> bool {
         let state = self.inner.cpu.registers_mut(Groups::PLAIN);
         let (before, next) = (state.rip, state.rip.wrapping_add(u64::from(len)));

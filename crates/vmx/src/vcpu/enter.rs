@@ -30,9 +30,8 @@ pub(crate) enum Crossed {
 impl<P: Hardware, I: Instructions> Guest<P, I> {
     /// Runs the guest until something happens.
     pub(super) fn enter(&mut self, common: &Common<P>, env: &Env<'_, P>) -> Exit {
-        if !(self.settled && env.root == self.root)
-            && let Some(exit) = self.before(common, env)
-        {
+        let settled = self.is_settled_on(env.root);
+        if !settled && let Some(exit) = self.before(common, env) {
             return exit;
         }
         let cx = Atomic::at_entry();
@@ -43,7 +42,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
                 P::irqs_on(&cx);
                 return Exit::Interrupted;
             }
-            let crossed = self.cross(common, env.root, cpu, &cx);
+            let crossed = self.cross(common, env.root, settled, cpu, &cx);
             if !matches!(crossed, Crossed::Elsewhere) {
                 break crossed;
             }

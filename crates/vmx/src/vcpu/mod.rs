@@ -218,7 +218,8 @@ impl<P: Hardware, I: Instructions> BackendVcpu<P> for IntelVcpu<P, I> {
 
     fn request_window(&mut self, interrupt: bool, nmi: bool) {
         let window = Window { interrupt, nmi };
-        self.guest.settled &= self.guest.asked.window == window;
+        // Which control it is depends on what is held back.
+        self.guest.settled &= !interrupt && !nmi && self.guest.asked.window == window;
         self.guest.asked.window = window;
     }
 

@@ -12,7 +12,7 @@ use super::Guest;
 use crate::{
     backend::Common,
     exit::{Report, reason},
-    fields::{EXIT_LENGTH, QUALIFICATION},
+    fields::{EXIT_LENGTH, GUEST_RIP, QUALIFICATION},
     guest_state::Form,
     instructions::Instructions,
     local::Resident,
@@ -34,22 +34,27 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         self.form == Form::Itself && common.processor.virtual_nmis && !traced
     }
 
-    /// Whether this processor, number `cpu`, has everything of the guest since its last stay, which is to go on.
+    /// Whether there is nothing to do for an entry with `root` that [`Self::goes_on`].
     #[inline]
-    pub(crate) fn goes_on(&self, resident: &Resident, cpu: usize, root: Root) -> bool {
-        self.settled
-            && self.root == root
-            && self.last_cpu == cpu
+    pub(super) fn is_settled_on(&self, root: Root) -> bool {
+        self.settled && self.root == root
+    }
+
+    /// Whether this processor, number `cpu`, has everything of a settled guest since its last stay.
+    #[inline]
+    pub(crate) fn goes_on(&self, resident: &Resident, cpu: usize) -> bool {
+        self.last_cpu == cpu
             && resident.has(self.region.node(), cpu, self.number)
             // SAFETY: interrupts are off where a `Resident` can be had, and the vCPU runs on this thread.
-            && unsafe { self.user_mode.told().stays(self.registers.long_mode()) }
+            && unsafe { self.user_mode.told().stays() }
     }
 
     /// What an entry writes then.
     #[inline]
     pub(crate) fn write_plain(&mut self, vmcs: &mut Current<I>) {
         let state = &*self.state;
-        self.fields.rip.put(vmcs, state.rip);
+        // It has moved on.
+        vmcs.write(GUEST_RIP, state.rip);
         self.fields.rflags.put(vmcs, state.flags.others() | self.rflags & flags::STATUS);
     }
 
@@ -71,11 +76,12 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             report.qualification = vmcs.read(QUALIFICATION);
         }
         let state = &mut *self.state;
-        state.rip = fields.rip.get(vmcs);
+        state.rip = vmcs.read(GUEST_RIP);
+        fields.rip.changed();
         state.flags.set_control(u64::MAX, rflags);
         state.shadow = Shadow::None;
         self.rflags = rflags;
-        self.stale = self.stale.and(self.lazy).and(REST);
+        self.stale = self.stale.and(self.lazy.and(REST));
         if !common.nested {
             // The core asks for it before each entry.
             self.take_cr0(common, vmcs);
@@ -85,7 +91,8 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             self.take_rest(vmcs);
         }
         (self.traps, self.known, self.asked.nmi_blocked) = (0, None, false);
-        self.settled = !self.asked.window.interrupt && !self.asked.window.nmi;
+        // Whoever no longer waits for a window says so.
+        self.settled = true;
         true
     }
 
