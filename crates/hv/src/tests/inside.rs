@@ -96,3 +96,20 @@ fn steps_are_told() {
     assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
     assert_eq!(m.script.take_injected().len(), 1);
 }
+
+#[test]
+fn an_instruction_at_the_end_of_4_gib_ends_at_its_beginning() {
+    for (long, rip) in [(false, 1), (true, 0x1_0000_0001)] {
+        let m = Machine::with_irqchip();
+        m.state(|s| {
+            s.rip = 0xffff_ffff;
+            if long {
+                s.mode = x86::Mode::Long64;
+            }
+        });
+        m.script.exit(Exit::Cpuid { len: 2 });
+        m.script.exit(Exit::Shutdown);
+        assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
+        assert_eq!(m.state(|s| s.rip), rip, "{long}");
+    }
+}
