@@ -84,8 +84,22 @@ pub(super) struct Seen {
     generation: u64,
 }
 
-/// What a look without the lock has found; `Err`: the fault is not about a missing entry.
-pub(super) type Looked = Result<Mapping, Resolved>;
+/// What a look without the lock has found. Large, so that it is made where it stays.
+pub(super) type Looked = Result<Mapping, Otherwise>;
+
+/// No entry is to be made.
+pub(super) enum Otherwise {
+    /// The fault is not about a missing one.
+    Resolved(Resolved),
+    /// The VM has come to its end.
+    Dead,
+}
+
+impl From<Resolved> for Otherwise {
+    fn from(resolved: Resolved) -> Self {
+        Self::Resolved(resolved)
+    }
+}
 
 impl<P: Platform> Shadow<P> {
     /// Handles a fault of vCPU `vcpu` (its reader number too) at `gva`. `paging` is what its registers say; its root was
@@ -104,19 +118,18 @@ impl<P: Platform> Shadow<P> {
     ) -> Result<Resolved, ShadowError> {
         let look = |ahead: &mut Option<Ahead>| {
             let seen = self.seen(memory);
-            let view = memory.view(vcpu).ok_or(ShadowError::Dead)?;
-            let looked = match Self::walked(&view, gva, request, paging) {
-                Ok(access) => Self::find(view, access, seen, cx),
-                Err(resolved) => Err(resolved),
-            };
+            let view = memory.view(vcpu).ok_or(Otherwise::Dead)?;
+            let access = Self::walked(&view, gva, request, paging)?;
+            let looked = Self::find(view, access, seen, cx);
             if let Ok(mapping) = &looked
                 && mapping.there
+                && mapping.access.rest != 0
             {
                 // Where one had to be brought in, others are not there.
-                let view = memory.view(vcpu).ok_or(ShadowError::Dead)?;
+                let view = memory.view(vcpu).ok_or(Otherwise::Dead)?;
                 *ahead = Ahead::of(&view, mapping, cx);
             }
-            Ok(looked)
+            looked
         };
         self.resolve(vcpu, look, memory, cache, cx, flush)
     }
@@ -125,7 +138,7 @@ impl<P: Platform> Shadow<P> {
     pub(super) fn resolve(
         &self,
         vcpu: usize,
-        mut look: impl FnMut(&mut Option<Ahead>) -> Result<Looked, ShadowError>,
+        mut look: impl FnMut(&mut Option<Ahead>) -> Looked,
         memory: &AddressSpace<P>,
         cache: &mut Cache<P>,
         cx: &MaySleep,
@@ -139,10 +152,11 @@ impl<P: Platform> Shadow<P> {
             }
             // It is large, and stays where it is.
             let mut ahead = None;
-            let looked = look(&mut ahead)?;
+            let looked = look(&mut ahead);
             let mapping = match &looked {
                 Ok(mapping) => mapping,
-                Err(resolved) => return Ok(self.counted(*resolved)),
+                Err(Otherwise::Resolved(resolved)) => return Ok(self.counted(*resolved)),
+                Err(Otherwise::Dead) => return Err(ShadowError::Dead),
             };
             let (result, due) = self.install(vcpu, mapping, ahead.as_ref(), memory, cache);
             cache.tidy(&self.open);
@@ -202,7 +216,7 @@ impl<P: Platform> Shadow<P> {
         let gfn = gpa >> PAGE_SHIFT;
         let frame = view.resolve(gfn).ok_or(Resolved::Device { gpa })?;
         if frame.read_only && write {
-            return Err(Resolved::Device { gpa });
+            return Err(Resolved::Device { gpa }.into());
         }
         // A page that is to be logged is mapped for itself.
         let large = access.space == Space::Physical && !((write || fetch) && frame.log_dirty) && view.is_large(gfn);

@@ -11,7 +11,7 @@ use super::{
     Shadow, ShadowError,
     ahead::Ahead,
     cache::Cache,
-    fault::{Access, Resolved},
+    fault::{Access, Otherwise, Resolved},
     root::Root,
     roots::Space,
     spte::EntryFormat,
@@ -68,14 +68,10 @@ impl<P: Platform> Shadow<P> {
         }
         let look = |_: &mut Option<Ahead>| {
             let seen = self.seen(memory);
-            let view = memory.view(vcpu).ok_or(ShadowError::Dead)?;
+            let view = memory.view(vcpu).ok_or(Otherwise::Dead)?;
             let (trace, places) = (Trace::default(), [(Hva(0), false); Trace::MOST]);
-            Ok(Self::find(
-                view,
-                Access { at: gpa, request, space: Space::Physical, trace, places, gpa, rest: 0 },
-                seen,
-                cx,
-            ))
+            let access = Access { at: gpa, request, space: Space::Physical, trace, places, gpa, rest: 0 };
+            Self::find(view, access, seen, cx)
         };
         self.resolve(vcpu, look, memory, cache, cx, flush)
     }
