@@ -63,10 +63,15 @@ int rekvm_prepare(void)
 void rekvm_irqs_on(void)
 {
 	local_irq_enable();
-	if (current->flags & PF_VCPU) {
+	if (!(current->flags & PF_VCPU))
+		return;
+	if (vtime_accounting_enabled_this_cpu()) {
 		local_irq_disable();
 		vtime_account_guest_exit();
 		local_irq_enable();
+	} else {
+		/* A flag of this thread's. */
+		vtime_account_guest_exit();
 	}
 }
 

@@ -69,7 +69,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             match entry {
                 Entry::Refused => Crossed::Refused(vmcs.read(INSTRUCTION_ERROR)),
                 Entry::Left => {
-                    self.read(common, &vmcs);
+                    self.read(common, goes_on, &vmcs);
                     if !launched && !self.left.entry_failed() {
                         self.region.node().set_launched();
                     }

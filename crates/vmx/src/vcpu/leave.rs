@@ -66,11 +66,11 @@ pub(crate) fn lazy(nested: bool, long: bool) -> Groups {
 }
 
 impl<P: Hardware, I: Instructions> Guest<P, I> {
-    /// Reads what every exit needs, and what belongs to its reason.
+    /// Reads what every exit needs, and what belongs to its reason. `went_on`: behind an entry of a settled guest.
     #[inline]
-    pub(crate) fn read(&mut self, common: &Common<P>, vmcs: &Current<I>) {
+    pub(crate) fn read(&mut self, common: &Common<P>, went_on: bool, vmcs: &Current<I>) {
         let reason = vmcs.read(EXIT_REASON);
-        if !self.read_plain(common, reason, vmcs) {
+        if !self.read_plain(common, reason, went_on, vmcs) {
             self.settled = false;
             self.read_all(common, reason, vmcs);
         }

@@ -58,9 +58,9 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
         self.fields.rflags.put(vmcs, state.flags.others() | self.rflags & flags::STATUS);
     }
 
-    /// Reads what an exit for `reason` needs if it settles the vCPU. False: it does not.
+    /// Reads what an exit for `reason` needs if it settles the vCPU. False: it does not. `went_on`: it was settled before.
     #[inline]
-    pub(super) fn read_plain(&mut self, common: &Common<P>, reason: u32, vmcs: &Current<I>) -> bool {
+    pub(super) fn read_plain(&mut self, common: &Common<P>, reason: u32, went_on: bool, vmcs: &Current<I>) -> bool {
         if !self.ordinary || !Report::is_plain(reason) {
             return false;
         }
@@ -90,7 +90,10 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             // The answer depends on the privilege level.
             self.take_rest(vmcs);
         }
-        (self.traps, self.known, self.asked.nmi_blocked) = (0, None, false);
+        self.known = None;
+        if !went_on {
+            (self.traps, self.asked.nmi_blocked) = (0, false);
+        }
         // Whoever no longer waits for a window says so.
         self.settled = true;
         true
