@@ -114,6 +114,7 @@ impl Report {
                 | reason::CR
                 | reason::DR
                 | reason::IO
+                | reason::INVLPG
                 | reason::INVALID_STATE
                 | reason::MSR_LOAD
                 | reason::EPT_VIOLATION
@@ -299,6 +300,13 @@ mod tests {
             Decoded::Exit(exit) => exit,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn the_address_of_invlpg_is_read() {
+        assert!(Report::has_qualification(reason::INVLPG));
+        let report = Report { reason: reason::INVLPG, qualification: 0x1234, len: 3, ..Report::default() };
+        assert_eq!(decode(report), Exit::Invlpg { gva: Some(0x1234), len: 3 });
     }
 
     fn plain(reason: u32) -> Report {
