@@ -66,6 +66,14 @@ impl Memory {
         Self { at: anonymous(len, libc::MAP_PRIVATE), len }
     }
 
+    /// Has something below it. A page that goes from its beginning would otherwise be one with all the room there, and whatever is
+    /// mapped next would end in it.
+    pub fn fence_below(&self) {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: a new mapping where nothing is; if something is, that will do.
+        unsafe { libc::mmap((self.at - PAGE) as *mut _, PAGE, libc::PROT_NONE, flags, -1, 0) };
+    }
+
     pub(crate) fn of_mapping(at: *mut u8, len: usize) -> Self {
         Self { at: at as usize, len }
     }

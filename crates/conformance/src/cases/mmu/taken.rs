@@ -42,6 +42,7 @@ fn guest(device: &Device, paging: Paging, code: &[u8]) -> (Live, Memory, u64) {
     let live = m.start(device);
     leave_holes();
     let memory = live.vm.memory(2, SLOT, BYTES);
+    memory.fence_below();
     memory.set_u32(0, mark(0));
     (live, memory, at)
 }
