@@ -51,6 +51,6 @@ pub use cpu::{Access, Cpu, Flush, Intercept, TranslationChange};
 pub use decode::{DecodeError, decode};
 pub use fetch::{fetch_decode, step};
 pub use op::{Handler, Op};
-pub use plain::{Invlpg, MovDr, Plain, is_repeated_write};
+pub use plain::{Invlpg, Plain, is_repeated_write};
 pub use stop::{Res, Stop};
 pub use system::{control_moves::MovToCr, event};

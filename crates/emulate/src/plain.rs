@@ -27,34 +27,6 @@ impl Plain {
     }
 }
 
-/// A move from or to a debug register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MovDr {
-    /// To it.
-    pub write: bool,
-    /// Of the debug register.
-    pub number: u8,
-    /// Of the general register.
-    pub gpr: u8,
-}
-
-impl MovDr {
-    /// The one that begins with `bytes`, in 64-bit mode if `long`; None if it is none, or has other prefixes.
-    pub const fn of(bytes: [u8; 4], long: bool) -> Option<Self> {
-        let (opcode, modrm, high) = match bytes {
-            [0x0f, opcode, modrm, _] => (opcode, modrm, 0),
-            // REX.B alone matters, and REX.R names no register.
-            [rex @ 0x40..=0x4f, 0x0f, opcode, modrm] if long && rex & 4 == 0 => (opcode, modrm, (rex & 1) << 3),
-            _ => return None,
-        };
-        if !matches!(opcode, 0x21 | 0x23) {
-            return None;
-        }
-        // The mode bits of ModRM are ignored.
-        Some(Self { write: opcode == 0x23, number: modrm >> 3 & 7, gpr: modrm & 7 | high })
-    }
-}
-
 /// Whether the instruction that begins with `bytes`, and is known to write memory, is a REP MOVS or REP STOS as compilers and kernels
 /// write it.
 pub const fn is_repeated_write(bytes: [u8; 4]) -> bool {
@@ -91,23 +63,6 @@ impl Invlpg {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn moves_of_debug_registers_are_known() {
-        let mov = |write, number, gpr| Some(MovDr { write, number, gpr });
-        for (bytes, long, expected) in [
-            ([0x0f, 0x23, 0xf8, 0x90], false, mov(true, 7, 0)),
-            ([0x0f, 0x21, 0xf1, 0x90], true, mov(false, 6, 1)),
-            ([0x41, 0x0f, 0x23, 0xd2], true, mov(true, 2, 10)),
-            // INC ECX.
-            ([0x41, 0x0f, 0x23, 0xd2], false, None),
-            ([0x44, 0x0f, 0x23, 0xd2], true, None),
-            ([0x0f, 0x22, 0xd8, 0x90], true, None),
-            ([0x66, 0x0f, 0x23, 0xd2], true, None),
-        ] {
-            assert_eq!(MovDr::of(bytes, long), expected, "{bytes:x?}");
-        }
-    }
 
     #[test]
     fn string_instructions_repeat_with_and_without_rex() {

@@ -36,12 +36,6 @@ pub trait Instructions: Send + Sync + 'static {
     /// The host's values of all five come back before it needs them.
     unsafe fn set_debug_addresses(addresses: &[u64; 4]);
 
-    /// DR0 to DR3 as a guest has left them. DR7 is cleared here too.
-    ///
-    /// # Safety
-    /// The host's DR7 comes back before it needs it.
-    unsafe fn debug_addresses() -> [u64; 4];
-
     /// VERW: clears buffers of the processor.
     ///
     /// # Safety

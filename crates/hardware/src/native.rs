@@ -69,19 +69,6 @@ impl Instructions for Native {
         }
     }
 
-    unsafe fn debug_addresses() -> [u64; 4] {
-        let (a, b, c, d);
-        // SAFETY: by the caller's promise.
-        unsafe {
-            asm!(
-                "mov dr7, {}", "mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
-                in(reg) x86::debug::DR7_FIXED, lateout(reg) a, lateout(reg) b, lateout(reg) c, lateout(reg) d,
-                options(nostack, preserves_flags)
-            );
-        }
-        [a, b, c, d]
-    }
-
     unsafe fn clear_buffers() {
         let mut selector = 0u16;
         // SAFETY: VERW only looks at the descriptor of SS; its form with a memory operand is the one that clears.

@@ -40,7 +40,6 @@ pub struct Script {
     pub cpuid: BTreeMap<u32, [u32; 4]>,
     pub msrs: BTreeMap<u32, u64>,
     pub xcr0: u64,
-    pub debug_addresses: [u64; 4],
     pub cpu: usize,
     pub must_leave: bool,
     pub now: u64,
@@ -76,7 +75,6 @@ impl Script {
             ]),
             msrs: BTreeMap::from(MSRS),
             xcr0: 7,
-            debug_addresses: [0; 4],
             cpu: 0,
             must_leave: false,
             now: 0,
@@ -135,9 +133,6 @@ impl Instructions for Recorder {
     }
     unsafe fn set_debug_addresses(addresses: &[u64; 4]) {
         note(Step::DebugAddresses(*addresses));
-    }
-    unsafe fn debug_addresses() -> [u64; 4] {
-        script(|s| s.debug_addresses)
     }
     unsafe fn clear_buffers() {
         note(Step::ClearBuffers);

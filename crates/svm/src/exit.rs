@@ -145,9 +145,8 @@ impl Report {
             code::READ_CR0..=code::READ_CR15 | code::WRITE_CR0..=code::WRITE_CR15 | code::CR0_SELECTIVE => {
                 Exit::Cr { op: CrOp::Other, len }
             }
-            code::READ_DR0..=code::WRITE_DR15 => Exit::DebugRegister,
             // IRET: the emulator tells that it ends an NMI handler.
-            code::IRET | code::RDTSC | code::RDTSCP => Exit::Emulate,
+            code::READ_DR0..=code::WRITE_DR15 | code::IRET | code::RDTSC | code::RDTSCP => Exit::Emulate,
             code::DB => return Decoded::Debug,
             code::MC => return Decoded::MachineCheck,
             code::BP | code::UD => {
@@ -244,8 +243,8 @@ mod tests {
         for (code, expected) in [
             (0x00, Exit::Cr { op: CrOp::Other, len: 0 }),
             (0x14, Exit::Cr { op: CrOp::Other, len: 0 }),
-            (0x27, Exit::DebugRegister),
-            (0x37, Exit::DebugRegister),
+            (0x27, Exit::Emulate),
+            (0x37, Exit::Emulate),
             (0x43, plain(Vector::BP)),
             (0x46, plain(Vector::UD)),
             (0x60, Exit::Interrupted),

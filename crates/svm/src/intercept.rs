@@ -91,8 +91,6 @@ pub struct Wanted {
     pub tsc: bool,
     /// Loops of PAUSE are noticed by the processor.
     pub pause: bool,
-    /// The guest has its debug registers to itself.
-    pub debug_lent: bool,
 }
 
 impl Wanted {
@@ -108,8 +106,8 @@ impl Wanted {
             | on(self.cr4_differs, READ_CR4)
             | on(self.shadow, READ_CR3)
             | on(self.shadow, WRITE_CR3);
-        // The registers are the client's or the host's as long as the guest does not use them.
-        vectors[DR] = on(!self.debug_lent, u32::MAX);
+        // The registers are the client's or the host's as long as the guest has no breakpoint.
+        vectors[DR] = u32::MAX;
         // #DB and #AC: a guest can raise them without end while one is delivered, and must not hold the processor by that.
         // #UD: the other vendor's hypercall instruction. #MC is the host's.
         vectors[EXCEPTIONS] = DB | UD | AC | MC | on(self.shadow, PF) | on(self.breakpoints, BP);

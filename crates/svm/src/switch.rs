@@ -22,8 +22,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             // the host's again by then; the control block intercepts what could reach the host.
             unsafe {
                 I::clgi();
-                // Those that the guest has to itself are its own, enabled or not.
-                let dr7 = if self.debug_lent { u64::MAX } else { self.block.get().save.dr7 };
+                let dr7 = self.block.get().save.dr7;
                 let kept = host.load_guest::<I>(&self.state, || self.asked.debug_addresses(&self.state), dr7);
                 if common.mitigations.clear_buffers {
                     I::clear_buffers();
@@ -31,9 +30,6 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
                 let gpr = &mut self.state.gpr;
                 I::run(self.block.hpa(), resident.host_state, gpr, common.behind);
                 host.load_host::<I>(&mut self.state, kept);
-                if self.debug_lent {
-                    self.state.dr = I::debug_addresses();
-                }
                 I::stgi();
             }
             P::guest_ended(cx);

@@ -128,9 +128,6 @@ pub enum Exit {
         /// Instruction length.
         len: u8,
     },
-    /// A move from or to a debug register, of whose rights nothing is known: to be emulated, unless the guest gets the registers
-    /// ([`BackendVcpu::lend_debug_registers`](super::BackendVcpu::lend_debug_registers)).
-    DebugRegister,
     /// [`Translation::Shadow`](super::Translation) only: INVLPG, whose privilege has been checked. The processor may remember the
     /// page still.
     Invlpg {

@@ -166,10 +166,6 @@ pub trait BackendVcpu<P: Platform>: Send + 'static {
     fn set_tsc(&mut self, offset: u64, ratio: u64);
     /// Debugging by the client changed.
     fn set_debug(&mut self, debug: GuestDebug);
-    /// At the next entry the guest has its debug registers to itself, until the exit behind it. False: it does not get them.
-    fn lend_debug_registers(&mut self) -> bool {
-        false
-    }
     /// Delivers `event` at the next entry, before the next instruction. One event at a time.
     fn inject(&mut self, event: Event);
     /// The event that was to be injected, or whose delivery an exit cut short: it is to be injected again (unless

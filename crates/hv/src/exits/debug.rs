@@ -1,8 +1,7 @@
 //! Exceptions that were intercepted, and traps that the client's debugger wants to see (row A14).
 use abi::*;
-use emulate::MovDr;
 use platform::MaySleep;
-use x86::{Exception, Mode, Seg, Vector, debug};
+use x86::{Exception, Seg, Vector, debug};
 
 use crate::{
     Errno,
@@ -26,23 +25,6 @@ impl<B: Backend> Run<'_, B> {
         }
         self.raise(exception);
         Ok(Step::Continue)
-    }
-
-    /// A move from or to a debug register. A guest that uses them mostly goes on to do so: it gets them for as long as it stays, but
-    /// for general detect, which is looked after here.
-    pub(super) fn debug_register(&mut self, cx: &MaySleep) -> Result<Step, Errno> {
-        let bytes = self.first_bytes();
-        let state = self.inner.cpu.registers(Groups::GENERAL.and(Groups::DEBUG));
-        let plain = bytes.is_some_and(|bytes| match MovDr::of(bytes, state.mode == Mode::Long64) {
-            Some(MovDr { write: true, number: 5 | 7, gpr }) => {
-                state.gpr.get(usize::from(gpr)).is_some_and(|value| value & debug::DR7_GD == 0)
-            }
-            moves => moves.is_some(),
-        });
-        if plain && state.dr7 & debug::DR7_GD == 0 && self.inner.cpu.lend_debug_registers() {
-            return Ok(Step::Continue);
-        }
-        self.emulate(cx)
     }
 
     /// A single step or breakpoint of the client's.

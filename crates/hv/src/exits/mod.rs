@@ -59,7 +59,6 @@ pub(crate) fn handle<B: Backend>(run: &mut Run<'_, B>, exit: Exit, cx: &MaySleep
         Exit::Rsm => run.rsm(),
         Exit::Pio(pio) => run.pio(pio, cx),
         Exit::Cr { op, len } => run.control(op, len, cx),
-        Exit::DebugRegister => run.debug_register(cx),
         Exit::Invlpg { gva, len } => run.invlpg(gva, len, cx),
         Exit::NestedPageFault { gpa, access, .. } => run.nested_page_fault(gpa, access, cx),
         Exit::PageFault { gva, code, implicit } => run.page_fault(gva, code, implicit, cx),
@@ -107,7 +106,7 @@ fn counter(exit: &Exit) -> Counter {
         Exit::Cr { .. } => Counter::ExitCr,
         Exit::Invlpg { .. } => Counter::ExitInvlpg,
         Exit::NestedPageFault { .. } | Exit::PageFault { .. } => Counter::ExitPageFault,
-        Exit::Emulate | Exit::DebugRegister => Counter::ExitEmulate,
+        Exit::Emulate => Counter::ExitEmulate,
         Exit::Exception { .. } | Exit::Debug { .. } => Counter::ExitException,
         _ => Counter::ExitOther,
     }

@@ -28,7 +28,6 @@ pub(crate) enum Note {
     Window { interrupt: bool, nmi: bool },
     Flushed(FlushTlb),
     Debug(GuestDebug),
-    Lent,
 }
 
 /// The test's end of one vCPU.
@@ -155,10 +154,6 @@ impl BackendVcpu<Host> for ScriptedVcpu {
     }
     fn set_debug(&mut self, debug: GuestDebug) {
         self.script.note(Note::Debug(debug));
-    }
-    fn lend_debug_registers(&mut self) -> bool {
-        self.script.note(Note::Lent);
-        true
     }
     fn inject(&mut self, event: Event) {
         assert!(self.event.replace(event).is_none(), "two events at once");

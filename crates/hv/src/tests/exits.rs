@@ -483,24 +483,3 @@ fn an_event_that_the_processor_cannot_deliver_is_delivered_by_the_core() {
     });
     assert_eq!(m.run(), Ok(KVM_EXIT_SHUTDOWN));
 }
-
-#[test]
-fn debug_registers_are_lent_but_for_general_detect() {
-    // mov dr7, rax; mov dr0, rax; lock mov dr0, rax
-    let lent = |code: &[u8], rax: u64, dr7: u64| {
-        let m = Machine::new();
-        m.poke(CODE, code);
-        m.state(|s| (s.gpr[0], s.dr7) = (rax, dr7));
-        m.script.exit(Exit::DebugRegister);
-        m.run().unwrap();
-        (m.script.take_notes().contains(&Note::Lent), m.state(|s| s.rip) - CODE)
-    };
-    let gd = x86::debug::DR7_GD;
-    assert_eq!(lent(&[0x0f, 0x23, 0xf8, 0x90], 0x402, 0x400), (true, 0));
-    assert_eq!(lent(&[0x0f, 0x21, 0xc0, 0x90], gd, 0x400), (true, 0));
-    // Executed by the emulator.
-    assert_eq!(lent(&[0x0f, 0x23, 0xf8, 0x90], gd, 0x400), (false, 3));
-    assert_eq!(lent(&[0x66, 0x0f, 0x23, 0xc0], 0, 0x400), (false, 4));
-    // A fault.
-    assert_eq!(lent(&[0x0f, 0x23, 0xc0, 0x90], 0, 0x400 | gd), (false, 0));
-}

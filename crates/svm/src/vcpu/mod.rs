@@ -60,8 +60,6 @@ pub(crate) struct Guest<P: Hardware, I> {
     pub(crate) last_cpu: usize,
     /// Its translations are to be forgotten.
     pub(crate) flush: bool,
-    /// The guest has its debug registers to itself, until the next exit.
-    pub(crate) debug_lent: bool,
     /// The root with which all but the general registers is in the control block, as it is to be; none if something of it may have
     /// changed.
     settled: Option<Root>,
@@ -93,7 +91,6 @@ impl<P: Hardware, I: Instructions> AmdVcpu<P, I> {
             asid: Tag::default(),
             last_cpu: usize::MAX,
             flush: false,
-            debug_lent: false,
             settled: None,
             asked: Asked::default(),
             instructions: PhantomData,
@@ -187,8 +184,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             put(&mut vmcb.control.nested_cr3, root.hpa, clean::NESTED, &mut dirty);
         }
         // What a #DB adds is seen alone.
-        let dr6 = if self.debug_lent { state.dr6 } else { debug::DR6_FIXED };
-        put(&mut vmcb.save.dr6, dr6, clean::DRX, &mut dirty);
+        put(&mut vmcb.save.dr6, debug::DR6_FIXED, clean::DRX, &mut dirty);
         put(&mut vmcb.save.dr7, self.asked.dr7(state), clean::DRX, &mut dirty);
         sync::write_interrupts(vmcb, state.cr8, self.asked.window.interrupt, &mut dirty);
         let scaled = self.asked.tsc.ratio != UNSCALED && !common.processor.tsc_ratio;
@@ -201,14 +197,13 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             breakpoints: self.asked.debug.software_breakpoints,
             tsc: scaled,
             pause: common.processor.pause_filter,
-            debug_lent: self.debug_lent,
         };
         put(&mut vmcb.control.intercepts, wanted.vectors(), clean::INTERCEPTS, &mut dirty);
         put(&mut vmcb.control.tsc_offset, self.asked.tsc.offset, clean::INTERCEPTS, &mut dirty);
         vmcb.control.event_inject = self.asked.injected.as_ref().map_or(0, inject::encode);
         vmcb.control.clean &= !dirty;
         // An event is delivered once, and flags that the core adds for the debugger or for an event are taken away again.
-        let lasts = self.asked.injected.is_none() && !self.asked.debug.single_step && !self.debug_lent;
+        let lasts = self.asked.injected.is_none() && !self.asked.debug.single_step;
         self.settled = lasts.then_some(root);
         true
     }
@@ -262,10 +257,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             next_rip: if common.processor.next_rip { control.next_rip } else { 0 },
         };
         let cut_short = inject::decode(control.exit_int_info, self.state.cr2, self.state.dr6);
-        let (dr6, dr7) = (vmcb.save.dr6, vmcb.save.dr7);
-        if core::mem::take(&mut self.debug_lent) {
-            (self.state.dr6, self.state.dr7) = (dr6, dr7);
-        }
+        let dr6 = vmcb.save.dr6;
         self.stale = LAZY;
         let delivered = self.asked.injected.take();
         self.asked.unfinished = None;
@@ -333,14 +325,7 @@ impl<P: Hardware, I: Instructions> BackendVcpu<P> for AmdVcpu<P, I> {
 
     fn set_debug(&mut self, debug: GuestDebug) {
         self.guest.asked.debug = debug;
-        self.guest.debug_lent = false;
         self.guest.settled = None;
-    }
-
-    fn lend_debug_registers(&mut self) -> bool {
-        self.guest.debug_lent = !self.guest.asked.is_debugged();
-        self.guest.settled = None;
-        self.guest.debug_lent
     }
 
     fn inject(&mut self, event: Event) {

@@ -331,30 +331,3 @@ fn no_interrupt_comes_before_an_int_that_was_cut_short() {
         assert_eq!(rig.seen().control.int_state != 0, shadow != Shadow::None);
     }
 }
-
-#[test]
-fn debug_registers_are_lent_for_one_stay() {
-    let mut rig = Rig::new();
-    let state = rig.vcpu.registers_mut(Groups::DEBUG);
-    (state.dr, state.dr6, state.dr7) = ([1, 2, 3, 4], debug::DR6_FIXED | debug::DR6_BS, debug::DR7_FIXED);
-    rig.exit_with(|vmcb| vmcb.control.exit_code = code::READ_DR0);
-    assert_eq!(rig.run(), Exit::DebugRegister);
-    assert!(rig.vcpu.lend_debug_registers());
-    take_steps();
-    script(|s| s.debug_addresses = [5, 6, 7, 8]);
-    rig.exit_with(|vmcb| {
-        (vmcb.save.dr6, vmcb.save.dr7) = (debug::DR6_FIXED | 2, debug::DR7_FIXED | 2);
-        vmcb.control.exit_code = code::HLT;
-    });
-    assert_eq!(rig.run(), Exit::Hlt { len: 0 });
-    let save = &rig.seen().save;
-    assert_eq!((rig.seen().control.intercepts[1], save.dr6), (0, debug::DR6_FIXED | debug::DR6_BS));
-    assert!(take_steps().contains(&Step::DebugAddresses([1, 2, 3, 4])));
-    let state = rig.vcpu.registers(Groups::DEBUG);
-    assert_eq!((state.dr, state.dr6, state.dr7), ([5, 6, 7, 8], debug::DR6_FIXED | 2, debug::DR7_FIXED | 2));
-    rig.enter(Exit::Hlt { len: 0 });
-    assert_eq!((rig.seen().control.intercepts[1], rig.seen().save.dr6), (u32::MAX, debug::DR6_FIXED));
-    // They are the debugger's.
-    rig.vcpu.set_debug(GuestDebug { single_step: true, ..GuestDebug::default() });
-    assert!(!rig.vcpu.lend_debug_registers());
-}
