@@ -85,6 +85,16 @@ const MACHINERY: &[&str] = &[
     "zap_all(|",
     // Lent on.
     "cx, flush)",
+    "carry_out_flush",
+    "self.settle(id, index,",
+    "self.fulfil(due, flush);",
+    "self.flushed && tables.is_used",
+    "host_frame, flushed, report",
+    "flushed: bool,",
+    "flushed: true,",
+    "mem::take(&mut self.inner.mmu.flushed)",
+    "if self.flush {",
+    "Flush::Rights);",
 ];
 
 /// Lines of functions whose callers are all requests by themselves ([`DUTIES`] stands in for them).
@@ -258,7 +268,8 @@ fn request(line: &str) -> Option<Change> {
     let request_bits = code.contains("request_all(request::TLB_FLUSH") || code.contains(".request(request::TLB_FLUSH");
     let sets =
         code.contains("must_flush = true;") || code.contains("must_flush |= ") || code == "self.notes.flush = true;";
-    if code.ends_with(';') && (code.contains(".flush(FlushTlb::") || request_bits || sets) {
+    let guests = code.ends_with("flush_guest();") || code == "self.mmu.flushed = true;";
+    if code.ends_with(';') && (code.contains(".flush(FlushTlb::") || request_bits || sets || guests) {
         return whole;
     }
     // Calls.

@@ -558,9 +558,10 @@ impl<P: Platform, V: VectorUnit> Cpu for Guest<'_, P, V> {
 
     fn flush(&mut self, what: Flush) {
         self.paging = None;
-        match what {
-            Flush::Rights => self.notes.rights = true,
-            _ => self.notes.flush = true,
+        let rights = matches!(what, Flush::Rights);
+        self.notes.rights |= rights;
+        if !rights {
+            self.notes.flush = true;
         }
     }
 

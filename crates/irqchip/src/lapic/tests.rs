@@ -696,6 +696,9 @@ proptest! {
         }
         // Not part of this state: errors that software has not latched, and events (KVM_GET_VCPU_EVENTS).
         one.take_errors();
+        one.take_smi();
+        one.take_init();
+        while one.take_nmi() {}
         // A periodic timer that stands (a one-shot was over when the mode changed) starts at a restore.
         let periodic = lapic.lvt(Lvt::Timer) & 3 << 17 == 1 << 17;
         let standing = lapic.next_deadline().is_none() && lapic.mode() != ApicMode::Disabled;
