@@ -39,8 +39,8 @@ impl From<Corrupt> for Stop {
 }
 
 /// Which entry of a table of `level` translates `at`.
-fn index_at(at: u64, level: u8) -> usize {
-    (at >> (PAGE_SHIFT + 9 * (u32::from(level) - 1))) as usize & (TABLE_ENTRIES - 1)
+pub(super) fn index_at(at: u64, level: u8) -> usize {
+    (at >> (PAGE_SHIFT + 9 * u32::from(level.saturating_sub(1)))) as usize & (TABLE_ENTRIES - 1)
 }
 
 impl<P: Platform> Tables<P> {

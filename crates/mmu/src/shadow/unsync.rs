@@ -16,7 +16,7 @@ use platform::{Platform, TablePage, table::TABLE_ENTRIES};
 use super::{
     Shadow, ShadowError,
     arena::Corrupt,
-    map::Stop,
+    map::{Stop, index_at},
     page::{Node, PageId},
     spte::is_leaf,
     stats::Counter,
@@ -240,7 +240,7 @@ impl<P: Platform> Tables<P> {
         loop {
             let page = self.arena.get(id)?;
             let (level, sync) = (page.role.level, page.sync);
-            let index = (gva >> (12 + 9 * u32::from(level.saturating_sub(1)))) as usize & 511;
+            let index = index_at(gva, level);
             let entry = page.table.entry(index).load(SeqCst);
             if entry == 0 {
                 return Ok(());

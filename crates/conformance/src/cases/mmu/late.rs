@@ -5,7 +5,7 @@ use x86::paging::{D, P, U, W};
 use super::{GVA, code::*, frame, in_every_format, mark};
 use crate::{
     Device,
-    guest::Level::*,
+    guest::{Level::*, Machine},
     runner::{Case, case},
 };
 
@@ -25,10 +25,16 @@ const fn page(n: u64) -> u64 {
     GVA + 4096 * n
 }
 
+/// Maps every page to a frame of its own, with these bits; the frames.
+fn mapped(m: &mut Machine, bits: u64) -> Vec<u64> {
+    let frames: Vec<_> = (0..PAGES).map(|n| frame(m, n)).collect();
+    (0..PAGES).for_each(|n| m.map(page(n), frames[n as usize] | bits));
+    frames
+}
+
 fn many(device: &Device) {
     in_every_format(device, |m, s| {
-        let frames: Vec<_> = (0..PAGES).map(|n| frame(m, n)).collect();
-        (0..PAGES).for_each(|n| m.map(page(n), frames[n as usize] | P | W | U));
+        let frames = mapped(m, P | W | U);
         for round in 0..4 {
             for n in 0..PAGES {
                 s.read(User, page(n), Ok(mark((n + round) % PAGES)));
@@ -43,8 +49,7 @@ fn many(device: &Device) {
 
 fn some(device: &Device) {
     in_every_format(device, |m, s| {
-        let frames: Vec<_> = (0..PAGES).map(|n| frame(m, n)).collect();
-        (0..PAGES).for_each(|n| m.map(page(n), frames[n as usize] | P | W));
+        let frames = mapped(m, P | W);
         for round in 0..3 {
             (0..PAGES).for_each(|n| _ = s.read(Kernel, page(n), Ok(mark((n + round) % PAGES))));
             for n in 0..PAGES {
@@ -61,8 +66,7 @@ fn some(device: &Device) {
 
 fn rights(device: &Device) {
     in_every_format(device, |m, s| {
-        let frames: Vec<_> = (0..PAGES).map(|n| frame(m, n)).collect();
-        (0..PAGES).for_each(|n| m.map(page(n), frames[n as usize] | P | W | U));
+        let frames = mapped(m, P | W | U);
         for bits in [P | U, P | W, 0] {
             (0..PAGES).for_each(|n| _ = s.write(User, page(n), mark(n), Ok(())));
             (0..PAGES).for_each(|n| _ = s.entry(m.entry(page(n), 1), frames[n as usize] | bits));
@@ -83,8 +87,7 @@ fn rights(device: &Device) {
 /// A guest that cleans its pages takes the bit and flushes; the next write has to set it again.
 fn dirty(device: &Device) {
     in_every_format(device, |m, s| {
-        let frames: Vec<_> = (0..PAGES).map(|n| frame(m, n)).collect();
-        (0..PAGES).for_each(|n| m.map(page(n), frames[n as usize] | P | W));
+        let frames = mapped(m, P | W);
         for _ in 0..2 {
             for n in 0..PAGES {
                 s.write(Kernel, page(n), mark(n), Ok(())).entry_is(m.entry(page(n), 1), D, D);
