@@ -23,6 +23,12 @@ pub trait Instructions: hardware::Instructions {
     /// SVM is switched on, and the host's state is complete again.
     unsafe fn stgi();
 
+    /// DR7. See `breakpoints`.
+    ///
+    /// # Safety
+    /// Between [`Self::clgi`] and [`Self::stgi`]; no breakpoint that it enables is met before the host's value is back.
+    unsafe fn set_dr7(value: u64);
+
     /// Runs the guest: puts the host's segment state aside (VMSAVE to `host`), loads the guest's (VMLOAD from `guest`) and
     /// its general registers, VMRUN, and all of it back. `gpr` are the guest's general registers, but for RAX and RSP,
     /// which are in the control block.

@@ -26,6 +26,7 @@ extern crate std;
 
 mod backend;
 pub mod block;
+mod breakpoints;
 pub mod control;
 pub mod detect;
 pub mod exit;

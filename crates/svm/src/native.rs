@@ -17,6 +17,11 @@ impl Instructions for Native {
         unsafe { asm!("stgi", options(nostack, preserves_flags)) }
     }
 
+    unsafe fn set_dr7(value: u64) {
+        // SAFETY: by the caller's promise.
+        unsafe { asm!("mov dr7, {}", in(reg) value, options(nostack, preserves_flags)) }
+    }
+
     #[inline]
     unsafe fn run(guest: u64, host: u64, gpr: &mut [u64; 16], behind: Behind) {
         // SAFETY: by the caller's promise. What VMRUN, VMLOAD and VMSAVE touch is in the two pages; general registers

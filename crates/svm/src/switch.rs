@@ -1,9 +1,11 @@
 //! The crossing: from the host to the guest and back, with interrupts off.
 use hardware::{keep::Host, predictions};
 use platform::{Atomic, Hardware};
+use x86::debug::DR7_FIXED;
 
 use crate::{
     backend::Common,
+    breakpoints,
     exit::code,
     instructions::Instructions,
     local::{Resident, TSC_RATIO},
@@ -22,13 +24,20 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             // the host's again by then; the control block intercepts what could reach the host.
             unsafe {
                 I::clgi();
-                let dr7 = self.block.get().save.dr7;
-                let kept = host.load_guest::<I>(&self.state, || self.asked.debug_addresses(&self.state), dr7);
+                let (dr7, addresses) = (self.block.get().save.dr7, || self.asked.debug_addresses(&self.state));
+                let kept = host.load_guest::<I>(&self.state, addresses, dr7);
+                let carried = breakpoints::carried(dr7, addresses);
                 if common.mitigations.clear_buffers {
                     I::clear_buffers();
                 }
+                if let Some(dr7) = carried {
+                    I::set_dr7(dr7);
+                }
                 let gpr = &mut self.state.gpr;
                 I::run(self.block.hpa(), resident.host_state, gpr, common.behind);
+                if carried.is_some() {
+                    I::set_dr7(DR7_FIXED);
+                }
                 host.load_host::<I>(&mut self.state, kept);
                 I::stgi();
             }
@@ -140,7 +149,9 @@ mod tests {
                 DebugAddresses([1, 2, 3, 4]),
                 SetXcr0(3),
                 WriteMsr(msr::TSC_AUX, 5),
+                set_dr7(0x401),
                 run(Behind::default()),
+                set_dr7(DR7_FIXED),
                 WriteMsr(msr::TSC_AUX, 0),
                 SetXcr0(7),
                 STGI
@@ -170,7 +181,9 @@ mod tests {
         let mut rig = Rig::new();
         rig.vcpu.set_debug(GuestDebug { hardware: Some(([9, 8, 7, 6], 0x402)), ..GuestDebug::default() });
         rig.enter(Exit::Hlt { len: 0 });
-        assert!(take_steps().contains(&DebugAddresses([9, 8, 7, 6])));
+        let around = [set_dr7(0x402), run(Behind::default()), set_dr7(DR7_FIXED)];
+        let steps = take_steps();
+        assert!(steps.contains(&DebugAddresses([9, 8, 7, 6])) && steps.windows(3).any(|steps| steps == around));
         assert_eq!(rig.seen().save.dr7, 0x402);
     }
 

@@ -18,6 +18,11 @@ use crate::{
 pub(crate) const CLGI: Step = Step::Own("clgi", 0);
 pub(crate) const STGI: Step = Step::Own("stgi", 0);
 
+/// MOV to DR7.
+pub(crate) const fn set_dr7(value: u64) -> Step {
+    Step::Own("dr7", value)
+}
+
 /// VMRUN.
 pub(crate) const fn run(behind: Behind) -> Step {
     Step::Own("vmrun", behind.fill_rsb as u64 | (behind.untrain_returns as u64) << 1)
@@ -47,6 +52,9 @@ impl Instructions for Recorder {
     }
     unsafe fn stgi() {
         note(STGI);
+    }
+    unsafe fn set_dr7(value: u64) {
+        note(set_dr7(value));
     }
     unsafe fn run(guest: u64, _host: u64, _gpr: &mut [u64; 16], behind: Behind) {
         note(run(behind));

@@ -38,7 +38,7 @@ const STEPS: [Step; 9] = [
         check(cargo().env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps", "--quiet"]))
     }),
     ("conformance", conformance),
-    ("the kernel module on AMD-V", |options| if options.quick { Ok(()) } else { kernel_module() }),
+    ("the kernel module on AMD-V and VT-x", |options| if options.quick { Ok(()) } else { kernel_module() }),
     ("fuzz targets for a moment", |options| if options.quick { Ok(()) } else { crate::fuzz::briefly() }),
     ("unit tests and guests", tests),
 ];
@@ -90,13 +90,18 @@ fn conformance(options: &Options) -> Result<()> {
 }
 
 /// What of the suite the kernel module is asked in CI, beside being loaded and unloaded: all of it with nested paging, and what
-/// shadow paging is about. The rest is run there by command.
-const MODULE: [&[&str]; 2] = [&["--on", "amd-npt"], &["--on", "amd-shadow", "--filter", "mmu/"]];
+/// shadow paging is about; of VT-x, whose emulator is slow, what a guest cannot do without. The rest is run there by command.
+const MODULE: [&[&str]; 3] = [
+    &["--on", "amd-npt"],
+    &["--on", "amd-shadow", "--filter", "mmu/"],
+    &["--on", "intel-ept", "--on", "intel-penryn", "--filter", "pio/"],
+];
 
 /// Boots in QEMU on it.
-const MODULE_BOOTS: [&[&str]; 2] = [
+const MODULE_BOOTS: [&[&str]; 3] = [
     &["--cpu", "amd-npt", "--guest", "amd64", "--machine", "pc", "--irqchip", "on", "--cpus", "2"],
     &["--cpu", "amd-shadow", "--guest", "amd64", "--machine", "microvm", "--irqchip", "split", "--cpus", "1"],
+    &["--cpu", "intel-ept", "--guest", "amd64", "--machine", "pc", "--irqchip", "on", "--cpus", "1"],
 ];
 
 /// The module is built, loaded and unloaded, asked, and boots guests.

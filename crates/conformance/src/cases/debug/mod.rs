@@ -8,6 +8,7 @@ use crate::{
     vm::{CODE, Exit, RealMode, Vcpu, at},
 };
 
+/// `svm::breakpoints` has it set those on execution up.
 const TCG_DR7: &str = "QEMU's TCG sets no breakpoints up from the DR7 that VMRUN loads (helper_vmrun in svm_helper.c)";
 const TCG_INT3: &str = "QEMU's TCG looks for the intercept of INT n, not for that of #BP, when the guest executes INT3 (raise_interrupt2 in excp_helper.c)";
 
@@ -25,18 +26,16 @@ pub(super) const CASES: &[Case] = &[
     case("a-step-over-a-read-of-device-memory", "A14 A07", step_over_mmio)
         .needs(KVM_CAP_SET_GUEST_DEBUG)
         .fails_below(Target::LINUX_INTEL_EPT, BOCHS_STEP),
-    case("breakpoint-register", "A14", hardware).needs(KVM_CAP_SET_GUEST_DEBUG).fails_below(Target::IN_QEMU, TCG_DR7),
+    case("breakpoint-register", "A14", hardware).needs(KVM_CAP_SET_GUEST_DEBUG).fails_below(Target::LINUX_AMD, TCG_DR7),
     case("watchpoint-register", "A14", watchpoint).needs(KVM_CAP_SET_GUEST_DEBUG).fails_below(Target::IN_QEMU, TCG_DR7),
     case("the-guests-own-registers-are-kept", "A14", guests_own)
         .needs(KVM_CAP_SET_GUEST_DEBUG)
-        .fails_below(Target::IN_QEMU, TCG_DR7),
+        .fails_below(Target::LINUX_AMD, TCG_DR7),
     case("breakpoint-instruction", "A14", software)
         .needs(KVM_CAP_SET_GUEST_DEBUG)
         .fails_below(Target::IN_QEMU, TCG_INT3),
     case("the-guests-own-breakpoint-instruction", "A14", guests_int3).needs(KVM_CAP_SET_GUEST_DEBUG),
-    case("debugging-of-2007", "A14", of_2007)
-        .dropped("2007's KVM_DEBUG_GUEST; today's is KVM_SET_GUEST_DEBUG")
-        .fails_below(Target::IN_QEMU, TCG_DR7),
+    case("debugging-of-2007", "A14", of_2007).dropped("2007's KVM_DEBUG_GUEST; today's is KVM_SET_GUEST_DEBUG"),
 ];
 
 const STEP: u32 = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
