@@ -34,6 +34,16 @@ impl PioExit {
     pub(crate) fn is_plain(&self) -> bool {
         !self.string && matches!(self.size, 1 | 2 | 4)
     }
+
+    /// The bits of EAX that are read or written.
+    #[inline]
+    pub(crate) fn mask(&self) -> u32 {
+        match self.size {
+            1 => 0xff,
+            2 => 0xffff,
+            _ => u32::MAX,
+        }
+    }
 }
 
 /// An access to a control register.

@@ -330,7 +330,11 @@ impl<'a, P: Platform, V> Guest<'a, P, V> {
         {
             return Some(Place::Event(event));
         }
-        if let Some(device) = self.vm.bus.find(self.reader, space, at, len) {
+        let device = match space {
+            Space::Pio => self.vm.bus.of_port(at as u16, access.len),
+            Space::Mmio => self.vm.bus.of_address(at, len),
+        };
+        if let Some(device) = device {
             return Some(Place::Bus(device));
         }
         let coalesced = access.write && self.vm.coalesced.wants(self.reader, space, at, len);
@@ -362,8 +366,13 @@ impl<'a, P: Platform, V> Guest<'a, P, V> {
                 }
             }
             (Place::Ring, space, _) => return self.vm.coalesced.push(space, access.at, data),
-            (Place::Bus(device), Space::Pio, true) => self.vm.port_out(device, port, data),
-            (Place::Bus(device), Space::Pio, false) => self.vm.port_in(device, port, data),
+            (Place::Bus(device), Space::Pio, true) => {
+                self.vm.port_out(device, port, access.len, access.data as u32);
+            }
+            (Place::Bus(device), Space::Pio, false) => {
+                let value = self.vm.port_in(device, port, access.len).to_le_bytes();
+                data.iter_mut().zip(value).for_each(|(to, from)| *to = from);
+            }
             (Place::Bus(device), Space::Mmio, true) => self.vm.mmio_write(device, access.at, data),
             (Place::Bus(device), Space::Mmio, false) => self.vm.mmio_read(device, access.at, data),
         }

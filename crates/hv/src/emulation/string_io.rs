@@ -21,7 +21,7 @@ impl<P: Platform, V: VectorUnit> Guest<'_, P, V> {
     /// Whether all accesses to this port go to the client.
     fn port_is_clients(&self, port: u16, size: u8) -> bool {
         let (vm, reader, at, len) = (self.vm, self.reader, port.into(), size.into());
-        vm.bus.find(reader, Space::Pio, at, len).is_none()
+        vm.bus.of_port(port, size).is_none()
             && !vm.ioeventfds.any_at(reader, Space::Pio, at)
             && !vm.coalesced.wants(reader, Space::Pio, at, len)
     }

@@ -28,8 +28,8 @@ impl<B: Backend> Run<'_, B> {
     pub(crate) fn inside(&mut self, exit: Exit) -> Inside {
         let (kind, plain) = match exit {
             Exit::Pio(pio) if pio.is_plain() && pio.len != 0 => match self.port(&pio) {
-                Some(data) => {
-                    self.pio_done(&pio, data);
+                Some(value) => {
+                    self.pio_done(&pio, value);
                     (Counter::ExitPio, self.skip_len(pio.len))
                 }
                 None => {

@@ -22,8 +22,8 @@ impl<B: Backend> Run<'_, B> {
             return self.emulate(cx);
         }
         match self.port(&pio) {
-            Some(data) => {
-                self.pio_done(&pio, data);
+            Some(value) => {
+                self.pio_done(&pio, value);
                 self.skip(pio.len);
                 Ok(Step::Continue)
             }
@@ -33,7 +33,7 @@ impl<B: Backend> Run<'_, B> {
 
     /// The client is to carry an access out.
     pub(crate) fn pio_client(&mut self, pio: PioExit) -> Result<Step, Errno> {
-        let data = self.accumulator();
+        let data = self.accumulator().to_le_bytes();
         self.shared.stats.count(Counter::PioUserExits);
         self.page.copy_to(PIO_DATA, data.get(..usize::from(pio.size)).unwrap_or_default())?;
         let io = KvmRunIo {
@@ -54,43 +54,44 @@ impl<B: Backend> Run<'_, B> {
     }
 
     /// EAX.
-    fn accumulator(&mut self) -> [u8; 4] {
-        (self.inner.cpu.registers(Groups::PLAIN).gpr[0] as u32).to_le_bytes()
+    fn accumulator(&mut self) -> u32 {
+        self.inner.cpu.registers(Groups::PLAIN).gpr[0] as u32
     }
 
     /// Carries an access out inside the hypervisor, and answers what has been read or written; None: it is the client's.
     #[inline(always)]
-    pub(super) fn port(&mut self, pio: &PioExit) -> Option<[u8; 4]> {
-        let mut all = self.accumulator();
-        let data = all.get_mut(..usize::from(pio.size))?;
-        let (vm, reader, at, len) = (self.vm, self.index, pio.port.into(), pio.size.into());
-        if pio.write {
-            let mut value = [0; 8];
-            value.iter_mut().zip(&*data).for_each(|(to, from)| *to = *from);
-            if let Some(event) = vm.ioeventfds.find(reader, Space::Pio, at, len, u64::from_le_bytes(value)) {
-                event.signal();
-                return Some(all);
-            }
+    pub(super) fn port(&mut self, pio: &PioExit) -> Option<u32> {
+        let vm = self.vm;
+        let device = vm.bus.of_port(pio.port, pio.size);
+        if !pio.write {
+            return device.map(|device| vm.port_in(device, pio.port, pio.size));
         }
-        match vm.bus.find(reader, Space::Pio, at, len) {
-            Some(device) if pio.write => vm.port_out(device, pio.port, data),
-            Some(device) => vm.port_in(device, pio.port, data),
-            None => {
-                let pushed = pio.write
-                    && vm.coalesced.wants(reader, Space::Pio, at, len)
-                    && vm.coalesced.push(Space::Pio, at, data);
-                return pushed.then_some(all);
-            }
+        let value = self.accumulator() & pio.mask();
+        let (reader, at, len) = (self.index, pio.port.into(), pio.size.into());
+        if let Some(event) = vm.ioeventfds.find(reader, Space::Pio, at, len, value.into()) {
+            event.signal();
+        } else if let Some(device) = device {
+            vm.port_out(device, pio.port, pio.size, value);
+        } else if !self.coalesced(pio, value) {
+            return None;
         }
-        Some(all)
+        Some(value)
+    }
+
+    /// Puts a write into the ring of coalesced ones, if it belongs there.
+    #[inline(never)]
+    fn coalesced(&self, pio: &PioExit, value: u32) -> bool {
+        let (ring, at, len) = (&self.vm.coalesced, pio.port.into(), usize::from(pio.size));
+        ring.wants(self.index, Space::Pio, at, len as u64)
+            && value.to_le_bytes().get(..len).is_some_and(|data| ring.push(Space::Pio, at, data))
     }
 
     /// An access has been carried out inside.
     #[inline]
-    pub(super) fn pio_done(&mut self, pio: &PioExit, data: [u8; 4]) {
+    pub(super) fn pio_done(&mut self, pio: &PioExit, value: u32) {
         self.shared.stats.count(Counter::PioKernel);
         if !pio.write {
-            self.load_accumulator(data, pio.size);
+            self.load_accumulator(value, pio);
         }
     }
 
@@ -103,21 +104,19 @@ impl<B: Backend> Run<'_, B> {
         if !pio.exit.write {
             let mut data = [0; 4];
             self.page.copy_from(PIO_DATA, &mut data)?;
-            self.load_accumulator(data, pio.exit.size);
+            self.load_accumulator(u32::from_le_bytes(data), &pio.exit);
         }
         self.skip(pio.exit.len);
         Ok(Step::Continue)
     }
 
     /// AL, AX or EAX.
-    fn load_accumulator(&mut self, data: [u8; 4], size: u8) {
-        let value = u64::from(u32::from_le_bytes(data));
+    fn load_accumulator(&mut self, value: u32, pio: &PioExit) {
+        let mask = pio.mask();
+        // A register of 32 bits that is written clears the other half.
+        let kept = if mask == u32::MAX { 0 } else { !u64::from(mask) };
         let rax = &mut self.inner.cpu.registers_mut(Groups::PLAIN).gpr[0];
-        *rax = match size {
-            1 => *rax & !0xff | value & 0xff,
-            2 => *rax & !0xffff | value & 0xffff,
-            _ => value,
-        };
+        *rax = *rax & kept | u64::from(value & mask);
     }
 
     /// Linear address of the instruction.

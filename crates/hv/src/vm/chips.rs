@@ -191,8 +191,16 @@ impl<P: Platform> Chips<P> {
     }
 
     /// Called with the 8259As locked, after they may have changed.
+    #[inline]
     fn publish_intr(&self, vcpus: &Vcpus<P>, pic: &Pic) {
         let pending = pic.intr_pending();
+        if pending || self.intr() {
+            self.tell_intr(vcpus, pending);
+        }
+    }
+
+    #[inline(never)]
+    fn tell_intr(&self, vcpus: &Vcpus<P>, pending: bool) {
         if pending != self.intr() {
             self.intr.store(pending, SeqCst);
         }
@@ -216,6 +224,7 @@ impl<P: Platform> Chips<P> {
     }
 
     /// A byte read from a port of the 8259As.
+    #[inline(never)]
     pub(crate) fn pic_read(&self, vcpus: &Vcpus<P>, port: u16) -> u8 {
         let mut pic = self.pic.lock();
         let value = pic.read(port);
@@ -224,6 +233,7 @@ impl<P: Platform> Chips<P> {
     }
 
     /// A byte written to a port of the 8259As.
+    #[inline(never)]
     pub(crate) fn pic_write(&self, vcpus: &Vcpus<P>, port: u16, value: u8) {
         let acked = {
             let mut pic = self.pic.lock();
@@ -234,10 +244,16 @@ impl<P: Platform> Chips<P> {
         self.pic_acked(vcpus, acked);
     }
 
+    #[inline]
     fn pic_acked(&self, vcpus: &Vcpus<P>, lines: u16) {
         if lines != 0 {
-            self.lines_acked(vcpus, |route| matches!(route, Route::Pic { line } if lines >> line & 1 != 0));
+            self.pic_lines_acked(vcpus, lines);
         }
+    }
+
+    #[inline(never)]
+    fn pic_lines_acked(&self, vcpus: &Vcpus<P>, lines: u16) {
+        self.lines_acked(vcpus, |route| matches!(route, Route::Pic { line } if lines >> line & 1 != 0));
     }
 
     /// Guest-physical address of the IOAPIC's registers.
@@ -353,9 +369,28 @@ impl<P: Platform> Chips<P> {
         self.pit_exists.load(SeqCst)
     }
 
-    /// The timer's model, read by the guest: its deadline stays.
-    pub(crate) fn read_pit<R>(&self, f: impl FnOnce(&mut Pit, u64) -> R) -> R {
-        f(&mut self.pit.lock().pit, P::now_ns())
+    /// A byte read from a port of the timer, whose deadline stays.
+    #[inline(never)]
+    pub(crate) fn pit_read(&self, port: u16) -> u8 {
+        self.pit.lock().pit.read(port, P::now_ns)
+    }
+
+    /// A byte written to a port of the timer.
+    #[inline(never)]
+    pub(crate) fn pit_write(&self, port: u16, value: u8) {
+        self.with_pit(|pit, now| pit.write(port, value, now));
+    }
+
+    /// A byte read from port 0x61.
+    #[inline(never)]
+    pub(crate) fn speaker_read(&self) -> u8 {
+        self.pit.lock().pit.speaker_read(P::now_ns())
+    }
+
+    /// A byte written to port 0x61.
+    #[inline(never)]
+    pub(crate) fn speaker_write(&self, value: u8) {
+        self.with_pit(|pit, now| pit.speaker_write(value, now));
     }
 
     /// The timer's model, to be looked at or changed; it is armed again afterwards.

@@ -3,17 +3,17 @@ use abi::{
     KvmIrqLevel, KvmIrqRouting, KvmIrqRoutingEntry, KvmIrqchip, KvmMsi, KvmPitConfig, KvmPitState, KvmPitState2,
     KvmReinjectControl,
 };
-use irqchip::{IrqSource, Msi, RoutingTable, ioapic::IOAPIC_MMIO_SIZE};
-use platform::{MaySleep, Platform};
+use irqchip::{IrqSource, Msi, RoutingTable};
+use platform::Platform;
 
-use super::{Device, Irqchip, Space, Vm};
+use super::{Device, Irqchip, Vm};
 use crate::{Errno, Outcome, backend::Backend, uaccess};
 
 type Mem<B> = <<B as Backend>::Platform as Platform>::Memory;
 
 impl<B: Backend> Vm<B> {
     /// KVM_CREATE_IRQCHIP, before any vCPU.
-    pub(super) fn create_irqchip(&self, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
+    pub(super) fn create_irqchip(&self) -> Result<Outcome<B>, Errno> {
         let _config = self.0.config.lock();
         let shared = self.shared();
         if shared.chips.mode() != Irqchip::None {
@@ -22,15 +22,15 @@ impl<B: Backend> Vm<B> {
         if self.vcpus().iter().next().is_some() {
             return Err(Errno::EINVAL);
         }
-        shared.bus.register(Space::Pio, &[(0x20, 2), (0xa0, 2), (0x4d0, 2)], Device::Pic, cx)?;
-        shared.bus.register(Space::Mmio, &[(shared.chips.ioapic_base(), IOAPIC_MMIO_SIZE)], Device::Ioapic, cx)?;
         shared.chips.create(Irqchip::Kernel)?;
+        shared.bus.add(Device::Pic);
+        shared.bus.place_ioapic(shared.chips.ioapic_base());
         Ok(Outcome::OK)
     }
 
     /// KVM_CREATE_PIT2, or with `arg` None KVM_CREATE_PIT, which has the speaker port too. Without a PIC its interrupts
     /// go nowhere.
-    pub(super) fn create_pit(&self, arg: Option<u64>, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
+    pub(super) fn create_pit(&self, arg: Option<u64>) -> Result<Outcome<B>, Errno> {
         let speaker = match arg {
             Some(arg) => {
                 let config: KvmPitConfig = uaccess::get::<Mem<B>, _>(arg)?;
@@ -46,11 +46,11 @@ impl<B: Backend> Vm<B> {
         if shared.chips.has_pit() {
             return Err(Errno::EEXIST);
         }
-        shared.bus.register(Space::Pio, &[(0x40, 4)], Device::Pit, cx)?;
-        if speaker {
-            shared.bus.register(Space::Pio, &[(0x61, 1)], Device::Speaker, cx)?;
-        }
         shared.chips.create_pit(shared)?;
+        shared.bus.add(Device::Pit);
+        if speaker {
+            shared.bus.add(Device::Speaker);
+        }
         Ok(Outcome::OK)
     }
 
@@ -105,13 +105,13 @@ impl<B: Backend> Vm<B> {
         Ok(Outcome::OK)
     }
 
-    pub(super) fn set_irqchip(&self, arg: u64, cx: &MaySleep) -> Result<Outcome<B>, Errno> {
+    pub(super) fn set_irqchip(&self, arg: u64) -> Result<Outcome<B>, Errno> {
         let chip: KvmIrqchip = uaccess::get::<Mem<B>, _>(arg)?;
         self.in_kernel()?;
         let shared = self.shared();
         let _config = self.0.config.lock();
         shared.chips.set_state(self.vcpus(), &chip)?;
-        shared.bus.register(Space::Mmio, &[(shared.chips.ioapic_base(), IOAPIC_MMIO_SIZE)], Device::Ioapic, cx)?;
+        shared.bus.place_ioapic(shared.chips.ioapic_base());
         Ok(Outcome::OK)
     }
 

@@ -158,16 +158,19 @@ impl Chip {
         core::mem::take(&mut self.ended)
     }
 
-    pub(super) fn read(&mut self, a0: bool, master: bool) -> u8 {
-        if core::mem::take(&mut self.poll) {
-            return match self.request(master) {
-                Some(input) => {
-                    self.acknowledge(input);
-                    0x80 | input
-                }
-                None => 7,
-            };
+    /// What a read answers behind a poll command: it is an acknowledge cycle then.
+    pub(super) fn poll(&mut self, master: bool) -> Option<u8> {
+        if !self.poll {
+            return None;
         }
+        self.poll = false;
+        let Some(input) = self.request(master) else { return Some(7) };
+        self.acknowledge(input);
+        Some(0x80 | input)
+    }
+
+    /// What a read answers otherwise.
+    pub(super) fn register(&self, a0: bool) -> u8 {
         match (a0, self.read_isr) {
             (true, _) => self.imr,
             (false, true) => self.isr,

@@ -21,6 +21,8 @@ pub struct Pic {
     master: Chip,
     slave: Chip,
     lines: Lines<PIC_LINES>,
+    /// The level of INTR.
+    intr: bool,
     acked: u16,
 }
 
@@ -34,7 +36,7 @@ impl Pic {
     /// Both chips as after power-on: unprogrammed, everything edge-triggered.
     pub const fn new() -> Self {
         // Inputs 0, 1, 2 (timer, keyboard, cascade), 8 (clock) and 13 (FPU) can only be edge-triggered.
-        Self { master: Chip::new(0xf8), slave: Chip::new(0xde), lines: Lines::new(), acked: 0 }
+        Self { master: Chip::new(0xf8), slave: Chip::new(0xde), lines: Lines::new(), intr: false, acked: 0 }
     }
 
     /// Drives input `line` (0 to 15) from one source. Ask [`Pic::intr_pending`] afterwards.
@@ -54,7 +56,7 @@ impl Pic {
 
     /// The level of INTR.
     pub fn intr_pending(&self) -> bool {
-        self.master.request(true).is_some()
+        self.intr
     }
 
     /// An acknowledge cycle: the vector of the highest request, or the spurious one (input 7) if there is none.
@@ -93,15 +95,20 @@ impl Pic {
 
     /// A byte read from a port; other ports read as 0xff. A poll command makes the read an acknowledge cycle.
     pub fn read(&mut self, port: u16) -> u8 {
-        let value = match port {
-            0x20 | 0x21 => self.master.read(port & 1 != 0, true),
-            0xa0 | 0xa1 => self.slave.read(port & 1 != 0, false),
-            0x4d0 => self.master.elcr(),
-            0x4d1 => self.slave.elcr(),
-            _ => 0xff,
+        let (chip, master) = match port {
+            0x20 | 0x21 => (&mut self.master, true),
+            0xa0 | 0xa1 => (&mut self.slave, false),
+            0x4d0 => return self.master.elcr(),
+            0x4d1 => return self.slave.elcr(),
+            _ => return 0xff,
         };
-        self.settle();
-        value
+        match chip.poll(master) {
+            Some(answer) => {
+                self.settle();
+                answer
+            }
+            None => chip.register(port & 1 != 0),
+        }
     }
 
     /// A byte written to a port; other ports ignore it. Ask [`Pic::intr_pending`] and [`Pic::take_acked`] afterwards.
@@ -109,9 +116,10 @@ impl Pic {
         match port {
             0x20 | 0x21 => self.master.write(port & 1 != 0, value),
             0xa0 | 0xa1 => self.slave.write(port & 1 != 0, value),
-            0x4d0 => self.master.set_elcr(value),
-            0x4d1 => self.slave.set_elcr(value),
-            _ => {}
+            // What has been requested stays so.
+            0x4d0 => return self.master.set_elcr(value),
+            0x4d1 => return self.slave.set_elcr(value),
+            _ => return,
         }
         self.settle();
     }
@@ -131,12 +139,14 @@ impl Pic {
         self.cascade();
     }
 
-    /// The second chip's output drives the first one's input 2.
+    /// The second chip's output drives the first one's input 2, whose output is INTR.
     fn cascade(&mut self) {
         let level = self.slave.request(false).is_some();
         self.master.set_cascade(CASCADE, level);
+        self.intr = self.master.request(true).is_some();
     }
 
+    #[inline(never)]
     fn settle(&mut self) {
         self.cascade();
         self.acked |= u16::from(self.master.take_ended()) & !(1 << CASCADE);

@@ -317,6 +317,13 @@ proptest! {
             let pending = pic.intr_pending();
             let before = pic.clone();
             run(&mut pic, op);
+            let mut looked_at = pic.clone();
+            looked_at.settle();
+            prop_assert_eq!(
+                (pic.intr_pending(), pic.state(false).irr, pic.acked),
+                (looked_at.intr_pending(), looked_at.state(false).irr, looked_at.acked),
+                "what follows from an operation has followed"
+            );
             if matches!(op, Op::Acknowledge) && !pending {
                 prop_assert_eq!(before.state(false).isr, pic.state(false).isr, "spurious");
             }

@@ -73,11 +73,11 @@ impl Channel {
     }
 
     /// Counts since the start.
-    fn elapsed(&self, now: u64) -> Option<u64> {
-        self.stopped.or_else(|| self.start.map(|start| counts(now.saturating_sub(start))))
+    fn elapsed(&self, now: impl FnOnce() -> u64) -> Option<u64> {
+        self.stopped.or_else(|| self.start.map(|start| counts(now().saturating_sub(start))))
     }
 
-    fn value(&self, now: u64) -> u16 {
+    fn value(&self, now: impl FnOnce() -> u64) -> u16 {
         let count = u64::from(self.count.max(1));
         let wrap = if self.bcd { 10_000 } else { 0x1_0000 };
         let Some(elapsed) = self.elapsed(now) else { return self.encode(self.count) };
@@ -115,7 +115,7 @@ impl Channel {
 
     pub(super) fn output(&self, now: u64) -> bool {
         let count = u64::from(self.count.max(1));
-        let elapsed = self.elapsed(now);
+        let elapsed = self.elapsed(|| now);
         match (self.mode, elapsed) {
             (0, None) => false,
             (0 | 1, Some(elapsed)) => elapsed >= count,
@@ -129,7 +129,7 @@ impl Channel {
 
     /// Rising edges of the output up to `now`, since the count was loaded. Only for a channel whose gate is high.
     pub(super) fn edges(&self, now: u64) -> u64 {
-        let Some(elapsed) = self.elapsed(now) else { return 0 };
+        let Some(elapsed) = self.elapsed(|| now) else { return 0 };
         let count = u64::from(self.count.max(1));
         match self.mode {
             0 => (elapsed >= count).into(),
@@ -174,7 +174,7 @@ impl Channel {
 
     pub(super) fn latch_count(&mut self, now: u64) {
         if self.count_latched == 0 {
-            self.latched_count = self.value(now);
+            self.latched_count = self.value(|| now);
             self.count_latched = self.rw;
         }
     }
@@ -190,7 +190,7 @@ impl Channel {
         }
     }
 
-    pub(super) fn read(&mut self, now: u64) -> u8 {
+    pub(super) fn read(&mut self, now: impl FnOnce() -> u64) -> u8 {
         if core::mem::take(&mut self.status_latched) {
             return self.status;
         }
@@ -271,7 +271,7 @@ impl Channel {
             }
             self.stopped = None;
         } else if !self.is_triggered() {
-            self.stopped = self.elapsed(now);
+            self.stopped = self.elapsed(|| now);
         }
     }
 
@@ -328,7 +328,7 @@ impl Channel {
         };
         self.stopped = None;
         if !self.gate && !self.is_triggered() {
-            self.stopped = self.elapsed(now);
+            self.stopped = self.elapsed(|| now);
         }
     }
 }

@@ -23,7 +23,9 @@ const REFRESH_SHIFT: u32 = 14;
 
 /// Nanoseconds to counts, rounded down.
 fn counts(ns: u64) -> u64 {
-    (u128::from(ns) * u128::from(PIT_HZ) / 1_000_000_000) as u64
+    // In two parts: neither product is as large as 2^64.
+    let (seconds, rest) = (ns / 1_000_000_000, ns % 1_000_000_000);
+    seconds * PIT_HZ + rest * PIT_HZ / 1_000_000_000
 }
 
 /// Counts to nanoseconds, rounded up: at that time the count has been reached.
@@ -70,8 +72,9 @@ impl Pit {
         matches!(port, 0x40..=0x43)
     }
 
-    /// A byte read from port 0x40 to 0x43. The control register cannot be read and gives 0.
-    pub fn read(&mut self, port: u16, now: u64) -> u8 {
+    /// A byte read from port 0x40 to 0x43. The control register cannot be read and gives 0. The clock is only asked if the answer
+    /// depends on it.
+    pub fn read(&mut self, port: u16, now: impl FnOnce() -> u64) -> u8 {
         match self.channels.get_mut(usize::from(port & 3)) {
             Some(channel) => channel.read(now),
             None => 0,
