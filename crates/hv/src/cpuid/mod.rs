@@ -328,11 +328,15 @@ mod tests {
     #[test]
     fn caches_and_addresses_are_told_as_each_vendor_does() {
         let state = CpuState::reset(0);
-        let intel = offered(Features::all() - Features::AMD, 2_000_000);
-        for (cpuid, amd) in [(table(), true), (intel, false)] {
+        for (features, amd) in [(Features::all(), true), (Features::all() - Features::AMD, false)] {
+            let cpuid = offered(features, 2_000_000);
             assert_eq!(cpuid.execute(2, 0, &state, true) == [0; 4], amd);
             assert_eq!(cpuid.execute(4, 0, &state, true)[0] & 0x1f, u32::from(!amd), "L1 data");
             assert_eq!(cpuid.execute(0x8000_0005, 0, &state, true) != [0; 4], amd);
+            // Clients complete the table leaf by leaf, and count on each.
+            let table = supported(&Offer { features, ..Offer::default() }).unwrap();
+            assert!((0x8000_0000..=0x8000_0008).all(|leaf| table.iter().any(|entry| entry.function == leaf)));
+            assert_eq!(cpuid.execute(0x8000_0006, 0, &state, true)[2] >> 16, if amd { 512 } else { 1024 }, "L2 in KiB");
             let [bits, ..] = cpuid.execute(0x8000_0008, 0, &state, true);
             assert_eq!((bits & 0xff, bits >> 8), (cpuid.physical_bits(), 48));
             assert!((36..=52).contains(&cpuid.physical_bits()));

@@ -162,11 +162,14 @@ fn extended(t: &mut Table, amd: bool) -> Result<(), OutOfMemory> {
         let word = |n: usize| u32::from_le_bytes([part[n], part[n + 1], part[n + 2], part[n + 3]]);
         t.leaf(0x8000_0002 + i as u32, [word(0), word(4), word(8), word(12)])?;
     }
-    if amd {
-        // L1: 64 KiB each, 64-byte lines, 2-way; L2: 512 KiB, 16-way.
-        t.leaf(0x8000_0005, [0x01ff_01ff, 0x01ff_01ff, 0x4002_0140, 0x4002_0140])?;
-        t.leaf(0x8000_0006, [0, 0x4200_4200, 0x0200_8140, 0])?;
-    }
+    // AMD: L1 of 64 KiB each, 64-byte lines, 2-way; L2 of 512 KiB, 16-way. Intel: L1 is leaf 4's, L2 is that of [`CACHES`].
+    let [l1, l2] = if amd {
+        [[0x01ff_01ff, 0x01ff_01ff, 0x4002_0140, 0x4002_0140], [0, 0x4200_4200, 0x0200_8140, 0]]
+    } else {
+        [[0; 4], [0, 0, 0x0400_8040, 0]]
+    };
+    t.leaf(0x8000_0005, l1)?;
+    t.leaf(0x8000_0006, l2)?;
     // Invariant TSC.
     t.leaf(0x8000_0007, [0, 0, 0, 1 << 8])?;
     t.leaf(0x8000_0008, [PHYSICAL_BITS | 48 << 8, 0, 0, 0])
