@@ -76,7 +76,7 @@ impl<P: Platform> Arena<P> {
     pub(super) fn remove(&mut self, id: PageId) -> Result<Unlinked<P>, Corrupt> {
         let page = self.get(id)?;
         if page.parents != Node::NONE
-            || page.present != 0
+            || !page.present.is_empty()
             || page.roots != 0
             || page.hashed
             || page.sync != Sync::InStep

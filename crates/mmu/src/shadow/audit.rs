@@ -12,6 +12,7 @@ use super::{
     arena::Corrupt,
     open::{BUCKETS, hash},
     page::{NO_SLOT, Node, PageId, ShadowPage},
+    present::Present,
     role::Access,
     roots::{Space, expected_pdpte},
     spte::{self, FRAME, LARGE_LEVEL, Leaf},
@@ -235,7 +236,7 @@ impl<P: Platform, F: Fn(Hva) -> Option<u64>> Audit<'_, P, F> {
             let mine = all.filter(|entry| *entry != 0 && self.is_leaf(page, *entry)).count();
             leaves += mine;
             large += if page.role.level > 1 { mine } else { 0 };
-            let used = page.present != 0 && !page.own_root && page.sync == Sync::InStep;
+            let used = !page.present.is_empty() && !page.own_root && page.sync == Sync::InStep;
             if used && !tables.open.flushes.is_done(page.readable_after) {
                 self.finding(Rule::Flushes, page, None)?;
             }
@@ -362,15 +363,15 @@ impl<P: Platform, F: Fn(Hva) -> Option<u64>> Audit<'_, P, F> {
             (previous, node) = (node, link.next);
         }
         let zapped = !page.hashed && !page.own_root;
-        if zapped && (page.present != 0 || page.parents != Node::NONE) {
+        if zapped && (!page.present.is_empty() || page.parents != Node::NONE) {
             self.finding(Rule::Parents, page, None)?;
         }
         Ok(())
     }
 
     /// Every entry of a page; how many are present.
-    fn entries(&mut self, id: PageId, page: &ShadowPage<P>, seen: &Seen) -> Result<u32, AuditError> {
-        let mut present = 0;
+    fn entries(&mut self, id: PageId, page: &ShadowPage<P>, seen: &Seen) -> Result<Present, AuditError> {
+        let mut present = Present::NONE;
         for index in 0..TABLE_ENTRIES {
             let value = page.table.entry(index).load(SeqCst);
             if value == 0 {
@@ -379,7 +380,7 @@ impl<P: Platform, F: Fn(Hva) -> Option<u64>> Audit<'_, P, F> {
                 }
                 continue;
             }
-            present += 1;
+            present.put(index, true);
             if !seen.has(id.slot, index) {
                 let rule = if self.is_leaf(page, value) { Rule::ReverseMap } else { Rule::Parents };
                 self.finding(rule, page, Some(index))?;

@@ -38,6 +38,7 @@ mod map;
 mod nested;
 mod open;
 mod page;
+mod present;
 mod reclaim;
 mod rmap;
 mod role;

@@ -9,6 +9,7 @@ use platform::{
 
 use super::{
     life::Unlinked,
+    present::Present,
     role::{Access, Format, Role},
     unsync::Sync,
 };
@@ -96,7 +97,7 @@ pub(super) struct ShadowPage<P: Platform> {
     /// vCPUs whose root this is.
     pub(super) roots: u32,
     /// Entries that are present.
-    pub(super) present: u32,
+    pub(super) present: Present,
     /// Counts the pages that were made before.
     pub(super) born: u64,
     /// Writes by the guest to its table since a fault last came through this page.
@@ -142,7 +143,7 @@ impl<P: Platform> ShadowPage<P> {
             role,
             parents: Node::NONE,
             roots: 0,
-            present: 0,
+            present: Present::NONE,
             born: 0,
             writes: 0,
             readable_after: 0,

@@ -48,14 +48,14 @@ impl<P: Platform> Tables<P> {
         mut each: impl FnMut(&mut Self, Node) -> Res,
     ) -> Res {
         for slot in self.arena.slots() {
-            for index in 0..platform::table::TABLE_ENTRIES {
-                let Ok(page) = self.arena.at(slot) else { break };
+            let mut from = 0;
+            while let Ok(page) = self.arena.at(slot)
+                && page.role.level <= LARGE_LEVEL
+                && let Some(index) = page.present.next(from)
+            {
+                from = index + 1;
                 let level = page.role.level;
-                if level > LARGE_LEVEL || page.present == 0 {
-                    break;
-                }
-                let entry = page.table.entry(index).load(SeqCst);
-                if entry == 0 || !is_leaf(level, entry) {
+                if !is_leaf(level, page.table.entry(index).load(SeqCst)) {
                     continue;
                 }
                 let gfn = page.links.get(index).ok_or(Corrupt)?.gfn();

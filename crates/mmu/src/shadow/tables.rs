@@ -115,7 +115,7 @@ impl<P: Platform> Tables<P> {
             return Err(Corrupt);
         }
         *page.links.get_mut(index).ok_or(Corrupt)? = Link::to_frame(gfn);
-        page.present += 1;
+        page.present.put(index, true);
         let bucket = hash(gfn, self.rmap.len());
         let head = *self.rmap.get(bucket).ok_or(Corrupt)?;
         let head = self.push(Node::new(id.slot, index), head)?;
@@ -136,7 +136,7 @@ impl<P: Platform> Tables<P> {
             return Err(Corrupt);
         }
         *page.links.get_mut(index).ok_or(Corrupt)? = Link::to_page(child);
-        page.present += 1;
+        page.present.put(index, true);
         let value = if page.own_root { spte::pdpte(hpa) } else { spte::table(hpa) };
         let parents = self.push(Node::new(id.slot, index), parents)?;
         self.arena.get_mut(child)?.parents = parents;
@@ -152,7 +152,9 @@ impl<P: Platform> Tables<P> {
             return Ok(false);
         }
         self.must_flush = true;
-        page.present = page.present.checked_sub(1).ok_or(Corrupt)?;
+        if !page.present.put(index, false) {
+            return Err(Corrupt);
+        }
         let (leaf, node) = (is_leaf(page.role.level, old), Node::new(id.slot, index));
         let link = *page.links.get(index).ok_or(Corrupt)?;
         if leaf {
@@ -342,11 +344,10 @@ impl<P: Platform> Tables<P> {
 
     /// Takes away all entries of a page.
     pub(super) fn clear(&mut self, id: PageId) -> Res {
-        for index in 0..platform::table::TABLE_ENTRIES {
-            if self.arena.get(id)?.present == 0 {
-                break;
-            }
+        let mut from = 0;
+        while let Some(index) = self.arena.get(id)?.present.next(from) {
             self.remove_entry(id, index)?;
+            from = index + 1;
         }
         Ok(())
     }

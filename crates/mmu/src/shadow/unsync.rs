@@ -11,7 +11,7 @@
 //! reach it cannot remember what it said then.
 use core::sync::atomic::Ordering::SeqCst;
 
-use platform::{Platform, TablePage, table::TABLE_ENTRIES};
+use platform::{Platform, TablePage};
 
 use super::{
     Shadow, ShadowError,
@@ -215,15 +215,10 @@ impl<P: Platform> Tables<P> {
     /// Holds every entry of a page against the guest's table. True if it is in step from now on.
     fn settle_page(&mut self, id: PageId, slots: &Snapshot<P>) -> Res<bool> {
         let place = self.place(id, slots)?;
-        let mut left = self.arena.get(id)?.present;
-        for index in 0..TABLE_ENTRIES {
-            if left == 0 {
-                break;
-            }
-            if self.spte(id, index)? != 0 {
-                left -= 1;
-                self.settle(id, index, place, slots)?;
-            }
+        let mut from = 0;
+        while let Some(index) = self.arena.get(id)?.present.next(from) {
+            self.settle(id, index, place, slots)?;
+            from = index + 1;
         }
         let page = self.arena.get(id)?;
         let in_step = page.sync == Sync::Closing && self.open.flushes.is_done(page.readable_after);
