@@ -81,7 +81,7 @@ pub fn measured(cpu: Cpu, module: &str, word: &str) -> Result<Job> {
         .arg(&guest.kernel)
         .arg("-initrd")
         .arg(&guest.initrd);
-    command.args(["-append", &format!("console=ttyS0 panic=-1 quiet {word}")]);
+    command.args(["-append", &format!("console=ttyS0 panic=-1 quiet nokaslr norandmaps {word}")]);
     let mut words: Vec<_> = ["l1:/bin/busybox", "sh", "-c", TIMED].map(str::to_owned).into();
     words.push(command.get_program().to_string_lossy().into_owned());
     words.extend(command.get_args().map(|word| word.to_string_lossy().into_owned()));
