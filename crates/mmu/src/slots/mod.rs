@@ -88,12 +88,14 @@ pub struct Snapshot<P> {
     /// Sorted by `base`, without overlap.
     slots: Vec<Slot>,
     aliases: [Alias; NR_ALIASES],
+    /// Whether there is any alias. Hardly any VM has one, and every look at a frame asks.
+    aliased: bool,
     platform: PhantomData<fn() -> P>,
 }
 
 impl<P: Platform> Snapshot<P> {
     fn empty() -> Self {
-        Self { slots: Vec::new(), aliases: [Alias::NONE; NR_ALIASES], platform: PhantomData }
+        Self { slots: Vec::new(), aliases: [Alias::NONE; NR_ALIASES], aliased: false, platform: PhantomData }
     }
 
     /// A copy with the slot `id` left out and `new` put in its place in the order.
@@ -110,7 +112,7 @@ impl<P: Platform> Snapshot<P> {
         if let Some(last) = new {
             try_push(&mut slots, last)?;
         }
-        Ok(Self { slots, aliases: self.aliases, platform: PhantomData })
+        Ok(Self { slots, aliases: self.aliases, aliased: self.aliased, platform: PhantomData })
     }
 
     fn with_alias(&self, index: usize, alias: Alias) -> Result<Self, OutOfMemory> {
@@ -118,6 +120,7 @@ impl<P: Platform> Snapshot<P> {
         if let Some(place) = copy.aliases.get_mut(index) {
             *place = alias;
         }
+        copy.aliased = copy.aliases.iter().any(|alias| *alias != Alias::NONE);
         Ok(copy)
     }
 
@@ -144,6 +147,9 @@ impl<P: Platform> Snapshot<P> {
     /// The frame that `gfn` stands for: itself, or an alias' target. Aliases hide slots and are not chained.
     #[inline]
     pub fn unalias(&self, gfn: u64) -> u64 {
+        if !self.aliased {
+            return gfn;
+        }
         self.aliases.iter().find_map(|alias| alias.target(gfn)).unwrap_or(gfn)
     }
 
