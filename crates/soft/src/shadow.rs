@@ -13,7 +13,12 @@ use core::{
     },
 };
 
-use mmu::{MemoryError, Paging, Request, TableMemory, Translation, shadow::Root, walk, walk::walk_traced};
+use mmu::{
+    MemoryError, Paging, Request, TableMemory, Translation,
+    shadow::Root,
+    walk,
+    walk::{Trace, walk_traced},
+};
 use platform::{Hva, Platform, TablePage, Word};
 use x86::paging::{NX, PAGE_SHIFT, U, W};
 
@@ -90,7 +95,8 @@ impl<P: Platform> SoftVcpu<P> {
         {
             return Ok(known(&translation));
         }
-        let (result, trace) = walk_traced(&tables, &self.paging, linear, request);
+        let mut trace = Trace::default();
+        let result = walk_traced(&tables, &self.paging, linear, request, &mut trace);
         let translation = result.map_err(Miss::Walk)?;
         if let Some(kept) = &mut self.kept
             && let [above @ .., last] = trace.steps()

@@ -52,7 +52,8 @@ impl Glance {
     fn walk<P: Platform>(from: From, space: &AddressSpace<P>, reader: usize, paging: &Paging) -> Option<Self> {
         let view = space.view(reader)?;
         let request = if from.user { Request::FETCH.user() } else { Request::FETCH };
-        let (translation, trace) = walk_traced(&view, paging, from.page * PAGE_SIZE, request);
+        let mut trace = Trace::default();
+        let translation = walk_traced(&view, paging, from.page * PAGE_SIZE, request, &mut trace);
         let hva = |gpa: u64| Some(view.frame(gpa / PAGE_SIZE)?.hva.add(gpa % PAGE_SIZE));
         let wide = paging.mode != mmu::PagingMode::Bits32;
         let mut way = Self { from, used: trace.steps().len(), wide, to: hva(translation.ok()?.gpa), ..Self::default() };

@@ -27,7 +27,7 @@ pub(super) struct Ahead {
 
 impl Ahead {
     /// Those behind the page of a mapping. `view` is as it was for that, or newer.
-    pub(super) fn of<P: Platform>(view: &View<'_, P>, mapping: &Mapping, cx: &MaySleep) -> Option<Self> {
+    pub(super) fn of<P: Platform>(view: &View<'_, P>, mapping: &Mapping<'_>, cx: &MaySleep) -> Option<Self> {
         let (access, frame) = (&mapping.access, &mapping.frame);
         if access.rest == 0 || frame.read_only || frame.log_dirty {
             return None;

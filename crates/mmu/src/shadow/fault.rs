@@ -10,8 +10,8 @@ use platform::{Hva, MaySleep, Memory, OutOfMemory, Platform};
 use x86::paging::{LARGE_PAGE_SHIFT, PAGE_SHIFT, PAGE_SIZE};
 
 use super::{
-    Shadow, ShadowError, ahead::Ahead, arena::Corrupt, cache::Cache, life::FlushDue, map::Stop, roots::Space,
-    stats::Counter, tables::Tables,
+    Shadow, ShadowError, ahead::Ahead, arena::Corrupt, cache::Cache, life::FlushDue, map::Stop, stats::Counter,
+    tables::Tables,
 };
 use crate::{
     AddressSpace, Frame, MemoryError, View,
@@ -49,12 +49,13 @@ pub enum Resolved {
     },
 }
 
-/// Where an access leads in guest-physical memory, and what that was learnt from.
-pub(super) struct Access {
+/// Where an access leads in guest-physical memory, and what that was learnt from. It is large, and stays where it is made.
+pub(super) struct Access<'a> {
     /// What the tables translate: a linear address, or a guest-physical one.
     pub(super) at: u64,
     pub(super) request: Request,
-    pub(super) space: Space,
+    /// What the guest's registers say of linear addresses; None: it is a guest-physical address, of nested tables.
+    pub(super) paging: Option<&'a Paging>,
     pub(super) trace: Trace,
     /// For each entry of the trace: where it is, and that its frame cannot be written.
     pub(super) places: [(Hva, bool); Trace::MOST],
@@ -63,9 +64,17 @@ pub(super) struct Access {
     pub(super) rest: u64,
 }
 
+impl<'a> Access<'a> {
+    /// Nothing is known yet, but where it leads without tables of the guest's.
+    pub(super) fn new(at: u64, request: Request, paging: Option<&'a Paging>) -> Self {
+        let (trace, places) = (Trace::default(), [(Hva(0), false); Trace::MOST]);
+        Self { at, request, paging, trace, places, gpa: at, rest: 0 }
+    }
+}
+
 /// An access whose page is to be mapped, as far as it is known without the lock.
-pub(super) struct Mapping {
-    pub(super) access: Access,
+pub(super) struct Mapping<'a> {
+    pub(super) access: &'a Access<'a>,
     pub(super) frame: Frame,
     /// The host's frame.
     pub(super) hpa: u64,
@@ -83,9 +92,6 @@ pub(super) struct Seen {
     sequence: u64,
     generation: u64,
 }
-
-/// What a look without the lock has found. Large, so that it is made where it stays.
-pub(super) type Looked = Result<Mapping, Otherwise>;
 
 /// No entry is to be made.
 pub(super) enum Otherwise {
@@ -116,29 +122,14 @@ impl<P: Platform> Shadow<P> {
         cx: &MaySleep,
         flush: impl FnMut(),
     ) -> Result<Resolved, ShadowError> {
-        let look = |ahead: &mut Option<Ahead>| {
-            let seen = self.seen(memory);
-            let view = memory.view(vcpu).ok_or(Otherwise::Dead)?;
-            let access = Self::walked(&view, gva, request, paging)?;
-            let looked = Self::find(view, access, seen, cx);
-            if let Ok(mapping) = &looked
-                && mapping.there
-                && mapping.access.rest != 0
-            {
-                // Where one had to be brought in, others are not there.
-                let view = memory.view(vcpu).ok_or(Otherwise::Dead)?;
-                *ahead = Ahead::of(&view, mapping, cx);
-            }
-            looked
-        };
-        self.resolve(vcpu, look, memory, cache, cx, flush)
+        self.resolve(vcpu, Access::new(gva, request, Some(paging)), memory, cache, cx, flush)
     }
 
     /// Looks and installs until that has an end.
     pub(super) fn resolve(
         &self,
         vcpu: usize,
-        mut look: impl FnMut(&mut Option<Ahead>) -> Looked,
+        mut access: Access<'_>,
         memory: &AddressSpace<P>,
         cache: &mut Cache<P>,
         cx: &MaySleep,
@@ -150,15 +141,13 @@ impl<P: Platform> Shadow<P> {
                 P::relax(cx);
                 continue;
             }
-            // It is large, and stays where it is.
             let mut ahead = None;
-            let looked = look(&mut ahead);
-            let mapping = match &looked {
+            let mapping = match self.look(vcpu, &mut access, &mut ahead, memory, cx) {
                 Ok(mapping) => mapping,
-                Err(Otherwise::Resolved(resolved)) => return Ok(self.counted(*resolved)),
+                Err(Otherwise::Resolved(resolved)) => return Ok(self.counted(resolved)),
                 Err(Otherwise::Dead) => return Err(ShadowError::Dead),
             };
-            let (result, due) = self.install(vcpu, mapping, ahead.as_ref(), memory, cache);
+            let (result, due) = self.install(vcpu, &mapping, ahead.as_ref(), memory, cache);
             cache.tidy(&self.open);
             self.fulfil(due, &mut flush);
             match result {
@@ -169,6 +158,30 @@ impl<P: Platform> Shadow<P> {
             }
         }
         Ok(Resolved::Retry)
+    }
+
+    /// Everything that is done without the lock.
+    fn look<'a>(
+        &self,
+        vcpu: usize,
+        access: &'a mut Access<'_>,
+        ahead: &mut Option<Ahead>,
+        memory: &AddressSpace<P>,
+        cx: &MaySleep,
+    ) -> Result<Mapping<'a>, Otherwise> {
+        // Asked before anything is looked at.
+        let seen = Seen { sequence: self.open.sequence.load(SeqCst), generation: memory.generation() };
+        let view = memory.view(vcpu).ok_or(Otherwise::Dead)?;
+        if let Some(paging) = access.paging {
+            Self::walk(&view, access, paging)?;
+        }
+        let mapping = Self::find(view, access, seen, cx)?;
+        if mapping.there && mapping.access.rest != 0 {
+            // Where one had to be brought in, others are not there.
+            let view = memory.view(vcpu).ok_or(Otherwise::Dead)?;
+            *ahead = Ahead::of(&view, &mapping, cx);
+        }
+        Ok(mapping)
     }
 
     fn counted(&self, resolved: Resolved) -> Resolved {
@@ -182,16 +195,11 @@ impl<P: Platform> Shadow<P> {
         resolved
     }
 
-    /// To be asked before anything is looked at.
-    pub(super) fn seen(&self, memory: &AddressSpace<P>) -> Seen {
-        Seen { sequence: self.open.sequence.load(SeqCst), generation: memory.generation() }
-    }
-
     /// Walks the guest's tables.
     #[inline]
-    fn walked(view: &View<'_, P>, gva: u64, request: Request, paging: &Paging) -> Result<Access, Resolved> {
-        let (walked, trace) = walk_traced(view, paging, gva, request);
-        let translation = match walked {
+    fn walk(view: &View<'_, P>, access: &mut Access<'_>, paging: &Paging) -> Result<(), Resolved> {
+        let (request, trace) = (access.request, &mut access.trace);
+        let translation = match walk_traced(view, paging, access.at, request, trace) {
             Ok(translation) => translation,
             Err(WalkError::Fault(code)) => return Err(Resolved::Guest(code)),
             Err(WalkError::Contended) => return Err(Resolved::Retry),
@@ -199,19 +207,23 @@ impl<P: Platform> Shadow<P> {
             // Tables where no memory is harm only this guest (row B06): nothing there is present.
             Err(WalkError::Memory(_)) => return Err(Resolved::Guest(request.fault_code(paging))),
         };
-        let mut places = [(Hva(0), false); Trace::MOST];
-        for (place, step) in places.iter_mut().zip(trace.steps()) {
+        for (place, step) in access.places.iter_mut().zip(trace.steps()) {
             let frame = view.resolve(step.gpa >> PAGE_SHIFT).ok_or(Resolved::Retry)?;
             *place = (frame.hva.add(step.gpa % PAGE_SIZE), frame.read_only);
         }
-        let gpa = translation.gpa;
-        let rest = (!gpa & ((1 << translation.page_shift) - 1)) >> PAGE_SHIFT;
-        Ok(Access { at: gva, request, space: Space::Linear(*paging), trace, places, gpa, rest })
+        access.gpa = translation.gpa;
+        access.rest = (!access.gpa & ((1 << translation.page_shift) - 1)) >> PAGE_SHIFT;
+        Ok(())
     }
 
     /// Finds the host's page for an access.
     #[inline]
-    pub(super) fn find(view: View<'_, P>, access: Access, seen: Seen, cx: &MaySleep) -> Looked {
+    fn find<'a>(
+        view: View<'_, P>,
+        access: &'a Access<'_>,
+        seen: Seen,
+        cx: &MaySleep,
+    ) -> Result<Mapping<'a>, Otherwise> {
         let (gpa, write, fetch) = (access.gpa, access.request.is_write(), access.request.is_fetch());
         let gfn = gpa >> PAGE_SHIFT;
         let frame = view.resolve(gfn).ok_or(Resolved::Device { gpa })?;
@@ -219,7 +231,7 @@ impl<P: Platform> Shadow<P> {
             return Err(Resolved::Device { gpa }.into());
         }
         // A page that is to be logged is mapped for itself.
-        let large = access.space == Space::Physical && !((write || fetch) && frame.log_dirty) && view.is_large(gfn);
+        let large = access.paging.is_none() && !((write || fetch) && frame.log_dirty) && view.is_large(gfn);
         drop(view);
         let host = P::host_frame(frame.hva, write, cx).map_err(|_| Resolved::BadAddress { gpa })?;
         let large =
@@ -232,7 +244,7 @@ impl<P: Platform> Shadow<P> {
     fn install(
         &self,
         vcpu: usize,
-        mapping: &Mapping,
+        mapping: &Mapping<'_>,
         ahead: Option<&Ahead>,
         memory: &AddressSpace<P>,
         cache: &mut Cache<P>,
@@ -245,8 +257,8 @@ impl<P: Platform> Shadow<P> {
             {
                 return Err(Stop::Again);
             }
-            tables.recheck(&mapping.access)?;
-            let Some(root) = tables.root(vcpu, &mapping.access.space) else {
+            tables.recheck(mapping.access)?;
+            let Some(root) = tables.root(vcpu, mapping.access.paging) else {
                 // Somebody zapped it: it is loaded again before the next entry.
                 return Ok(Resolved::Retry);
             };
@@ -259,8 +271,8 @@ impl<P: Platform> Shadow<P> {
 
 impl<P: Platform> Tables<P> {
     /// Whether every guest entry is what it was.
-    fn recheck(&self, access: &Access) -> Result<(), Stop> {
-        let narrow = matches!(access.space, Space::Linear(Paging { mode: PagingMode::Bits32, .. }));
+    fn recheck(&self, access: &Access<'_>) -> Result<(), Stop> {
+        let narrow = access.paging.is_some_and(|paging| paging.mode == PagingMode::Bits32);
         for (step, (hva, _)) in access.trace.steps().iter().zip(&access.places) {
             let now = if narrow {
                 P::Memory::load_atomic::<u32>(*hva).map(u64::from)

@@ -46,7 +46,7 @@ impl<P: Platform> Tables<P> {
         id: PageId,
         index: usize,
         (gfn, role): (u64, &Role),
-        mapping: &Mapping,
+        mapping: &Mapping<'_>,
     ) -> Result<bool, Stop> {
         if !mapping.large {
             return Ok(false);

@@ -13,7 +13,7 @@ use super::{
     fault::{Access, Mapping, Resolved},
     page::{PageId, ShadowPage},
     role::{self, Role},
-    roots::{Space, expected_pdpte},
+    roots::expected_pdpte,
     spte::{LARGE_LEVEL, Leaf, is_leaf},
     stats::Counter,
     tables::Tables,
@@ -45,11 +45,11 @@ pub(super) fn index_at(at: u64, level: u8) -> usize {
 
 impl<P: Platform> Tables<P> {
     /// What entry `index` of `page` has to be for this access.
-    fn wanted(page: &ShadowPage<P>, index: usize, access: &Access) -> Result<Expected, Stop> {
+    fn wanted(page: &ShadowPage<P>, index: usize, access: &Access<'_>) -> Result<Expected, Stop> {
         if page.role.direct() && !page.own_root {
             return Ok(page.expected_direct(index));
         }
-        let Space::Linear(paging) = &access.space else { return Err(Stop::Corrupt) };
+        let paging = access.paging.ok_or(Corrupt)?;
         if page.own_root {
             return Ok(expected_pdpte(paging, index));
         }
@@ -84,12 +84,12 @@ impl<P: Platform> Tables<P> {
     pub(super) fn map(
         &mut self,
         root: PageId,
-        mapping: &Mapping,
+        mapping: &Mapping<'_>,
         ahead: Option<&Ahead>,
         view: &View<'_, P>,
         cache: &mut Cache<P>,
     ) -> Result<Resolved, Stop> {
-        let access = &mapping.access;
+        let access = mapping.access;
         let mut id = self.descend(root, access.at)?;
         loop {
             let page = self.arena.get_mut(id)?;
@@ -198,10 +198,10 @@ impl<P: Platform> Tables<P> {
         id: PageId,
         index: usize,
         rights: role::Access,
-        mapping: &Mapping,
+        mapping: &Mapping<'_>,
         view: &View<'_, P>,
     ) -> Result<Resolved, Stop> {
-        let access = &mapping.access;
+        let access = mapping.access;
         let role = self.arena.get(id)?.role;
         let large = role.level == LARGE_LEVEL;
         let within = if large { LARGE_FRAMES - 1 } else { 0 };

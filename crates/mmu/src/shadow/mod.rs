@@ -59,7 +59,6 @@ use arena::Corrupt;
 use fault::ATTEMPTS;
 use map::Stop;
 use open::Open;
-use roots::Space;
 use tables::Tables;
 
 pub use audit::{AuditError, Finding, Report, Rule};
@@ -154,13 +153,13 @@ impl<P: Platform> Shadow<P> {
         cx: &MaySleep,
         flush: impl FnMut(),
     ) -> Result<Root, ShadowError> {
-        self.load_root_of(vcpu, &Space::Linear(*paging), memory, cache, cx, flush)
+        self.load_root_of(vcpu, Some(paging), memory, cache, cx, flush)
     }
 
     fn load_root_of(
         &self,
         vcpu: usize,
-        space: &Space,
+        paging: Option<&Paging>,
         memory: &AddressSpace<P>,
         cache: &mut Cache<P>,
         cx: &MaySleep,
@@ -172,7 +171,7 @@ impl<P: Platform> Shadow<P> {
                 cache.give_room(tables);
                 tables.stay_bounded()?;
                 let view = memory.view(vcpu).ok_or(Corrupt)?;
-                tables.load_root(vcpu, space, cache, |gfn| view.unalias(gfn))
+                tables.load_root(vcpu, paging, cache, |gfn| view.unalias(gfn))
             });
             cache.tidy(&self.open);
             self.fulfil(due, &mut flush);

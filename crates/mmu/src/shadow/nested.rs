@@ -5,21 +5,16 @@
 //! that begin at frame 0. So the reverse map, dirty logging, invalidation by the host, the bound and the end of a page are what
 //! they are for shadow paging; only that no guest table stands behind a page, that a leaf may be `large`, and that
 //! an alias is one more place in the tree at which its frame is mapped.
-use platform::{Hva, MaySleep, OutOfMemory, Platform};
+use platform::{MaySleep, OutOfMemory, Platform};
 
 use super::{
     Shadow, ShadowError,
-    ahead::Ahead,
     cache::Cache,
-    fault::{Access, Otherwise, Resolved},
+    fault::{Access, Resolved},
     root::Root,
-    roots::Space,
     spte::EntryFormat,
 };
-use crate::{
-    AddressSpace,
-    walk::{Request, Trace},
-};
+use crate::{AddressSpace, walk::Request};
 
 /// Bits of a guest-physical address that four levels translate.
 const BITS: u32 = 48;
@@ -45,7 +40,7 @@ impl<P: Platform> Shadow<P> {
         cx: &MaySleep,
         flush: impl FnMut(),
     ) -> Result<Root, ShadowError> {
-        self.load_root_of(vcpu, &Space::Physical, memory, cache, cx, flush)
+        self.load_root_of(vcpu, None, memory, cache, cx, flush)
     }
 
     /// Handles a fault of vCPU `vcpu` on nested tables, at `gpa`, whose root was loaded. `request` is [`Request::READ`],
@@ -66,13 +61,6 @@ impl<P: Platform> Shadow<P> {
             // The tables have no place for it.
             return Ok(Resolved::Device { gpa });
         }
-        let look = |_: &mut Option<Ahead>| {
-            let seen = self.seen(memory);
-            let view = memory.view(vcpu).ok_or(Otherwise::Dead)?;
-            let (trace, places) = (Trace::default(), [(Hva(0), false); Trace::MOST]);
-            let access = Access { at: gpa, request, space: Space::Physical, trace, places, gpa, rest: 0 };
-            Self::find(view, access, seen, cx)
-        };
-        self.resolve(vcpu, look, memory, cache, cx, flush)
+        self.resolve(vcpu, Access::new(gpa, request, None), memory, cache, cx, flush)
     }
 }

@@ -56,25 +56,30 @@ pub(super) fn expected_pdpte(paging: &Paging, index: usize) -> Expected {
 }
 
 impl<P: Platform> Tables<P> {
-    /// The vCPU's root, if it is one for `space` still.
-    pub(super) fn root(&self, vcpu: usize, space: &Space) -> Option<PageId> {
-        let (id, made_for) = self.roots.get(vcpu)?.current?;
+    /// The vCPU's root, if it is one for linear addresses as `paging` says still; None: for guest-physical ones.
+    pub(super) fn root(&self, vcpu: usize, paging: Option<&Paging>) -> Option<PageId> {
+        let (id, made_for) = self.roots.get(vcpu)?.current.as_ref()?;
+        let fits = match (made_for, paging) {
+            (Space::Linear(known), Some(paging)) => known == paging,
+            (Space::Physical, None) => true,
+            _ => false,
+        };
         let stale = self.open.stale_root(vcpu)?.load(SeqCst);
-        (!stale && made_for == *space).then_some(id)
+        (!stale && fits).then_some(*id)
     }
 
-    /// Gives the vCPU a root for `space`. `unalias` finds the frame that an alias stands for.
+    /// Gives the vCPU a root, as [`Self::root`] has it. `unalias` finds the frame that an alias stands for.
     pub(super) fn load_root(
         &mut self,
         vcpu: usize,
-        space: &Space,
+        paging: Option<&Paging>,
         cache: &mut Cache<P>,
         unalias: impl Fn(u64) -> u64,
     ) -> Result<Root, Stop> {
-        if self.root(vcpu, space).is_none() {
-            let next = match space {
-                Space::Physical => self.shared_root(0, Role::nested(), cache)?,
-                Space::Linear(paging) => {
+        if self.root(vcpu, paging).is_none() {
+            let next = match paging {
+                None => self.shared_root(0, Role::nested(), cache)?,
+                Some(paging) => {
                     let role = Role::top(paging, 0);
                     if matches!(role.format, Format::Long { .. }) {
                         self.shared_root(unalias(paging.root >> PAGE_SHIFT), role, cache)?
@@ -86,7 +91,8 @@ impl<P: Platform> Tables<P> {
             // Counted before the old one is given back: it may be the same.
             self.arena.get_mut(next)?.roots += 1;
             self.unload_root(vcpu)?;
-            self.roots.get_mut(vcpu).ok_or(Corrupt)?.current = Some((next, *space));
+            self.roots.get_mut(vcpu).ok_or(Corrupt)?.current =
+                Some((next, paging.map_or(Space::Physical, |paging| Space::Linear(*paging))));
             self.open.stale_root(vcpu).ok_or(Corrupt)?.store(false, SeqCst);
         }
         let (id, _) = self.roots.get(vcpu).and_then(|root| root.current).ok_or(Corrupt)?;

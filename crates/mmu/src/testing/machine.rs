@@ -19,7 +19,7 @@ use crate::{
     AddressSpace, MemoryError, Paging, PagingMode, PhysMem, Region, TableMemory, View,
     shadow::{Cache, EntryFormat, FlushDue, Resolved, Root, Shadow, Written},
     slots::{ChangeKind, LARGE_FRAMES},
-    walk::{Request, WalkError, walk, walk_traced},
+    walk::{Request, Trace, WalkError, walk, walk_traced},
 };
 
 const CX: MaySleep = MaySleep::at_entry();
@@ -411,7 +411,8 @@ impl Machine {
         let vm = self.vm.clone();
         let view = vm.memory.view(index)?;
         let paging = self.paging(index);
-        let (_, trace) = walk_traced(&view, &paging, gva, Request::READ.lift_smap());
+        let mut trace = Trace::default();
+        let _ = walk_traced(&view, &paging, gva, Request::READ.lift_smap(), &mut trace);
         let last = *trace.steps().last()?;
         let (gfn, bytes) =
             (view.unalias(last.gpa >> PAGE_SHIFT), if paging.mode == PagingMode::Bits32 { 4 } else { 8 });

@@ -94,20 +94,22 @@ pub fn walk<M: TableMemory>(memory: &M, paging: &Paging, gva: u64, request: Requ
     }
 }
 
-/// The same as [`walk`], and tells which entries led to a translation.
+/// The same as [`walk`], and `trace` tells which entries led to a translation.
 pub fn walk_traced<M: TableMemory>(
     memory: &M,
     paging: &Paging,
     gva: u64,
     request: Request,
-) -> (Result<Translation, WalkError>, Trace) {
-    let mut trace = Trace::default();
-    let result = match paging.mode {
-        PagingMode::Off => walk(memory, paging, gva, request),
-        PagingMode::Bits32 => walk_tables::<M, u32, true>(memory, paging, gva, request, &mut trace),
-        _ => walk_tables::<M, u64, true>(memory, paging, gva, request, &mut trace),
-    };
-    (result, trace)
+    trace: &mut Trace,
+) -> Result<Translation, WalkError> {
+    match paging.mode {
+        PagingMode::Off => {
+            trace.used = 0;
+            walk(memory, paging, gva, request)
+        }
+        PagingMode::Bits32 => walk_tables::<M, u32, true>(memory, paging, gva, request, trace),
+        _ => walk_tables::<M, u64, true>(memory, paging, gva, request, trace),
+    }
 }
 
 /// Where `gva` leads for a supervisor's read, without any change to the tables. None: nowhere.

@@ -20,7 +20,7 @@ pub enum PagingMode {
 
 /// Everything that a walk needs to know besides address and access. Recomputed when CR0, CR3, CR4, EFER, the PDPTEs or
 /// the guest's CPUID change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Paging {
     /// Table format.
     pub mode: PagingMode,
@@ -50,6 +50,22 @@ pub struct Paging {
     /// Bits 39:32 of a 4 MiB page's address that exist (PSE-36).
     pse36_mask: u64,
 }
+
+/// Written out, because each fault of shadow paging asks: what has no say in a mode is left out, and the rest is few words.
+impl PartialEq for Paging {
+    fn eq(&self, other: &Self) -> bool {
+        let flags = |p: &Self| (p.mode, p.write_protect, p.smep, p.smap, p.global_pages, p.nx);
+        let words = |p: &Self| [p.root, p.levels.into(), p.large_pages.into(), p.frame_mask, p.pse36_mask];
+        let differ = |one: &[u64], other: &[u64]| one.iter().zip(other).fold(0, |all, (a, b)| all | a ^ b) != 0;
+        flags(self) == flags(other)
+            && !differ(&words(self), &words(other))
+            && !differ(&self.table_reserved, &other.table_reserved)
+            && !differ(&self.leaf_reserved, &other.leaf_reserved)
+            && (self.mode != PagingMode::Pae || !differ(&self.pdptes, &other.pdptes))
+    }
+}
+
+impl Eq for Paging {}
 
 /// Bits `low` to `high`, both included.
 const fn span(high: u32, low: u32) -> u64 {
