@@ -60,7 +60,8 @@ const MACHINERY: &[&str] = &[
     "flushes.is_done",
     "flushes.done",
     "due.is_nothing",
-    "due.fulfil(&self.open.flushes, flush)",
+    "due.fulfil(&self.open.flushes, None, flush)",
+    "due.fulfil(&self.open.flushes, Some(cache), flush)",
     "TlbFlush",
     "wait_flushed",
     "flush: impl FnMut",
@@ -71,6 +72,9 @@ const MACHINERY: &[&str] = &[
     "flushed = true;",
     // The request is a line below.
     "fulfil(due, || {",
+    "guest_flushed_page(index, gva, &vm.memory, || {",
+    "guest_flushed(index, &vm.memory, || {",
+    "fulfil_into(&mut self.inner.mmu.cache, due, || {",
     "if effects.flush",
     "if notes.flush",
     "flush: false",
@@ -82,6 +86,7 @@ const MACHINERY: &[&str] = &[
     "FLUSH_CMD",
     // Imports that go over several lines.
     "FlushTlb, Groups",
+    "BackendVcpu, FlushTlb",
     "zap_all(|",
     // Lent on.
     "cx, flush)",
@@ -240,7 +245,7 @@ fn sites_of(text: &str) -> (Vec<Site>, Vec<(usize, String)>) {
             break;
         }
         if code.starts_with("//")
-            || !["flush", "fulfil(", "settle("].iter().any(|word| code.to_lowercase().contains(word))
+            || !["flush", "fulfil", "settle("].iter().any(|word| code.to_lowercase().contains(word))
         {
             continue;
         }
@@ -269,7 +274,8 @@ fn request(line: &str) -> Option<Change> {
     let sets =
         code.contains("must_flush = true;") || code.contains("must_flush |= ") || code == "self.notes.flush = true;";
     let guests = code.ends_with("flush_guest();") || code == "self.mmu.flushed = true;";
-    if code.ends_with(';') && (code.contains(".flush(FlushTlb::") || request_bits || sets || guests) {
+    let by_a_vcpu = code.contains(".flush_tlbs_by(");
+    if code.ends_with(';') && (code.contains(".flush(FlushTlb::") || request_bits || sets || guests || by_a_vcpu) {
         return whole;
     }
     // Calls.
@@ -283,7 +289,7 @@ fn request(line: &str) -> Option<Change> {
     // Flushes that the caller of a section under the MMU lock is lent.
     for lent in ["&mut *flush)", "&mut flush)"] {
         if let Some(at) = line.find(lent)
-            && code.contains("fulfil(")
+            && (code.contains("fulfil(") || code.contains("fulfil_into("))
         {
             return Some((at, at + lent.len() - 1, "|| if !platform::left_out({n}) { (", ")() }"));
         }

@@ -55,7 +55,10 @@ impl<B: Backend> Run<'_, B> {
         self.inner.cpu.flush(FlushTlb::Page(gva));
         if let Some(shadow) = &self.vm.shadow {
             let vm = self.vm;
-            shadow.guest_flushed_page(self.index, gva, &vm.memory, || vm.vcpus.flush_tlbs())?;
+            let (index, cpu) = (self.index, &mut self.inner.cpu);
+            shadow.guest_flushed_page(index, gva, &vm.memory, || {
+                vm.vcpus.flush_tlbs_by(index, cpu);
+            })?;
         }
         self.skip(len);
         Ok(Step::Continue)

@@ -21,8 +21,11 @@ impl<B: Backend> Run<'_, B> {
                     Access::Write => Request::WRITE,
                     Access::Fetch => Request::FETCH,
                 };
-                let (cache, flush) = (&mut self.inner.mmu.cache, || vm.vcpus.flush_tlbs());
-                match shadow.nested_fault(self.index, gpa, request, &vm.memory, cache, cx, flush)? {
+                let (index, cpu, cache) = (self.index, &mut self.inner.cpu, &mut self.inner.mmu.cache);
+                let resolved = shadow.nested_fault(index, gpa, request, &vm.memory, cache, cx, || {
+                    vm.vcpus.flush_tlbs_by(index, cpu);
+                })?;
+                match resolved {
                     Resolved::BadAddress { .. } => return Err(Errno::EFAULT),
                     resolved => resolved == Resolved::Retry,
                 }

@@ -24,9 +24,10 @@ impl<B: Backend> Run<'_, B> {
             inner.mmu.unprotected = None;
         }
         inner.mmu.table_write = None;
-        let cache = &mut inner.mmu.cache;
-        let resolved = shadow
-            .fault(self.index, gva, request, &paging, &self.vm.memory, cache, cx, || self.vm.vcpus.flush_tlbs())?;
+        let (vm, index, cpu, cache) = (self.vm, self.index, &mut inner.cpu, &mut inner.mmu.cache);
+        let resolved = shadow.fault(index, gva, request, &paging, &vm.memory, cache, cx, || {
+            vm.vcpus.flush_tlbs_by(index, cpu);
+        })?;
         let delivering = inner.events.injected.is_some();
         match resolved {
             Resolved::Retry => Ok(Step::Continue),
@@ -68,9 +69,13 @@ impl<B: Backend> Run<'_, B> {
     fn unprotect(&mut self, gpa: u64) -> Result<bool, Errno> {
         let Some(shadow) = &self.vm.shadow else { return Ok(false) };
         let view = self.vm.memory.view(self.index).ok_or(Errno::EIO)?;
-        let change = shadow.unprotect(&view, gpa);
+        let (any, due) = shadow.unprotect(&view, gpa);
         drop(view);
-        self.vm.settle(shadow, change)
+        let (vm, index, cpu) = (self.vm, self.index, &mut self.inner.cpu);
+        shadow.fulfil_into(&mut self.inner.mmu.cache, due, || {
+            vm.vcpus.flush_tlbs_by(index, cpu);
+        });
+        Ok(any?)
     }
 }
 

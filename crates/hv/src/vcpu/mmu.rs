@@ -106,7 +106,10 @@ impl<B: Backend> Run<'_, B> {
         }
         let root = self.load_shadow_root(shadow, cx)?;
         if core::mem::take(&mut self.inner.mmu.flushed) {
-            shadow.guest_flushed(self.index, &self.vm.memory, || self.vm.vcpus.flush_tlbs())?;
+            let (vm, index, cpu) = (self.vm, self.index, &mut self.inner.cpu);
+            shadow.guest_flushed(index, &vm.memory, || {
+                vm.vcpus.flush_tlbs_by(index, cpu);
+            })?;
         }
         Ok(root)
     }
@@ -131,10 +134,10 @@ impl<B: Backend> Run<'_, B> {
             Some((_, paging)) => paging,
             None => Paging::new(inner.cpu.registers(Groups::CONTROL), features, physical_bits),
         };
-        let mmu = &mut inner.mmu;
+        let (vm, index, cpu, mmu) = (self.vm, self.index, &mut inner.cpu, &mut inner.mmu);
         mmu.current = None;
-        mmu.root = shadow.load_root(self.index, &paging, &self.vm.memory, &mut mmu.cache, cx, || {
-            self.vm.vcpus.flush_tlbs();
+        mmu.root = shadow.load_root(index, &paging, &vm.memory, &mut mmu.cache, cx, || {
+            vm.vcpus.flush_tlbs_by(index, cpu);
         })?;
         mmu.current = Some((context, paging));
         mmu.registers = registers;
@@ -145,12 +148,12 @@ impl<B: Backend> Run<'_, B> {
 
     /// The same for nested tables, whatever the registers say.
     fn load_nested_root(&mut self, shadow: &Shadow<B::Platform>, cx: &MaySleep) -> Result<Root, Errno> {
-        let mmu = &mut self.inner.mmu;
+        let (vm, index, cpu, mmu) = (self.vm, self.index, &mut self.inner.cpu, &mut self.inner.mmu);
         if mmu.root != Root::NONE && !shadow.root_is_stale(self.index) {
             return Ok(mmu.root);
         }
-        mmu.root = shadow.load_nested_root(self.index, &self.vm.memory, &mut mmu.cache, cx, || {
-            self.vm.vcpus.flush_tlbs();
+        mmu.root = shadow.load_nested_root(index, &vm.memory, &mut mmu.cache, cx, || {
+            vm.vcpus.flush_tlbs_by(index, cpu);
         })?;
         // Translations that come from other tables.
         self.inner.cpu.flush(FlushTlb::Physical);

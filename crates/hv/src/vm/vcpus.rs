@@ -5,7 +5,10 @@ use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use irqchip::{DeliveredSet, Message, Origin, deliver};
 use platform::{MaySleep, OutOfMemory, Platform};
 
-use crate::vcpu::{VcpuShared, request};
+use crate::{
+    backend::{BackendVcpu, FlushTlb},
+    vcpu::{VcpuShared, request},
+};
 
 /// Most vCPUs of a VM; their numbers are below it.
 pub(crate) const MAX_VCPUS: usize = 256;
@@ -83,6 +86,14 @@ impl<P: Platform> Vcpus<P> {
         for vcpu in self.iter() {
             vcpu.wait_left();
         }
+    }
+
+    /// The same by vCPU `index`, which is `cpu` and outside of the guest: nobody has to ask that one.
+    pub(crate) fn flush_tlbs_by(&self, index: usize, cpu: &mut impl BackendVcpu<P>) {
+        cpu.flush(FlushTlb::Physical);
+        let others = || self.iter().filter(|vcpu| vcpu.id() as usize != index);
+        others().for_each(|vcpu| vcpu.request(request::TLB_FLUSH_PHYSICAL));
+        others().for_each(VcpuShared::wait_left);
     }
 
     /// Makes every vCPU forget translations of guest-physical memory, and returns when each has, at an instruction

@@ -149,7 +149,7 @@ impl<P: Platform> Shadow<P> {
             };
             let (result, due) = self.install(vcpu, &mapping, ahead.as_ref(), memory, cache);
             cache.tidy(&self.open);
-            self.fulfil(due, &mut flush);
+            self.fulfil_into(cache, due, &mut flush);
             match result {
                 Ok(resolved) => return Ok(self.counted(resolved)),
                 Err(Stop::Again) => self.open.counters.count(Counter::Again),

@@ -12,7 +12,7 @@ use core::{
 
 use platform::Platform;
 
-use super::page::ShadowPage;
+use super::{cache::Cache, page::ShadowPage};
 
 /// Flushes of a VM, counted: those that have become necessary and those that are done.
 #[derive(Debug, Default)]
@@ -58,9 +58,11 @@ impl<P: Platform> Unlinked<P> {
 struct Flushed<P: Platform>(Box<ShadowPage<P>>);
 
 impl<P: Platform> Flushed<P> {
-    /// Gives the memory back.
-    fn free(self) {
-        drop(self.0);
+    /// Gives the memory back: to a cache that has room, else to the host.
+    fn free(self, cache: Option<&mut Cache<P>>) {
+        if let Some(cache) = cache {
+            cache.keep(self.0);
+        }
     }
 }
 
@@ -137,8 +139,8 @@ impl<P: Platform> FlushDue<P> {
 
     /// Has `flush` called, unless somebody else's flush has come late enough, and frees what waited for it. `flush` makes
     /// every vCPU of the VM forget its translations, and returns when each has done so or is outside the guest and
-    /// will before it enters.
-    pub(super) fn fulfil(mut self, flushes: &Flushes, flush: impl FnOnce()) {
+    /// will before it enters. `cache` is whose vCPU does it.
+    pub(super) fn fulfil(mut self, flushes: &Flushes, mut cache: Option<&mut Cache<P>>, flush: impl FnOnce()) {
         if !flushes.is_done(self.number) {
             // Changes up to here are made already, so that this flush covers them too.
             let covered = flushes.needed();
@@ -146,7 +148,7 @@ impl<P: Platform> FlushDue<P> {
             flushes.done.fetch_max(covered, SeqCst);
         }
         while let Some(page) = self.pages.pop() {
-            Flushed(ManuallyDrop::into_inner(page.0)).free();
+            Flushed(ManuallyDrop::into_inner(page.0)).free(cache.as_deref_mut());
         }
     }
 }

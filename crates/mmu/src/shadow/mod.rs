@@ -134,7 +134,12 @@ impl<P: Platform> Shadow<P> {
     /// returns when each has done so or is outside the guest and will before it enters. It is not called if
     /// somebody else's flush has come late enough.
     pub fn fulfil(&self, due: FlushDue<P>, flush: impl FnOnce()) {
-        due.fulfil(&self.open.flushes, flush);
+        due.fulfil(&self.open.flushes, None, flush);
+    }
+
+    /// The same by a vCPU, whose cache may keep what would be given back.
+    pub fn fulfil_into(&self, cache: &mut Cache<P>, due: FlushDue<P>, flush: impl FnOnce()) {
+        due.fulfil(&self.open.flushes, Some(cache), flush);
     }
 
     /// Whether nothing is due: [`Self::fulfil`] would neither flush nor free.
@@ -174,7 +179,7 @@ impl<P: Platform> Shadow<P> {
                 tables.load_root(vcpu, paging, cache, |gfn| view.unalias(gfn))
             });
             cache.tidy(&self.open);
-            self.fulfil(due, &mut flush);
+            self.fulfil_into(cache, due, &mut flush);
             match result {
                 Ok(root) => return Ok(root),
                 Err(Stop::Short | Stop::Again) => {}
@@ -314,13 +319,13 @@ mod tests {
         let due = |number| FlushDue::<Test>::new(number, UnlinkedPages::new());
         let (first, second) = (flushes.need(), flushes.need());
         let mut flushed = 0;
-        due(second).fulfil(&flushes, || flushed += 1);
-        due(first).fulfil(&flushes, || flushed += 1);
+        due(second).fulfil(&flushes, None, || flushed += 1);
+        due(first).fulfil(&flushes, None, || flushed += 1);
         assert_eq!(flushed, 1);
         let third = flushes.need();
         // What became due while another flush ran is not served by it.
         let mut fourth = 0;
-        due(third).fulfil(&flushes, || fourth = flushes.need());
+        due(third).fulfil(&flushes, None, || fourth = flushes.need());
         assert!(flushes.is_done(third) && !flushes.is_done(fourth));
         assert!(due(fourth).and(due(first)).number() == fourth);
     }

@@ -7,12 +7,7 @@ use platform::{
     table::TABLE_ENTRIES,
 };
 
-use super::{
-    life::Unlinked,
-    present::Present,
-    role::{Access, Format, Role},
-    unsync::Sync,
-};
+use super::{life::Unlinked, present::Present, role::Role, unsync::Sync};
 
 /// The place of a page, and which of the pages that were there. A handle of a page that is gone finds nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,21 +121,11 @@ impl<P: Platform> ShadowPage<P> {
         // Below 4 GiB, because any page may become a PAE root; but nested tables have none.
         let table = P::TablePage::new(!nested, cx)?;
         let links = try_vec(Link::NONE, TABLE_ENTRIES)?;
-        let role = Role {
-            level: 0,
-            access: Access::ALL,
-            format: Format::Direct,
-            quadrant: 0,
-            nx: false,
-            wp: true,
-            smep: false,
-            smap: false,
-        };
         try_box(Self {
             table,
             links,
             gfn: 0,
-            role,
+            role: Role::NONE,
             parents: Node::NONE,
             roots: 0,
             present: Present::NONE,
@@ -156,6 +141,15 @@ impl<P: Platform> ShadowPage<P> {
             older: NO_SLOT,
             unlinked: None,
         })
+    }
+
+    /// Makes a page that has ended one that is not for anything yet. Nothing leads to it or from it any more, so that its table is
+    /// empty and it is in no list; what is left of it is what it was for.
+    pub(super) fn renew(&mut self) {
+        (self.gfn, self.role) = (0, Role::NONE);
+        (self.born, self.writes, self.readable_after) = (0, 0, 0);
+        (self.own_root, self.hash_next, self.hash_previous) = (false, NO_SLOT, NO_SLOT);
+        (self.younger, self.older) = (NO_SLOT, NO_SLOT);
     }
 
     /// The frame that entry `index` of a direct page maps, or begins to map; as the guest has it, aliases included.

@@ -111,6 +111,9 @@ impl Role {
         }
     }
 
+    /// Of a page that is not for anything yet.
+    pub(super) const NONE: Self = Self { level: 0, ..Self::nested() };
+
     /// The role of the root page of nested tables, which map guest-physical memory as it is.
     pub(super) const fn nested() -> Self {
         let (nx, wp, smep, smap) = (false, true, false, false);
