@@ -12,13 +12,7 @@ use platform::{
 };
 use x86::Features;
 
-use crate::{
-    AmdVcpu,
-    detect::Processor,
-    instructions::{Behind, Instructions},
-    local::Locals,
-    permissions::Permissions,
-};
+use crate::{AmdVcpu, detect::Processor, instructions::Instructions, local::Locals, permissions::Permissions};
 
 /// What the operator chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +32,6 @@ pub(crate) struct Common<P: Hardware> {
     pub(crate) processor: Processor,
     pub(crate) nested: bool,
     pub(crate) mitigations: Mitigations,
-    pub(crate) behind: Behind,
     pub(crate) permissions: Permissions<P::Frames>,
     pub(crate) locals: Locals<P::Frames>,
     next_vcpu: AtomicU64,
@@ -70,7 +63,6 @@ impl<P: Hardware, I: Instructions> Amd<P, I> {
         let common = Common {
             nested: options.npt && processor.nested_paging,
             mitigations,
-            behind: Behind { fill_rsb: mitigations.fill_rsb, untrain_returns: mitigations.untrain_returns },
             permissions: Permissions::new(cx)?,
             locals: Locals::new(P::cpus(), processor.asids, cx)?,
             next_vcpu: AtomicU64::new(1),

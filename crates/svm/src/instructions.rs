@@ -1,13 +1,6 @@
 //! What only AMD's processors are asked to do, beside what all are (`hardware::Instructions`).
 
-/// What is done right behind an exit, before anything that could be led astray.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Behind {
-    /// No return prediction of the guest's is left.
-    pub fill_rsb: bool,
-    /// See `Mitigations::untrain_returns`.
-    pub untrain_returns: bool,
-}
+use platform::hardware::Mitigations;
 
 /// Instructions of SVM. Associated functions: there is one processor.
 pub trait Instructions: hardware::Instructions {
@@ -31,10 +24,11 @@ pub trait Instructions: hardware::Instructions {
 
     /// Runs the guest: puts the host's segment state aside (VMSAVE to `host`), loads the guest's (VMLOAD from `guest`) and
     /// its general registers, VMRUN, and all of it back. `gpr` are the guest's general registers, but for RAX and RSP,
-    /// which are in the control block.
+    /// which are in the control block. Right behind the exit, before anything that could be led astray, the return stack buffer is
+    /// filled and returns are untrained, as `mitigations` say.
     ///
     /// # Safety
     /// SVM is switched on, with GIF clear and interrupts off; `guest` is the host-physical address of a control block that
     /// keeps the guest away from the host, `host` that of a page of this processor's own.
-    unsafe fn run(guest: u64, host: u64, gpr: &mut [u64; 16], behind: Behind);
+    unsafe fn run(guest: u64, host: u64, gpr: &mut [u64; 16], mitigations: &Mitigations);
 }

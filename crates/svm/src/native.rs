@@ -3,8 +3,9 @@
 use core::arch::asm;
 
 use hardware::native::Native;
+use platform::hardware::Mitigations;
 
-use crate::instructions::{Behind, Instructions};
+use crate::instructions::Instructions;
 
 impl Instructions for Native {
     unsafe fn clgi() {
@@ -23,7 +24,7 @@ impl Instructions for Native {
     }
 
     #[inline]
-    unsafe fn run(guest: u64, host: u64, gpr: &mut [u64; 16], behind: Behind) {
+    unsafe fn run(guest: u64, host: u64, gpr: &mut [u64; 16], mitigations: &Mitigations) {
         // SAFETY: by the caller's promise. What VMRUN, VMLOAD and VMSAVE touch is in the two pages; general registers
         // are saved to `gpr` and the host's taken back from the stack.
         unsafe {
@@ -96,7 +97,7 @@ impl Instructions for Native {
                 inout("rsi") guest => _,
                 inout("rdx") host => _,
                 inout("rdi") gpr.as_mut_ptr() => _,
-                inout("rcx") u64::from(behind.fill_rsb) | u64::from(behind.untrain_returns) << 1 => _,
+                inout("rcx") u64::from(mitigations.fill_rsb) | u64::from(mitigations.untrain_returns) << 1 => _,
                 out("rax") _,
                 out("r8") _, out("r9") _, out("r10") _, out("r11") _,
                 out("r12") _, out("r13") _, out("r14") _, out("r15") _,

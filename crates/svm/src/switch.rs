@@ -34,7 +34,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
                     I::set_dr7(dr7);
                 }
                 let gpr = &mut self.state.gpr;
-                I::run(self.block.hpa(), resident.host_state, gpr, common.behind);
+                I::run(self.block.hpa(), resident.host_state, gpr, &common.mitigations);
                 if carried.is_some() {
                     I::set_dr7(DR7_FIXED);
                 }
@@ -84,7 +84,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
 
 #[cfg(test)]
 mod tests {
-    use crate::{instructions::Behind, testing::*};
+    use crate::testing::*;
     use hv::backend::{BackendVcpu, Exit, FlushTlb, Groups, GuestDebug};
     use platform::hardware::Mitigations;
     use x86::{Cr4, msr};
@@ -96,7 +96,7 @@ mod tests {
     fn the_steps_of_a_plain_entry() {
         let mut rig = Rig::new();
         rig.enter(Exit::Hlt { len: 0 });
-        assert_eq!(take_steps(), [IrqsOff, GuestBegins, CLGI, run(Behind::default()), STGI, GuestEnded, IrqsOn]);
+        assert_eq!(take_steps(), [IrqsOff, GuestBegins, CLGI, run(&Mitigations::default()), STGI, GuestEnded, IrqsOn]);
     }
 
     #[test]
@@ -119,7 +119,7 @@ mod tests {
         let mut rig = Rig::new();
         let mut other = rig.another();
         rig.enter(Exit::Hlt { len: 0 });
-        let run = [CLGI, ClearBuffers, run(Behind { fill_rsb: true, untrain_returns: true }), STGI];
+        let run = [CLGI, ClearBuffers, run(&all), STGI];
         // Nobody was there before.
         assert_eq!(middle(&take_steps()), run);
         rig.enter(Exit::Hlt { len: 0 });
@@ -150,7 +150,7 @@ mod tests {
                 SetXcr0(3),
                 WriteMsr(msr::TSC_AUX, 5),
                 set_dr7(0x401),
-                run(Behind::default()),
+                run(&Mitigations::default()),
                 set_dr7(DR7_FIXED),
                 WriteMsr(msr::TSC_AUX, 0),
                 SetXcr0(7),
@@ -181,7 +181,7 @@ mod tests {
         let mut rig = Rig::new();
         rig.vcpu.set_debug(GuestDebug { hardware: Some(([9, 8, 7, 6], 0x402)), ..GuestDebug::default() });
         rig.enter(Exit::Hlt { len: 0 });
-        let around = [set_dr7(0x402), run(Behind::default()), set_dr7(DR7_FIXED)];
+        let around = [set_dr7(0x402), run(&Mitigations::default()), set_dr7(DR7_FIXED)];
         let steps = take_steps();
         assert!(steps.contains(&DebugAddresses([9, 8, 7, 6])) && steps.windows(3).any(|steps| steps == around));
         assert_eq!(rig.seen().save.dr7, 0x402);

@@ -3,17 +3,15 @@ use std::{boxed::Box, cell::Cell, sync::atomic::AtomicU32};
 
 use hv::backend::{Backend, BackendVcpu, Env, Exit};
 use mmu::{AddressSpace, shadow::Root};
-use platform::{Atomic, MaySleep, hardware::Processors};
+use platform::{
+    Atomic, MaySleep,
+    hardware::{Mitigations, Processors},
+};
 
 pub(crate) use hardware::testing::{Recorder, Step, TestFrames, TestHost, script, take_steps};
 use hardware::testing::{between, note};
 
-use crate::{
-    Amd, AmdVcpu, Options,
-    exit::code,
-    instructions::{Behind, Instructions},
-    vmcb::Vmcb,
-};
+use crate::{Amd, AmdVcpu, Options, exit::code, instructions::Instructions, vmcb::Vmcb};
 
 pub(crate) const CLGI: Step = Step::Own("clgi", 0);
 pub(crate) const STGI: Step = Step::Own("stgi", 0);
@@ -24,8 +22,8 @@ pub(crate) const fn set_dr7(value: u64) -> Step {
 }
 
 /// VMRUN.
-pub(crate) const fn run(behind: Behind) -> Step {
-    Step::Own("vmrun", behind.fill_rsb as u64 | (behind.untrain_returns as u64) << 1)
+pub(crate) const fn run(mitigations: &Mitigations) -> Step {
+    Step::Own("vmrun", mitigations.fill_rsb as u64 | (mitigations.untrain_returns as u64) << 1)
 }
 
 type Guest = Box<dyn FnOnce(&mut Vmcb)>;
@@ -56,8 +54,8 @@ impl Instructions for Recorder {
     unsafe fn set_dr7(value: u64) {
         note(set_dr7(value));
     }
-    unsafe fn run(guest: u64, _host: u64, _gpr: &mut [u64; 16], behind: Behind) {
-        note(run(behind));
+    unsafe fn run(guest: u64, _host: u64, _gpr: &mut [u64; 16], mitigations: &Mitigations) {
+        note(run(mitigations));
         // SAFETY: a control block of a test's vCPU, whose address here is its physical one.
         let vmcb = unsafe { &mut *(guest as *mut Vmcb) };
         // SAFETY: any bytes are a control block.
