@@ -5,7 +5,7 @@ use x86::{CpuState, Cr4, msr};
 use crate::Instructions;
 
 /// Breakpoints that are enabled in DR7.
-const DR7_ENABLED: u64 = 0xff;
+pub const DR7_ENABLED: u64 = 0xff;
 
 /// The host's values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,22 +25,17 @@ pub struct Kept {
 }
 
 impl Host {
-    /// Loads the guest's values. `addresses` are DR0 to DR3 while it runs, and `dr7` its DR7 then.
+    /// Loads the guest's values. `dr7` is its DR7 while it runs, and `breakpoints` sets DR0 to DR3 for that.
     ///
     /// # Safety
     /// Interrupts are off until [`Self::load_host`]. Leaving the guest clears DR7, and the host's own breakpoints come back
     /// afterwards. XCR0 of the guest is one that the processor takes.
     #[inline]
-    pub unsafe fn load_guest<I: Instructions>(
-        &self,
-        state: &CpuState,
-        addresses: impl FnOnce() -> [u64; 4],
-        dr7: u64,
-    ) -> Kept {
+    pub unsafe fn load_guest<I: Instructions>(&self, state: &CpuState, dr7: u64, breakpoints: impl FnOnce()) -> Kept {
         // SAFETY: by the caller's promise; the registers exist where `self` has values of them.
         unsafe {
             if dr7 & DR7_ENABLED != 0 {
-                I::set_debug_addresses(&addresses());
+                breakpoints();
             }
             // A guest without CR4.OSXSAVE cannot tell whose XCR0 it is.
             let xcr0 = self.xcr0 != 0 && state.cr4 & Cr4::OSXSAVE.bits() != 0;

@@ -1,5 +1,8 @@
 //! The crossing: from the host to the guest and back, with interrupts off.
-use hardware::{keep::Host, predictions};
+use hardware::{
+    keep::{DR7_ENABLED, Host},
+    predictions,
+};
 use platform::{Atomic, Hardware};
 use x86::debug::DR7_FIXED;
 
@@ -24,18 +27,16 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
             // the host's again by then; the control block intercepts what could reach the host.
             unsafe {
                 I::clgi();
-                let (dr7, addresses) = (self.block.get().save.dr7, || self.asked.debug_addresses(&self.state));
-                let kept = host.load_guest::<I>(&self.state, addresses, dr7);
-                let carried = breakpoints::carried(dr7, addresses);
+                let dr7 = self.block.get().save.dr7;
+                let kept = host.load_guest::<I>(&self.state, dr7, || {
+                    breakpoints::set::<I>(dr7, &self.asked.debug_addresses(&self.state));
+                });
                 if common.mitigations.clear_buffers {
                     I::clear_buffers();
                 }
-                if let Some(dr7) = carried {
-                    I::set_dr7(dr7);
-                }
                 let gpr = &mut self.state.gpr;
                 I::run(self.block.hpa(), resident.host_state, gpr, &common.mitigations);
-                if carried.is_some() {
+                if self.block.get().save.dr7 & DR7_ENABLED != 0 {
                     I::set_dr7(DR7_FIXED);
                 }
                 host.load_host::<I>(&mut self.state, kept);
@@ -147,9 +148,9 @@ mod tests {
             [
                 CLGI,
                 DebugAddresses([1, 2, 3, 4]),
+                set_dr7(0x401),
                 SetXcr0(3),
                 WriteMsr(msr::TSC_AUX, 5),
-                set_dr7(0x401),
                 run(&Mitigations::default()),
                 set_dr7(DR7_FIXED),
                 WriteMsr(msr::TSC_AUX, 0),

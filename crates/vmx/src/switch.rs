@@ -52,7 +52,9 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
                 let host = Host { xcr0: common.processor.offer.xcr0, tsc_aux: None };
                 // An ordinary guest has no breakpoints.
                 let dr7 = if goes_on { 0 } else { self.asked.dr7(&self.state) };
-                let kept = host.load_guest::<I>(&self.state, || self.asked.debug_addresses(&self.state), dr7);
+                let kept = host.load_guest::<I>(&self.state, dr7, || {
+                    I::set_debug_addresses(&self.asked.debug_addresses(&self.state));
+                });
                 let exchanged = self.load_guest(common, resident);
                 if common.mitigations.flush_l1d && common.nested {
                     I::write_msr(FLUSH_CMD, FLUSH_L1D);
