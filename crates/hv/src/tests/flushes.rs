@@ -152,6 +152,26 @@ fn a_vcpu_that_ends_as_the_last_on_an_old_root() {
     assert!(notes.contains(&Note::Flushed(FlushTlb::Physical)), "its root was freed: {notes:?}");
 }
 
+#[test]
+fn a_frame_that_becomes_a_root_is_written_by_no_processor_unseen() {
+    let m = Machine::paged(Translation::Shadow);
+    m.script.exit(Exit::PageFault { gva: 0x5000, code: pf::WRITE, implicit: false });
+    let m = running(m);
+    let (other, _run) = Machine::new_vcpu(&m.vm, 1);
+    m.use_supported_cpuid(&other);
+    let script = m.backend.script(1);
+    let run_other = || {
+        script.exit(Exit::Shutdown);
+        other.ioctl(KVM_RUN, 0, &cx()).unwrap();
+        script.take_notes().contains(&Note::Flushed(FlushTlb::Physical))
+    };
+    run_other();
+    assert!(!run_other(), "without a reason");
+    m.state(long);
+    again(&m);
+    assert!(run_other());
+}
+
 /// While the vCPU is in the guest, and its processor knows the tables that `tables` finds from the root, `change` is made.
 /// They outlive it until the processor has left the guest.
 fn outlive_a_stay(m: &Machine, tables: fn(u64) -> Vec<u64>, change: impl FnOnce()) {

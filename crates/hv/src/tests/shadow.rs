@@ -197,6 +197,48 @@ fn a_page_table_is_the_guests_to_write_until_it_flushes() {
     m.in_order();
 }
 
+/// Nobody would find them any more when the host takes their page away, or the table is closed.
+#[test]
+fn what_a_guest_flushes_goes_from_every_processor() {
+    type Flush = fn(&mut CpuState) -> Exit;
+    let invlpg: Flush = |_| Exit::Invlpg { gva: Some(DATA), len: 3 };
+    let cr3: Flush = |state| {
+        state.gpr[0] = state.cr3;
+        Exit::Cr { op: CrOp::Other, len: 0 }
+    };
+    for flush in [invlpg, cr3] {
+        let m = machine();
+        let (other, _run) = Machine::new_vcpu(&m.vm, 1);
+        m.use_supported_cpuid(&other);
+        let has_flushed = || {
+            let script = m.backend.script(1);
+            script.exit(Exit::Shutdown);
+            other.ioctl(KVM_RUN, 0, &cx()).unwrap();
+            script.take_notes().contains(&Note::Flushed(FlushTlb::Physical))
+        };
+        // MOV CR3, EAX
+        m.poke(CODE, &[0x0f, 0x22, 0xd8]);
+        touch(&m, DATA);
+        m.script.entry(|_, _| Exit::Interrupted);
+        m.script.exit(fault(TABLE + 0x20, pf::WRITE));
+        m.script.exit(Exit::Shutdown);
+        m.run().unwrap();
+        has_flushed();
+        assert!(!has_flushed(), "without a reason");
+        let guest = m.ram.at() + TABLE + 0x20;
+        m.script.entry(move |state, env| {
+            assert_ne!(entry(env, TABLE) & bits::W, 0);
+            // SAFETY: in the machine's memory, which nobody else uses at this moment.
+            unsafe { (guest as *mut u32).write_volatile(0xa007) };
+            flush(state)
+        });
+        m.script.exit(Exit::Shutdown);
+        m.run().unwrap();
+        assert!(has_flushed());
+        m.in_order();
+    }
+}
+
 #[test]
 fn control_registers_bring_another_root() {
     let m = machine();
