@@ -1,11 +1,8 @@
 //! Registers of the guest's that neither vendor's processors exchange when they enter a guest: XCR0, TSC_AUX and the addresses of
 //! breakpoints. They are the guest's only while it runs, and only where they differ from the host's.
-use x86::{CpuState, Cr4, msr};
+use x86::{CpuState, Cr4, debug::DR7_ENABLED, msr};
 
 use crate::Instructions;
-
-/// Breakpoints that are enabled in DR7.
-pub const DR7_ENABLED: u64 = 0xff;
 
 /// The host's values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

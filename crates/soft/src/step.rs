@@ -5,7 +5,7 @@ use iced_x86::Code;
 use platform::Platform;
 use x86::{
     Cr4, Exception, Features, Shadow,
-    debug::{self, Watch},
+    debug::{self, DR7_ENABLED, Watch},
     flags,
 };
 
@@ -101,20 +101,21 @@ impl<P: Platform> SoftVcpu<P> {
     /// Whether instructions have to be executed one by one for the sake of breakpoints or a debugger.
     #[inline]
     pub(crate) fn debugged(&self) -> bool {
-        self.debug.single_step || self.debug_registers().1 & 0xff != 0 || self.hits != 0
+        self.debug.single_step || self.debug_registers().1 & DR7_ENABLED != 0 || self.hits != 0
     }
 
     /// Whether a data breakpoint is armed, so that every access has to be looked at.
     #[inline]
     pub(crate) fn watches_data(&self) -> bool {
         let (_, dr7) = self.debug_registers();
-        dr7 & 0xff != 0 && (0..4).any(|n| matches!(debug::breakpoint(dr7, n), Some((Watch::Write | Watch::Access, _))))
+        dr7 & DR7_ENABLED != 0
+            && (0..4).any(|n| matches!(debug::breakpoint(dr7, n), Some((Watch::Write | Watch::Access, _))))
     }
 
     /// The breakpoints (bit n for DRn) of a kind that `of` accepts which `bytes` bytes at `address` touch.
     fn breakpoints(&self, address: u64, bytes: u64, of: impl Fn(Watch) -> bool) -> u64 {
         let (dr, dr7) = self.debug_registers();
-        if dr7 & 0xff == 0 {
+        if dr7 & DR7_ENABLED == 0 {
             return 0;
         }
         debug::hits(&dr, dr7, address, bytes, of)

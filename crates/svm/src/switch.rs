@@ -1,10 +1,7 @@
 //! The crossing: from the host to the guest and back, with interrupts off.
-use hardware::{
-    keep::{DR7_ENABLED, Host},
-    predictions,
-};
+use hardware::{keep::Host, predictions};
 use platform::{Atomic, Hardware};
-use x86::debug::DR7_FIXED;
+use x86::debug::{DR7_ENABLED, DR7_FIXED};
 
 use crate::{
     backend::Common,

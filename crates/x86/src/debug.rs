@@ -12,6 +12,8 @@ pub const DR6_BT: u64 = 1 << 15;
 pub const DR7_FIXED: u64 = 0x400;
 /// DR7: general detect, accesses to debug registers are #DB.
 pub const DR7_GD: u64 = 1 << 13;
+/// DR7: the breakpoints that are enabled, each for its task or for all.
+pub const DR7_ENABLED: u64 = 0xff;
 /// DR7 bits that can be set by software.
 pub const DR7_VOLATILE: u64 = 0xffff_2bff;
 

@@ -1,7 +1,7 @@
 //! Code breakpoints of guests that no processor runs now: what a processor would look for before an instruction.
 use x86::{
     Exception, Shadow, Vector,
-    debug::{self, DR6_FIXED, Watch},
+    debug::{self, DR6_FIXED, DR7_ENABLED, Watch},
     flags,
 };
 
@@ -18,7 +18,7 @@ impl<B: Backend> Run<'_, B> {
         let state = self.inner.cpu.registers(Groups::ALL_BUT_FPU);
         let (addresses, dr7) = client.unwrap_or((state.dr, state.dr7));
         // Behind MOV SS there is none, with RF neither.
-        let looks = dr7 & 0xff != 0 && state.shadow != Shadow::MovSs && !state.flags.control(flags::RF);
+        let looks = dr7 & DR7_ENABLED != 0 && state.shadow != Shadow::MovSs && !state.flags.control(flags::RF);
         let at = state.linear_rip();
         let hits = if looks { debug::hits(&addresses, dr7, at, 1, |watch| watch == Watch::Execute) } else { 0 };
         if hits != 0 {

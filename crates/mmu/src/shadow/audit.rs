@@ -14,7 +14,7 @@ use super::{
     page::{NO_SLOT, Node, PageId, ShadowPage},
     present::Present,
     role::Access,
-    roots::{Space, expected_pdpte},
+    roots::expected_pdpte,
     spte::{self, FRAME, LARGE_LEVEL, Leaf},
     tables::{Res, Tables},
     unsync::{self, Sync},
@@ -444,7 +444,7 @@ impl<P: Platform, F: Fn(Hva) -> Option<u64>> Audit<'_, P, F> {
         if page.own_root {
             // Of a root that is not in use nothing is left but what its last use has left.
             let user = tables.roots.iter().find(|root| root.own == Some(id));
-            let Some((current, Space::Linear(paging))) = user.and_then(|root| root.current) else { return Ok(true) };
+            let Some((current, Some(paging))) = user.and_then(|root| root.current) else { return Ok(true) };
             return if current == id {
                 tables.is_as(id, index, expected_pdpte(&paging, index), unalias)
             } else {

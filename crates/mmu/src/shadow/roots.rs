@@ -20,20 +20,11 @@ use super::{
 };
 use crate::walk::{Paging, PagingMode};
 
-/// What the tables behind a root translate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Space {
-    /// Linear addresses, as the guest's registers say.
-    Linear(Paging),
-    /// Guest-physical addresses.
-    Physical,
-}
-
 /// What a vCPU walks.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct VcpuRoot {
-    /// Where its walks begin, and what it was chosen for.
-    pub(super) current: Option<(PageId, Space)>,
+    /// Where its walks begin, and for which linear addresses it was chosen; None: for guest-physical ones.
+    pub(super) current: Option<(PageId, Option<Paging>)>,
     /// Its own page for guests outside of long mode, once it has needed one.
     pub(super) own: Option<PageId>,
 }
@@ -59,13 +50,8 @@ impl<P: Platform> Tables<P> {
     /// The vCPU's root, if it is one for linear addresses as `paging` says still; None: for guest-physical ones.
     pub(super) fn root(&self, vcpu: usize, paging: Option<&Paging>) -> Option<PageId> {
         let (id, made_for) = self.roots.get(vcpu)?.current.as_ref()?;
-        let fits = match (made_for, paging) {
-            (Space::Linear(known), Some(paging)) => known == paging,
-            (Space::Physical, None) => true,
-            _ => false,
-        };
         let stale = self.open.stale_root(vcpu)?.load(SeqCst);
-        (!stale && fits).then_some(*id)
+        (!stale && made_for.as_ref() == paging).then_some(*id)
     }
 
     /// Gives the vCPU a root, as [`Self::root`] has it. `unalias` finds the frame that an alias stands for.
@@ -91,8 +77,7 @@ impl<P: Platform> Tables<P> {
             // Counted before the old one is given back: it may be the same.
             self.arena.get_mut(next)?.roots += 1;
             self.unload_root(vcpu)?;
-            self.roots.get_mut(vcpu).ok_or(Corrupt)?.current =
-                Some((next, paging.map_or(Space::Physical, |paging| Space::Linear(*paging))));
+            self.roots.get_mut(vcpu).ok_or(Corrupt)?.current = Some((next, paging.copied()));
             self.open.stale_root(vcpu).ok_or(Corrupt)?.store(false, SeqCst);
         }
         let (id, _) = self.roots.get(vcpu).and_then(|root| root.current).ok_or(Corrupt)?;

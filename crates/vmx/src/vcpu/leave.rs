@@ -48,9 +48,6 @@ impl Left {
     }
 }
 
-/// Breakpoints that are enabled in DR7.
-const DR7_ENABLED: u64 = 0xff;
-
 /// What mode and privilege level depend on, beside the control registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Levels {
@@ -150,7 +147,7 @@ impl<P: Hardware, I: Instructions> Guest<P, I> {
 
     /// Whether breakpoints are enabled while the guest runs.
     pub(super) fn has_breakpoints(&self) -> bool {
-        self.asked.dr7(&self.state) & DR7_ENABLED != 0
+        self.asked.dr7(&self.state) & debug::DR7_ENABLED != 0
     }
 
     /// What the exit means.
